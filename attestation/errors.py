@@ -1,7 +1,7 @@
 """What can go wrong, as stable codes, and the exceptions that carry them.
 
-Decides the names: a `Code` is public and stable (add, never rename or reuse) and each has a row in `MEANING` that says what
-happened and what to do. Which check raises which code is decided where the check is.
+Decides the names: a `Code` is public and stable (add, never rename or reuse) and each has a row in `MEANING` that says
+what happened and what to do. Which check raises which code is decided where the check is.
 """
 
 from __future__ import annotations
@@ -38,6 +38,49 @@ class Code(StrEnum):
     QUOTE_ATTRIBUTES = "quote.attributes_unknown"
     QUOTE_KEY_INVALID = "quote.key_invalid"
     QUOTE_SIGNATURE = "quote.signature_invalid"
+    # event logs
+    EVENTLOG_DIGEST = "eventlog.digest_mismatch"
+    EVENTLOG_LAUNCH = "eventlog.launch_invalid"
+    EVENTLOG_MALFORMED = "eventlog.malformed"
+    EVENTLOG_NOT_A_TD = "eventlog.not_a_td"
+    EVENTLOG_REPLAY = "eventlog.replay_mismatch"
+    EVENTLOG_TOO_LARGE = "eventlog.too_large"
+    # what an agent sends beside its quote
+    EVIDENCE_FIELD = "evidence.field_invalid"
+    EVIDENCE_KEY = "evidence.key_invalid"
+    EVIDENCE_MALFORMED = "evidence.malformed"
+    EVIDENCE_PROOF = "evidence.proof_invalid"
+    EVIDENCE_SUITE = "evidence.suite_unknown"
+    EVIDENCE_TOO_LARGE = "evidence.too_large"
+    # sealing
+    SEALING_KEY = "sealing.key_invalid"
+    SEALING_NOT_BOUND = "sealing.not_bound"
+    SEALING_OPEN = "sealing.open_failed"
+    SEALING_SUITE = "sealing.suite_unknown"
+    SEALING_TOO_LARGE = "sealing.too_large"
+    SEALING_UNAVAILABLE = "sealing.suite_unavailable"
+    # tokens and results
+    TOKEN_ALGORITHM = "token.algorithm"
+    TOKEN_AUDIENCE = "token.audience"
+    TOKEN_CLAIMS = "token.claims_invalid"
+    TOKEN_CRITICAL = "token.header_not_allowed"
+    TOKEN_EXPIRED = "token.expired"
+    TOKEN_ISSUER = "token.issuer"
+    TOKEN_KEY = "token.key_unknown"
+    TOKEN_LIFETIME = "token.lifetime"
+    TOKEN_MALFORMED = "token.malformed"
+    TOKEN_NOT_ADMISSIBLE = "token.not_admissible"
+    TOKEN_NOT_YET = "token.not_yet_valid"
+    TOKEN_SIGNATURE = "token.signature_invalid"
+    TOKEN_TOO_LARGE = "token.too_large"
+    TOKEN_TYPE = "token.type"
+    # collateral that could not be had
+    COLLATERAL_ANSWER = "collateral.answer_invalid"
+    COLLATERAL_NOT_FOUND = "collateral.not_found"
+    COLLATERAL_PLATFORM = "collateral.platform_unknown"
+    COLLATERAL_ROLLBACK = "collateral.rollback"
+    COLLATERAL_STALE = "collateral.stale"
+    COLLATERAL_UNREACHABLE = "collateral.unreachable"
 
 
 class AttestationError(Exception):
@@ -93,7 +136,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     ),
     Code.QUOTE_BODY_TYPE: (
         "The v5 body type is unknown.",
-        "Known are 1 (SGX), 2, 3 and 4 (TD report 1.0, 1.5, 1.5Ex).",
+        "Known are 1 (SGX) and 2, 3, 4 (TD report 1.0, 1.5, 1.5Ex).",
     ),
     Code.QUOTE_BODY_SIZE: ("The v5 body size is not the size of its type.", "Get a fresh quote from the platform."),
     Code.QUOTE_LENGTH: (
@@ -136,5 +179,121 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.QUOTE_SIGNATURE: (
         "The attestation key did not sign this header and body.",
         "The quote was altered after it was made; get a fresh one.",
+    ),
+    Code.EVENTLOG_DIGEST: (
+        "An event's data does not hash to the digest that was measured: its text cannot be believed.",
+        "Send the log as the trust domain recorded it; data and digest belong together.",
+    ),
+    Code.EVENTLOG_LAUNCH: (
+        "A launch event's data is not tag, 48-byte code digest and UTF-8 name of at most 255 bytes.",
+        "Launch through `cloister run`, which writes the event.",
+    ),
+    Code.EVENTLOG_MALFORMED: (
+        "The event log is neither a TCG2 crypto-agile log (CCEL) nor the dstack JSON form.",
+        "Send the raw bytes of the CCEL data table, or the guest agent's event_log text.",
+    ),
+    Code.EVENTLOG_NOT_A_TD: (
+        "An event log came with the quote of an SGX enclave, which has no run-time registers.",
+        "Leave the event log out.",
+    ),
+    Code.EVENTLOG_REPLAY: (
+        "Replaying the event log does not give the RTMRs of the quote.",
+        "Send the whole log, taken after the last extension that the quote covers and before the next.",
+    ),
+    Code.EVENTLOG_TOO_LARGE: (
+        "The event log, one of its events, or their number exceeds its bound.",
+        "Send at most 1 MiB and 4,096 events.",
+    ),
+    Code.EVIDENCE_FIELD: (
+        "A field of the binding has the wrong length or form.",
+        "Compare with the table of the Binding; nonces, ids and file digests have 32 bytes.",
+    ),
+    Code.EVIDENCE_KEY: (
+        "The identity key is not the SPKI of a P-256 point, or the sealing key has not its suite's length.",
+        "Make the keys as the suite asks, inside the trust domain.",
+    ),
+    Code.EVIDENCE_MALFORMED: (
+        "The evidence is not a JSON object with exactly the members it should have.",
+        "Send quote, event_log, binding and proof; binary members in base64url without padding.",
+    ),
+    Code.EVIDENCE_PROOF: (
+        "The proof of possession does not verify under the identity key.",
+        "Sign this exchange's nonces, quote and log with the identity key that the quote binds.",
+    ),
+    Code.EVIDENCE_SUITE: ("The sealing suite is unknown.", "Known are mlkem768-x25519 and x25519."),
+    Code.EVIDENCE_TOO_LARGE: ("A member of the evidence exceeds its bound.", "Quote and event log have 1 MiB each."),
+    Code.SEALING_KEY: ("The bytes are not a key of the suite.", "Take the public key out of a verified verdict."),
+    Code.SEALING_NOT_BOUND: (
+        "The verdict carries no sealing key, so there is nothing to seal to.",
+        "Seal only to a verdict that was admitted with a binding.",
+    ),
+    Code.SEALING_OPEN: (
+        "The sealed bytes do not open: another key, context or suite, or altered bytes.",
+        "Ask for a new one; the cause is not told apart on purpose.",
+    ),
+    Code.SEALING_SUITE: ("The sealing suite is unknown.", "Known are mlkem768-x25519 and x25519."),
+    Code.SEALING_TOO_LARGE: ("The plaintext or sealed message exceeds 16 MiB.", "Seal a key, and the data under it."),
+    Code.SEALING_UNAVAILABLE: (
+        "This build of the cryptography library cannot do ML-KEM-768.",
+        "Install the official wheel of cryptography; the suite is never replaced silently.",
+    ),
+    Code.TOKEN_ALGORITHM: ("The token is not signed with ES256.", "Only ES256 is read here, whatever the header asks."),
+    Code.TOKEN_AUDIENCE: (
+        "The token is for another audience.",
+        "Ask for a token whose aud is this service's own string.",
+    ),
+    Code.TOKEN_CLAIMS: (
+        "A claim is missing, of the wrong type, or contradicts another.",
+        "Ask for a new token; if it repeats, issuer and reader differ in version.",
+    ),
+    Code.TOKEN_CRITICAL: (
+        "The header holds a member that may not be there (crit, jku, jwk, x5u, x5c, …).",
+        "Keys come from configuration, never from the token.",
+    ),
+    Code.TOKEN_EXPIRED: ("The token, or the verdict in it, has ended.", "Attest again."),
+    Code.TOKEN_ISSUER: (
+        "The token is from another issuer.",
+        "Configure the issuer string exactly as the token has it.",
+    ),
+    Code.TOKEN_KEY: ("The token names a key that is not among the issuer's.", "Refresh the issuer's key set once."),
+    Code.TOKEN_LIFETIME: ("The token lives longer than five minutes.", "Ask for a token of at most 300 s."),
+    Code.TOKEN_MALFORMED: (
+        "The bytes are not a compact JWS with canonical base64url and unambiguous JSON.",
+        "Send the token exactly as it was issued.",
+    ),
+    Code.TOKEN_NOT_ADMISSIBLE: (
+        "The verdict was not made from a Binding, so it can't become an admission.",
+        "Verify the quote against the Binding of the exchange.",
+    ),
+    Code.TOKEN_NOT_YET: ("The token is from the future.", "Check the clocks of issuer and reader."),
+    Code.TOKEN_SIGNATURE: ("The signature does not verify.", "Ask for a new token."),
+    Code.TOKEN_TOO_LARGE: ("The token exceeds 64 KiB, or its header 8 KiB.", "Attest with a shorter event log."),
+    Code.TOKEN_TYPE: (
+        "The token is of another kind: a verification result is no admission, and the other way round.",
+        "Send the kind of token that this door reads.",
+    ),
+    Code.COLLATERAL_ANSWER: (
+        "The collateral service answered something that is not collateral, or too much of it.",
+        "Check the address; it must speak the v4 interface of Intel's PCS.",
+    ),
+    Code.COLLATERAL_NOT_FOUND: (
+        "The collateral service knows no collateral for this platform.",
+        "Check the FMSPC; the platform may be too new or out of service.",
+    ),
+    Code.COLLATERAL_PLATFORM: (
+        "The quote does not carry its PCK chain, so its platform is unknown.",
+        "Use certification data of type 5, or give the collateral as a file.",
+    ),
+    Code.COLLATERAL_ROLLBACK: (
+        "The collateral is older than collateral that was seen before.",
+        "Find out who served the old set; remove the marks file only if its history is wrong.",
+    ),
+    Code.COLLATERAL_STALE: (
+        "The only collateral at hand is not in force at this time.",
+        "Check the clock and the collateral service.",
+    ),
+    Code.COLLATERAL_UNREACHABLE: (
+        "The collateral service could not be reached, or did not answer in time.",
+        "Try again later, or give the collateral as a file.",
     ),
 }
