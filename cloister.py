@@ -1,0 +1,179 @@
+"""The `cloister` command: finds the subcommand and hands the rest of the line to the package that owns it.
+
+Decides only who is called. Nothing is imported before it is known to be needed, because `cloister verify` is run in loops
+and scripts: a subcommand pays for its own package and for nobody else's. What a subcommand does, its options and its exit
+status are its package's business; all of them keep to 0 fine, 1 refused, 2 usage, 3 malformed evidence, 4 could not judge.
+
+A subcommand is a reference `module:object` to either a function that takes the remaining arguments and returns an exit
+status, or a typer application. Those of the simulator, and of any other package, come through the entry-point group
+`cloister.commands`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+GROUP: Final = "cloister.commands"
+
+# name → (reference, extra that brings its dependencies, one line for --help)
+COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "verify": ("attestation.cli:verify", "", "Verify a quote: is it genuine, up to date, and about what you expect?"),
+    "quote": ("attestation.cli:quote", "", "Show every field of a quote with its meaning, or compare two quotes."),
+    "measure": ("attestation.cli:measure", "", "Predict MRTD and RTMRs from a TDVF firmware image."),
+    "policy": ("policies.cli:policy", "", "Write, check, test, explain, compare, forecast and sign policy bundles."),
+    "run": ("enclave.cli:run", "enclave", "Measure an agent, attest it, and run it inside a trust domain."),
+    "broker": ("broker.cli:broker", "broker", "Set up, serve and look at a broker."),
+    "secret": ("broker.cli:secret", "broker", "Put, rotate, list and destroy secrets."),
+    "agent": ("broker.cli:agent", "broker", "List, show and revoke agents."),
+    "audit": ("broker.cli:audit", "broker", "Show, verify and prove entries of the audit log."),
+}
+# Subcommands of the simulator, which this file never names as code: it may not be installed.
+SIMULATED: Final = {
+    "sim": "The simulated machine: quotes, trust domains, faults, recoveries, its PCS.",
+    "lab": "A simulated machine, its PCS, a broker and a console in one command.",
+    "demo": "The whole story in one minute, then it exits.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit status. This is the console script."""
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _dispatch(line)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone. Give the interpreter's own last flush somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def _dispatch(line: list[str]) -> int:
+    name, rest = (line[0], line[1:]) if line else ("", [])
+    if name in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if name in ("--version", "-V"):
+        print(f"cloister {_version()}")
+        return 0
+    if not name or name.startswith("-"):
+        print(_help() if not name else f"cloister: no option {name}; try `cloister --help`", file=sys.stderr)
+        return USAGE
+    command = _find(name)
+    return USAGE if command is None else _call(name, command, rest)
+
+
+def _find(name: str) -> object | None:
+    """The object behind a subcommand; None when there is none, which has then been explained on stderr."""
+    if name in COMMANDS:
+        reference, extra, _ = COMMANDS[name]
+        return _load(name, reference, extra)
+    reference = _entry_points().get(name, "")
+    if reference:
+        return _load(name, reference, "simulator" if name in SIMULATED else "")
+    if name in SIMULATED:
+        print(f"cloister {name} needs the simulator: pip install 'cloister[simulator]'", file=sys.stderr)
+        return None
+    print(f"cloister: no command {name!r}{_nearest(name)}; try `cloister --help`", file=sys.stderr)
+    return None
+
+
+def _load(name: str, reference: str, extra: str) -> object | None:
+    from importlib import import_module
+
+    module, _, attribute = reference.partition(":")
+    try:
+        found: object = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        hint = f": pip install 'cloister[{extra}]'" if extra else ""
+        print(f"cloister {name} needs the Python package {error.name}, which is not installed{hint}", file=sys.stderr)
+        return None
+    return found
+
+
+def _call(name: str, command: Any, rest: list[str]) -> int:
+    typer = sys.modules.get("typer")
+    if typer is not None and isinstance(command, typer.Typer):
+        return run_typer(command, rest, f"cloister {name}")
+    status = command(rest)
+    return status if isinstance(status, int) else 0
+
+
+def run_typer(app: Callable[..., Any], arguments: Sequence[str], program: str) -> int:
+    """Run a typer application as `program` and return its exit status instead of leaving the interpreter."""
+    try:
+        app(list(arguments), prog_name=program)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    return 0
+
+
+def _help() -> str:
+    lines = {name: text for name, (_, _, text) in COMMANDS.items()} | SIMULATED
+    lines |= {
+        name: f"(from {reference.partition('.')[0]})"
+        for name, reference in _entry_points().items()
+        if name not in lines
+    }
+    width = max(map(len, lines))
+    table = "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
+    return (
+        "Usage: cloister COMMAND [ARGUMENTS]...\n\n"
+        "Runs AI agents inside Intel TDX trust domains, and lets nothing valuable near them until they prove what they are.\n\n"
+        f"Commands:\n{table}\n\n"
+        "  cloister COMMAND --help   explains one command\n"
+        "  cloister --version        prints the version\n\n"
+        "Exit status: 0 fine, 1 refused, 2 usage, 3 malformed evidence, 4 could not judge."
+    )
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    found = get_close_matches(name, [*COMMANDS, *SIMULATED, *_entry_points()], n=1)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def _entry_points() -> dict[str, str]:
+    """name → reference of the group `cloister.commands`; from pyproject.toml where the project runs from a checkout."""
+    from importlib.metadata import entry_points
+
+    found = {point.name: point.value for point in entry_points(group=GROUP)}
+    return found or {str(name): str(value) for name, value in _project().get("entry-points", {}).get(GROUP, {}).items()}
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("cloister")
+    except PackageNotFoundError:
+        return str(_project().get("version", "(unknown)"))
+
+
+def _project() -> dict[str, Any]:
+    """The `project` table of the pyproject.toml beside this file; empty where there is none."""
+    import tomllib
+
+    try:
+        project: dict[str, Any] = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))[
+            "project"
+        ]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return {}
+    return project
+
+
+if __name__ == "__main__":
+    sys.exit(main())
