@@ -1,7 +1,7 @@
 """Attestation evidence and what can be proved from it. Pure: no clock, network, SQL or global state.
 
-The names below are the public library; each is imported from its module when it is first asked for, so that a program pays
-only for what it uses.
+The names below are the public library; each is imported from its module when it is first asked for, so that a program
+pays only for what it uses.
 """
 
 from __future__ import annotations

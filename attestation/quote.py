@@ -1,12 +1,13 @@
 """Quotes as bytes ↔ fields: SGX version 3, TDX version 4, and version 5 with each of its bodies.
 
-Decides what is well formed, and nothing else: whoever holds a `Quote` knows what its sender *claims*. Whether any of it is
-true is `verifier`'s business. Every byte string is answered with a `Quote` or `MalformedEvidence`, in time linear in its
-length. Zero bytes after the quote (platforms pad it to a fixed buffer) are dropped and never kept; any other surplus is
-refused.
+Decides what is well formed, and nothing else: whoever holds a `Quote` knows what its sender *claims*. Whether any of it
+is true is `verifier`'s business. Every byte string is answered with a `Quote` or `MalformedEvidence`, in time linear in
+its length. Zero bytes after the quote (platforms pad it to a fixed buffer) are dropped and never kept; others
+are refused.
 
-Sources: Intel SGX ECDSA QuoteLib Reference (v3); Intel TDX DCAP Quoting Library API, appendix A.3 (v4, v5); `sgx_quote_3.h`,
-`sgx_quote_4.h` and `sgx_quote_5.h` of Intel's DCAP for the layouts. All integers are little-endian, ECDSA numbers big-endian.
+Sources: Intel SGX ECDSA QuoteLib Reference (v3); Intel TDX DCAP Quoting Library API, appendix A.3 (v4, v5);
+`sgx_quote_3.h`, `sgx_quote_4.h` and `sgx_quote_5.h` of Intel's DCAP for the layouts. All integers are little-endian,
+ECDSA numbers big-endian.
 """
 
 from __future__ import annotations
@@ -47,6 +48,28 @@ class Tee(StrEnum):
 
     SGX = "sgx"
     TDX = "tdx"
+
+
+@final
+class Header(NamedTuple):
+    """The first 48 bytes. Offsets in bytes:
+
+    0   2  version          3, 4, 5
+    2   2  key_type         2 = ECDSA P-256
+    4   4  tee_type         0 SGX, 0x81 TDX (v3: reserved, 0)
+    8   2  qe_svn           v3; reserved and zero in v4 and v5
+    10  2  pce_svn          v3; reserved and zero in v4 and v5
+    12  16 qe_vendor_id
+    28  20 user_data        16-byte QE id, then zeros
+    """
+
+    version: int
+    key_type: int
+    tee_type: int
+    qe_svn: int
+    pce_svn: int
+    qe_vendor_id: bytes
+    user_data: bytes
 
 
 @final
@@ -163,13 +186,7 @@ class Quote:
     """A quote as its sender *claims* it. Nothing in it may be believed yet.
 
     Offsets from the start, in bytes (b = body size; the length fields themselves are never signed):
-        0     2   version                 3, 4, 5
-        2     2   key_type                2 = ECDSA P-256
-        4     4   tee                     0 SGX, 0x81 TDX (v3: reserved, 0)
-        8     2   qe_svn                  v3; zero in v4 and v5
-        10    2   pce_svn                 v3; zero in v4 and v5
-        12   16   qe_vendor_id
-        28   20   user_data               16-byte QE id, then zeros
+        0    48   header
         48    6   v5: body type u16, body size u32
         48/54 b   body
         …     4   length of the signature data
@@ -177,29 +194,65 @@ class Quote:
         …    64   attestation_key         x ‖ y
     and then, inside a certification-data record of type 6 for v4 and v5, bare for v3:
         384  qe_report, 64 qe_report_signature, u16 + auth_data, u16 certification_type, u32 + certification_data
+
+    Fields are kept as few slices; the parts of `certified` are cut out when they are asked for.
     """
 
-    version: int
+    header: Header
     tee: Tee
     body_type: int
-    key_type: int
-    qe_svn: int
-    pce_svn: int
-    qe_vendor_id: bytes
-    user_data: bytes
     body: TdReport | EnclaveReport
     signed: bytes = field(repr=False)
     signature: bytes = field(repr=False)
-    attestation_key: bytes = field(repr=False)
-    qe_report_raw: bytes = field(repr=False)
-    qe_report_signature: bytes = field(repr=False)
-    auth_data: bytes = field(repr=False)
-    certification_type: int
-    certification_data: bytes = field(repr=False)
     certified: bytes = field(repr=False)
     """Attestation key to the end: all that vouches for the key. Equal bytes were vouched for equally."""
     size: int
     """Bytes of the quote itself, padding excluded."""
+
+    @property
+    def version(self) -> int:
+        return self.header.version
+
+    @property
+    def attestation_key(self) -> bytes:
+        """64 bytes: x ‖ y on P-256, big-endian. Not yet known to be on the curve."""
+        return self.certified[:64]
+
+    @property
+    def _qe_offset(self) -> int:
+        return 64 if self.header.version == 3 else 70  # v4 and v5 wrap it in a type 6 record
+
+    @property
+    def qe_report_raw(self) -> bytes:
+        """384 bytes, as the PCK key signed them."""
+        at = self._qe_offset
+        return self.certified[at : at + 384]
+
+    @property
+    def qe_report_signature(self) -> bytes:
+        """64 bytes: r ‖ s."""
+        at = self._qe_offset + 384
+        return self.certified[at : at + 64]
+
+    @property
+    def auth_data(self) -> bytes:
+        """What the quoting enclave hashed beside the attestation key; 32 bytes in all real quotes."""
+        at = self._qe_offset + 450
+        return self.certified[at : at + _U16.unpack_from(self.certified, at - 2)[0]]
+
+    @property
+    def certification_type(self) -> int:
+        """1 to 5; 5 is a PCK chain in PEM, the only one that can be verified without asking Intel."""
+        return int(_U16.unpack_from(self.certified, self._certification_offset)[0])
+
+    @property
+    def certification_data(self) -> bytes:
+        return self.certified[self._certification_offset + 6 :]
+
+    @property
+    def _certification_offset(self) -> int:
+        at = self._qe_offset + 450
+        return at + int(_U16.unpack_from(self.certified, at - 2)[0])
 
     @property
     def report_data(self) -> bytes:
@@ -227,7 +280,8 @@ class Quote:
             raise MalformedEvidence(code, f"{size} bytes, need 1 to {MAX_QUOTE}")
         if size < _HEADER.size:
             raise _truncated("header", _HEADER.size, size)
-        version, key_type, tee_type, qe_svn, pce_svn, vendor, user_data = _HEADER.unpack_from(raw)
+        header = Header._make(_HEADER.unpack_from(raw))
+        version, key_type, tee_type, qe_svn, pce_svn, _, _ = header
         if not 3 <= version <= 5:
             raise MalformedEvidence(Code.QUOTE_VERSION, f"version {version}, know 3, 4 and 5")
         if key_type != _KEY_TYPE_P256:
@@ -245,25 +299,14 @@ class Quote:
             raise _truncated("signature data", end, size)
         if raw.count(0, end) != size - end:
             raise MalformedEvidence(Code.QUOTE_TRAILING, f"{size - end} bytes after the quote, not all zero")
-        report, report_signature, auth_data, kind, data = _signature_data(raw, at + 4, end, version)
+        _check_signature_data(raw, at + 4, end, version)
         return cls(
-            version=version,
+            header=header,
             tee=tee,
             body_type=body_type,
-            key_type=key_type,
-            qe_svn=qe_svn,
-            pce_svn=pce_svn,
-            qe_vendor_id=vendor,
-            user_data=user_data,
             body=body,
             signed=raw[:at],
             signature=raw[at + 4 : at + 68],
-            attestation_key=raw[at + 68 : at + 132],
-            qe_report_raw=report,
-            qe_report_signature=report_signature,
-            auth_data=auth_data,
-            certification_type=kind,
-            certification_data=data,
             certified=raw[at + 68 : end],
             size=end,
         )
@@ -333,8 +376,8 @@ def _td_report(raw: bytes, at: int, body_type: int) -> TdReport:
     return TdReport._make((*fields[:10], fields[10:14], fields[14], current, service_td, extended))
 
 
-def _signature_data(raw: bytes, start: int, end: int, version: int) -> tuple[bytes, bytes, bytes, int, bytes]:
-    """QE report, its signature, auth data, certification type and data; they must fill `raw[start:end]` exactly."""
+def _check_signature_data(raw: bytes, start: int, end: int, version: int) -> None:
+    """The parts of the signature data fill `raw[start:end]` exactly, each with the size its type demands."""
     at = start + 128
     if version > 3:
         if at + 6 > end:
@@ -361,7 +404,6 @@ def _signature_data(raw: bytes, start: int, end: int, version: int) -> tuple[byt
     wanted = _PLATFORM_ID_SIZES.get(kind)
     if wanted is not None and data_size != wanted:
         raise MalformedEvidence(Code.QUOTE_CERTIFICATION_SIZE, f"type {kind} has {wanted} bytes, not {data_size}")
-    return raw[at : at + 384], raw[at + 384 : at + 448], raw[at + 450 : tail], kind, raw[tail + 6 : end]
 
 
 def _truncated(what: str, need: int, have: int) -> MalformedEvidence:
