@@ -38,6 +38,71 @@ class Code(StrEnum):
     QUOTE_ATTRIBUTES = "quote.attributes_unknown"
     QUOTE_KEY_INVALID = "quote.key_invalid"
     QUOTE_SIGNATURE = "quote.signature_invalid"
+    # the PCK certificate chain inside the quote
+    CHAIN_NOT_IN_QUOTE = "chain.not_in_quote"
+    CHAIN_MALFORMED = "chain.malformed"
+    CHAIN_LENGTH = "chain.length"
+    CHAIN_NAMES = "chain.names"
+    CHAIN_ROOT = "chain.root_untrusted"
+    CHAIN_PROFILE = "chain.profile"
+    CHAIN_SIGNATURE = "chain.signature_invalid"
+    CHAIN_PCK_EXTENSION = "chain.pck_extension"
+    CHAIN_REVOKED = "chain.revoked"
+    CHAIN_NOT_YET_VALID = "chain.not_yet_valid"
+    CHAIN_EXPIRED = "chain.expired"
+    # the certificates that sign collateral: TCB signing chain, issuer chain of the PCK CRL
+    SIGNER_MALFORMED = "signer.malformed"
+    SIGNER_LENGTH = "signer.length"
+    SIGNER_NAMES = "signer.names"
+    SIGNER_ROOT = "signer.root_untrusted"
+    SIGNER_PROFILE = "signer.profile"
+    SIGNER_SIGNATURE = "signer.signature_invalid"
+    SIGNER_REVOKED = "signer.revoked"
+    SIGNER_NOT_YET_VALID = "signer.not_yet_valid"
+    SIGNER_EXPIRED = "signer.expired"
+    # certificate revocation lists
+    CRL_MALFORMED = "crl.malformed"
+    CRL_PROFILE = "crl.profile"
+    CRL_ISSUER = "crl.issuer_mismatch"
+    CRL_SIGNATURE = "crl.signature_invalid"
+    CRL_NOT_YET_VALID = "crl.not_yet_valid"
+    CRL_EXPIRED = "crl.expired"
+    # TCB info and QE identity
+    COLLATERAL_TOO_LARGE = "collateral.too_large"
+    COLLATERAL_MALFORMED = "collateral.malformed"
+    COLLATERAL_SIGNATURE = "collateral.signature_invalid"
+    COLLATERAL_VERSION = "collateral.version_unsupported"
+    COLLATERAL_TEE = "collateral.tee_mismatch"
+    COLLATERAL_TCB_TYPE = "collateral.tcb_type_unsupported"
+    COLLATERAL_FMSPC = "collateral.fmspc_mismatch"
+    COLLATERAL_PCEID = "collateral.pceid_mismatch"
+    COLLATERAL_NOT_YET_VALID = "collateral.not_yet_valid"
+    COLLATERAL_EXPIRED = "collateral.expired"
+    COLLATERAL_EVALUATION = "collateral.evaluation_numbers_differ"
+    # the quoting enclave
+    QE_VENDOR = "qe.vendor_unknown"
+    QE_SIGNATURE = "qe.report_signature_invalid"
+    QE_KEY_NOT_BOUND = "qe.key_not_bound"
+    QE_DEBUG = "qe.debug"
+    QE_MISCSELECT = "qe.miscselect_mismatch"
+    QE_ATTRIBUTES = "qe.attributes_mismatch"
+    QE_SIGNER = "qe.signer_mismatch"
+    QE_PRODUCT = "qe.product_mismatch"
+    # the TDX module
+    MODULE_IDENTITY = "module.identity_missing"
+    MODULE_SIGNER = "module.signer_mismatch"
+    MODULE_ATTRIBUTES = "module.attributes_mismatch"
+    # TCB levels
+    TCB_NO_MATCH = "tcb.no_match"
+    TCB_MODULE_NO_MATCH = "tcb.module_no_match"
+    TCB_QE_NO_MATCH = "tcb.qe_no_match"
+    TCB_REVOKED = "tcb.revoked"
+    TCB_NOT_ACCEPTED = "tcb.not_accepted"
+    # REPORT_DATA
+    BINDING_REPORT_DATA = "binding.report_data_mismatch"
+    BINDING_NOT_COMPARED = "binding.not_compared"
+    # trust anchors given by the caller
+    ROOTS_MALFORMED = "roots.malformed"
     # event logs
     EVENTLOG_DIGEST = "eventlog.digest_mismatch"
     EVENTLOG_LAUNCH = "eventlog.launch_invalid"
@@ -179,6 +244,209 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.QUOTE_SIGNATURE: (
         "The attestation key did not sign this header and body.",
         "The quote was altered after it was made; get a fresh one.",
+    ),
+    Code.CHAIN_NOT_IN_QUOTE: (
+        "The quote carries no PCK certificate chain (its certification data is not of type 5).",
+        "Have the platform's quoting service embed the chain: set up its PCK cache (PCCS), then quote again.",
+    ),
+    Code.CHAIN_MALFORMED: (
+        "The certificates in the quote are not well-formed PEM and DER.",
+        "Get a fresh quote; these bytes were altered, or the platform's PCK cache holds rubbish.",
+    ),
+    Code.CHAIN_LENGTH: (
+        "The PCK chain has not exactly three certificates.",
+        "It must be leaf, PCK CA and root; refresh the platform's PCK cache and quote again.",
+    ),
+    Code.CHAIN_NAMES: (
+        "Names in the PCK chain are not Intel's, or do not link leaf to CA to root.",
+        "Refresh the platform's PCK cache and quote again.",
+    ),
+    Code.CHAIN_ROOT: (
+        "The PCK chain ends in a root that is not among the trusted ones.",
+        "Check which root you trust; a simulated quote is only accepted under its own machine's root.",
+    ),
+    Code.CHAIN_PROFILE: (
+        "A certificate of the PCK chain breaks Intel's profile (extensions, CA flag, key usage, algorithm).",
+        "Refresh the platform's PCK cache and quote again.",
+    ),
+    Code.CHAIN_SIGNATURE: (
+        "A certificate of the PCK chain is not signed by the one above it.",
+        "Refuse: the chain was forged or altered.",
+    ),
+    Code.CHAIN_PCK_EXTENSION: (
+        "The PCK certificate's SGX extension is malformed or contradicts itself.",
+        "Refresh the platform's PCK cache and quote again.",
+    ),
+    Code.CHAIN_REVOKED: (
+        "Intel has revoked the PCK certificate or its CA.",
+        "Refuse for good: keys of this platform are known to be lost. Use another platform.",
+    ),
+    Code.CHAIN_NOT_YET_VALID: ("A certificate of the PCK chain is not valid yet.", "Check the verifier's clock."),
+    Code.CHAIN_EXPIRED: (
+        "A certificate of the PCK chain has expired.",
+        "Fetch a new PCK certificate for the platform; check the verifier's clock.",
+    ),
+    Code.SIGNER_MALFORMED: (
+        "An issuer chain in the collateral is not well-formed PEM and DER.",
+        "Fetch the collateral again.",
+    ),
+    Code.SIGNER_LENGTH: (
+        "An issuer chain in the collateral has not exactly two certificates.",
+        "It must be signer and root; fetch the collateral again.",
+    ),
+    Code.SIGNER_NAMES: (
+        "Names in an issuer chain are not Intel's for that role, or do not link signer to root.",
+        "Fetch the collateral again; TCB info is signed by the TCB signer alone.",
+    ),
+    Code.SIGNER_ROOT: (
+        "An issuer chain ends in a root that is not among the trusted ones.",
+        "Take collateral and quote from the same world: Intel's, or one simulated machine's.",
+    ),
+    Code.SIGNER_PROFILE: ("A certificate that signs collateral breaks Intel's profile.", "Fetch the collateral again."),
+    Code.SIGNER_SIGNATURE: (
+        "A certificate that signs collateral is not signed by the root.",
+        "Refuse: the chain was forged or altered.",
+    ),
+    Code.SIGNER_REVOKED: (
+        "A certificate that signs collateral is revoked.",
+        "Fetch the collateral again; it must come from a signer in good standing.",
+    ),
+    Code.SIGNER_NOT_YET_VALID: ("A certificate that signs collateral is not valid yet.", "Check the verifier's clock."),
+    Code.SIGNER_EXPIRED: (
+        "A certificate that signs collateral has expired.",
+        "Fetch the collateral again; check the verifier's clock.",
+    ),
+    Code.CRL_MALFORMED: (
+        "A revocation list is not well-formed DER.",
+        "Fetch the collateral again (CRLs in DER, not PEM).",
+    ),
+    Code.CRL_PROFILE: (
+        "A revocation list breaks Intel's profile: number, key id or end missing, or partial, delta or indirect.",
+        "Fetch the full CRL again.",
+    ),
+    Code.CRL_ISSUER: (
+        "A revocation list is not issued by the CA whose certificates it should cover.",
+        "Fetch the CRL of the quote's own CA (platform or processor).",
+    ),
+    Code.CRL_SIGNATURE: ("A revocation list is not signed by its issuer.", "Refuse: the list was forged or altered."),
+    Code.CRL_NOT_YET_VALID: ("A revocation list is not in force yet.", "Check the verifier's clock."),
+    Code.CRL_EXPIRED: ("A revocation list has expired.", "Fetch the collateral again; check the verifier's clock."),
+    Code.COLLATERAL_TOO_LARGE: (
+        "The collateral is larger than 4 MiB, or has more parts than any real one.",
+        "Fetch the collateral again; real sets have 15 to 40 KiB.",
+    ),
+    Code.COLLATERAL_MALFORMED: (
+        "The collateral, or a document in it, is not what Intel's format says.",
+        "Fetch the collateral again; keep signed texts byte for byte.",
+    ),
+    Code.COLLATERAL_SIGNATURE: (
+        "TCB info or QE identity is not signed by the TCB signer.",
+        "Fetch it again and keep its exact bytes; a re-serialised document no longer verifies.",
+    ),
+    Code.COLLATERAL_VERSION: (
+        "TCB info is not version 3, or QE identity not version 2.",
+        "Fetch collateral from version 4 of Intel's API.",
+    ),
+    Code.COLLATERAL_TEE: (
+        "TCB info or QE identity is made for the other kind of TEE.",
+        "Fetch TDX collateral for TDX quotes, SGX collateral for SGX quotes.",
+    ),
+    Code.COLLATERAL_TCB_TYPE: (
+        "TCB info has a tcbType other than 0.",
+        "Update cloister: a new way to compare TCB levels is unknown to it.",
+    ),
+    Code.COLLATERAL_FMSPC: (
+        "TCB info is made for another platform family (FMSPC).",
+        "Fetch TCB info for the FMSPC of the quote's PCK certificate.",
+    ),
+    Code.COLLATERAL_PCEID: (
+        "TCB info is made for another provisioning enclave (PCEID).",
+        "Fetch TCB info for the PCEID of the quote's PCK certificate.",
+    ),
+    Code.COLLATERAL_NOT_YET_VALID: (
+        "TCB info or QE identity was issued after the moment of judgement.",
+        "Check the verifier's clock.",
+    ),
+    Code.COLLATERAL_EXPIRED: (
+        "TCB info or QE identity is past its nextUpdate.",
+        "Fetch the collateral again; check the verifier's clock.",
+    ),
+    Code.COLLATERAL_EVALUATION: (
+        "TCB info and QE identity come from different evaluation sets. A warning.",
+        "It happens for hours when Intel promotes a set; fetch again later, or set a floor by policy.",
+    ),
+    Code.QE_VENDOR: ("The quote names a quoting enclave vendor other than Intel.", "Use Intel's quoting enclave."),
+    Code.QE_SIGNATURE: (
+        "The PCK key did not sign the quoting enclave's report.",
+        "Refuse: the quote was forged or altered.",
+    ),
+    Code.QE_KEY_NOT_BOUND: (
+        "The quoting enclave's report does not commit to the attestation key.",
+        "Refuse: the attestation key was swapped.",
+    ),
+    Code.QE_DEBUG: (
+        "The quoting enclave runs in debug mode.",
+        "Refuse: its keys can be read. Reinstall Intel's signed quoting enclave.",
+    ),
+    Code.QE_MISCSELECT: (
+        "The quoting enclave's MISCSELECT is not the one Intel published.",
+        "Reinstall Intel's signed quoting enclave.",
+    ),
+    Code.QE_ATTRIBUTES: (
+        "The quoting enclave's ATTRIBUTES are not the ones Intel published.",
+        "Reinstall Intel's signed quoting enclave.",
+    ),
+    Code.QE_SIGNER: (
+        "The quoting enclave is not signed by Intel (MRSIGNER).",
+        "Refuse: this is somebody else's enclave.",
+    ),
+    Code.QE_PRODUCT: (
+        "The enclave is Intel's but not the quoting enclave for this TEE (ISVPRODID).",
+        "Refuse: another enclave posed as the quoting enclave.",
+    ),
+    Code.MODULE_IDENTITY: (
+        "TCB info knows no TDX module of the version that the quote names.",
+        "Fetch newer TCB info, or update the platform's TDX module to a version that Intel lists.",
+    ),
+    Code.MODULE_SIGNER: (
+        "The TDX module is not signed by Intel (MRSIGNERSEAM).",
+        "Refuse: an unknown module runs the platform.",
+    ),
+    Code.MODULE_ATTRIBUTES: (
+        "The TDX module's SEAMATTRIBUTES are not zero or not the published ones.",
+        "Refuse: the module runs in a mode that Intel does not list.",
+    ),
+    Code.TCB_NO_MATCH: (
+        "The platform is below every TCB level that Intel lists.",
+        "Update BIOS, microcode and TDX module; the detail names each SVN that is short.",
+    ),
+    Code.TCB_MODULE_NO_MATCH: (
+        "The TDX module is below every level that Intel lists for its version.",
+        "Update the TDX module.",
+    ),
+    Code.TCB_QE_NO_MATCH: (
+        "The quoting enclave is below every level that Intel lists.",
+        "Update the quoting enclave (DCAP packages).",
+    ),
+    Code.TCB_REVOKED: (
+        "The TCB level of platform, TDX module or quoting enclave is Revoked.",
+        "Refuse. Update what the detail names; nothing can accept this state.",
+    ),
+    Code.TCB_NOT_ACCEPTED: (
+        "The TCB state is not among those that the caller accepts.",
+        "Update what the detail names, or accept the state on purpose (accept=, --accept, policy).",
+    ),
+    Code.BINDING_REPORT_DATA: (
+        "REPORT_DATA is not what was expected: this quote answers somebody else, or another question.",
+        "Ask for a new challenge and quote again; refuse if it happens twice.",
+    ),
+    Code.BINDING_NOT_COMPARED: (
+        "REPORT_DATA was not compared, because the caller said so.",
+        "Give the expected 64 bytes before you trust the sender with anything.",
+    ),
+    Code.ROOTS_MALFORMED: (
+        "The trusted roots are not self-signed P-256 certificates in PEM.",
+        "Give the root's own certificate, for example the machine's root.pem.",
     ),
     Code.EVENTLOG_DIGEST: (
         "An event's data does not hash to the digest that was measured: its text cannot be believed.",
