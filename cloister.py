@@ -1,8 +1,9 @@
 """The `cloister` command: finds the subcommand and hands the rest of the line to the package that owns it.
 
-Decides only who is called. Nothing is imported before it is known to be needed, because `cloister verify` is run in loops
-and scripts: a subcommand pays for its own package and for nobody else's. What a subcommand does, its options and its exit
-status are its package's business; all of them keep to 0 fine, 1 refused, 2 usage, 3 malformed evidence, 4 could not judge.
+Decides only who is called. Nothing is imported before it is known to be needed, because `cloister verify` is run in
+loops and scripts: a subcommand pays for its own package and for nobody else's. What a subcommand does, its options and
+its exit status are its package's business; all of them keep to 0 fine, 1 refused, 2 usage, 3 malformed evidence,
+4 could not judge.
 
 A subcommand is a reference `module:object` to either a function that takes the remaining arguments and returns an exit
 status, or a typer application. Those of the simulator, and of any other package, come through the entry-point group
@@ -130,8 +131,9 @@ def _help() -> str:
     table = "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
     return (
         "Usage: cloister COMMAND [ARGUMENTS]...\n\n"
-        "Runs AI agents inside Intel TDX trust domains, and lets nothing valuable near them until they prove what they are.\n\n"
-        f"Commands:\n{table}\n\n"
+        "Runs AI agents inside Intel TDX trust domains; nothing valuable is let near them until they prove what they "
+        "are."
+        f"\n\nCommands:\n{table}\n\n"
         "  cloister COMMAND --help   explains one command\n"
         "  cloister --version        prints the version\n\n"
         "Exit status: 0 fine, 1 refused, 2 usage, 3 malformed evidence, 4 could not judge."
