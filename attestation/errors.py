@@ -146,6 +146,14 @@ class Code(StrEnum):
     COLLATERAL_ROLLBACK = "collateral.rollback"
     COLLATERAL_STALE = "collateral.stale"
     COLLATERAL_UNREACHABLE = "collateral.unreachable"
+    # TDVF images, for predicting MRTD
+    IMAGE_DESCRIPTOR = "image.descriptor_malformed"
+    IMAGE_INCOMPLETE = "image.sections_incomplete"
+    IMAGE_NOT_TDVF = "image.not_tdvf"
+    IMAGE_OVERLAP = "image.sections_overlap"
+    IMAGE_SECTION = "image.section_invalid"
+    IMAGE_TABLE = "image.table_malformed"
+    IMAGE_TOO_LARGE = "image.too_large"
 
 
 class AttestationError(Exception):
@@ -563,5 +571,27 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.COLLATERAL_UNREACHABLE: (
         "The collateral service could not be reached, or did not answer in time.",
         "Try again later, or give the collateral as a file.",
+    ),
+    Code.IMAGE_DESCRIPTOR: (
+        "The TDVF descriptor has a wrong signature, version, length or number of sections.",
+        "Check that the file is complete; rebuild the firmware.",
+    ),
+    Code.IMAGE_INCOMPLETE: (
+        "The image has not exactly one TD_HOB section, no BFV, or volumes that do not fill the file.",
+        "Give the whole image (code and variables in one file), not its code part alone.",
+    ),
+    Code.IMAGE_NOT_TDVF: (
+        "The file holds no TDVF metadata.",
+        "Use firmware built for TDX: edk2's IntelTdx or OvmfPkgX64 platform, or td-shim.",
+    ),
+    Code.IMAGE_OVERLAP: ("Two sections share memory or bytes of the file.", "Do not use this image; rebuild it."),
+    Code.IMAGE_SECTION: (
+        "A section's type, attributes, alignment or extent is impossible.",
+        "Do not use this image; rebuild it.",
+    ),
+    Code.IMAGE_TABLE: ("A length in the firmware's GUID table is wrong.", "Check that the file is complete."),
+    Code.IMAGE_TOO_LARGE: (
+        "The image is larger than 64 MiB or asks for more than 256 MiB of initial memory.",
+        "Check that this is a firmware image and not a disk.",
     ),
 }
