@@ -1,8 +1,8 @@
 """Event logs as bytes ↔ entries, and their replay to the run-time registers.
 
 Decides which logs are well formed and whether one explains a quote's RTMRs. A log is the sender's story: only its
-digests are measured. So nothing here or later may act on an event's type or data, the one exception being an event whose
-digest has been recomputed from its data by the rule of that event (`EventLog.launches`, dstack's runtime events).
+digests are measured. So nothing here or later may act on an event's type or data, the one exception being an event
+whose digest has been recomputed from its data by the rule of that event (`EventLog.launches`, dstack's runtime events).
 
 Two forms are read: the TCG2 "crypto agile" log that firmware leaves for the ACPI table CCEL, and the JSON list of
 dstack's guest agent. What the registers should be is left to policies.
@@ -14,12 +14,11 @@ dstack `cc-eventlog` (JSON form and the digest rules of runtime events).
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self, final
 
+from attestation.encoding import compact_json, strict_json
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
 from attestation.quote import TdReport
 
@@ -117,9 +116,9 @@ class EventLog:
         """
         _bounded(len(text))
         try:
-            listed = json.loads(text, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise MalformedEvidence(Code.EVENTLOG_MALFORMED, f"not JSON: {type(error).__name__}") from error
+            listed = strict_json(text)
+        except ValueError as error:
+            raise MalformedEvidence(Code.EVENTLOG_MALFORMED, f"not JSON as it should be: {error}") from error
         if not isinstance(listed, list):
             raise MalformedEvidence(Code.EVENTLOG_MALFORMED, "not a JSON list")
         if len(listed) > MAX_EVENTS:
@@ -223,8 +222,7 @@ def dstack_digest(name: str, payload: bytes, *, version: int = 1) -> bytes:
         head = DSTACK_RUNTIME_EVENT.to_bytes(4, "little")
         return hashlib.sha384(b":".join((head, name.encode(), payload))).digest()
     members = {"name": name, "payload": payload.hex(), "type": DSTACK_RUNTIME_EVENT}
-    text = json.dumps(members, ensure_ascii=False, separators=(",", ":"))  # sorted as RFC 8785 wants these three
-    return hashlib.sha384(text.encode()).digest()
+    return hashlib.sha384(compact_json(members)).digest()  # in the order RFC 8785 wants
 
 
 def _bounded(size: int) -> None:
@@ -274,13 +272,6 @@ def _advance(raw: bytes, at: int, size: int, what: str) -> int:
     if end > len(raw):
         raise MalformedEvidence(Code.EVENTLOG_MALFORMED, f"{what} would end at {end}, the log ends at {len(raw)}")
     return end
-
-
-def _unique(members: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(members)
-    if len(made) != len(members):
-        raise ValueError("a JSON name occurs twice")
-    return made
 
 
 def _dstack_event(number: int, item: object) -> Event:

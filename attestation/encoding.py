@@ -1,0 +1,89 @@
+"""Unambiguous encodings: base64url, length-prefixed fields, and JSON that has one meaning.
+
+Decides what counts as *the* encoding of a value: a second way to write the same thing is refused, because whatever is
+signed, hashed or looked up must not have two spellings. Errors are ValueError; callers turn them into their own codes.
+
+Sources: RFC 4648 §5 (base64url, here always without padding); RFC 8259 (JSON).
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+MAX_DEPTH: Final = 8
+
+
+def b64url(data: bytes) -> str:
+    """base64url without padding."""
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def from_b64url(text: str) -> bytes:
+    """The inverse of `b64url`, and of nothing else: padding, blanks, `+`, `/` and stray low bits are ValueError."""
+    try:
+        data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise ValueError("not base64url") from error
+    if b64url(data) != text:
+        raise ValueError("not canonical base64url")
+    return data
+
+
+def framed(*fields: bytes) -> bytes:
+    """Each field after its length (u32, big-endian): different lists of fields never have the same encoding."""
+    return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+
+
+def strict_json(text: str | bytes, *, max_depth: int = MAX_DEPTH) -> Any:
+    """JSON made of objects, lists, text, integers, booleans and null.
+
+    ValueError for anything else: a name that occurs twice, a number with a fraction or exponent, NaN, text that is not
+    Unicode, bytes that are not UTF-8, more nesting than `max_depth`.
+    """
+    try:
+        value = json.loads(
+            text.decode("utf-8") if isinstance(text, bytes) else text,
+            object_pairs_hook=_members,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    _check(value, max_depth)
+    return value
+
+
+def compact_json(value: object) -> bytes:
+    """How this project writes JSON that is hashed or signed: no blanks, UTF-8, members in the order given."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a JSON name occurs twice")
+    return made
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError("a JSON number is not an integer")
+
+
+def _check(value: object, depth: int) -> None:
+    if isinstance(value, str):
+        if not value.isascii():
+            value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
+        return
+    if not isinstance(value, dict | list):
+        return
+    if depth == 0:
+        raise ValueError("nested too deeply")
+    for item in value.values() if isinstance(value, dict) else value:
+        _check(item, depth - 1)
+    if isinstance(value, dict):
+        for name in value:
+            _check(name, 1)
