@@ -587,7 +587,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.IMAGE_OVERLAP: ("Two sections share memory or bytes of the file.", "Do not use this image; rebuild it."),
     Code.IMAGE_SECTION: (
         "A section's type, attributes, alignment or extent is impossible.",
-        "Do not use this image; rebuild it.",
+        "Give the whole image, code and variables in one file; if it is whole, rebuild it.",
     ),
     Code.IMAGE_TABLE: ("A length in the firmware's GUID table is wrong.", "Check that the file is complete."),
     Code.IMAGE_TOO_LARGE: (
