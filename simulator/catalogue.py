@@ -136,7 +136,7 @@ class EvaluationSet:
 
 
 def first_sets() -> tuple[EvaluationSet, ...]:
-    """Two sets, both in force for as long as anybody can remember; the second is what is served unless told otherwise."""
+    """Two sets, both in force for as long as anybody can remember; the second is served unless told otherwise."""
     levels = first_levels()
     return (
         EvaluationSet(number=19, tcb_date="2025-05-14T00:00:00Z", early_from=0, standard_from=0, levels=levels),

@@ -25,7 +25,7 @@ ROOT_CRL_VALID_S: Final = 365 * DAY_S
 _DELAY_S: Final = 3_600
 _EPOCH_2000_S: Final = 946_684_800
 
-_SGX_LABELS: Final = {
+_SGX_LABELS: Final[dict[int, tuple[str, str | None]]] = {
     0: ("BIOS", "Early Microcode Update"),
     1: ("OS/VMM", "SGX Late Microcode Update"),
     2: ("OS/VMM", "TXT SINIT"),
@@ -34,7 +34,7 @@ _SGX_LABELS: Final = {
     5: ("BIOS", None),
     7: ("OS/VMM", "SEAMLDR ACM"),
 }
-_TDX_LABELS: Final = {
+_TDX_LABELS: Final[dict[int, tuple[str, str | None]]] = {
     0: ("OS/VMM", "TDX Module"),
     1: ("OS/VMM", "TDX Module"),
     2: ("OS/VMM", "TDX Late Microcode Update"),

@@ -8,6 +8,7 @@ Decides what a launch leaves in MRTD and the RTMRs and what restart, clone and m
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -84,9 +85,7 @@ def service_td_hash(bound: tuple[ServiceTd, ...]) -> bytes:
     if not bound:
         return bytes(48)
     records = sorted(bound, key=lambda service: (service.kind, service.td_info_hash))
-    return sha384(
-        *(r.td_info_hash + r.kind.to_bytes(2, "little") + r.attributes.to_bytes(8, "little") for r in records)
-    )
+    return sha384(*(struct.pack("<48sHQ", r.td_info_hash, r.kind, r.attributes) for r in records))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -204,7 +204,8 @@ class Platform:
     ) -> bytes:
         """What the TD quoting enclave answers to a TDREPORT: a quote in the version that Intel's would choose.
 
-        `version` and `body` choose another; version 4 has body 2 only. Raises SimulatorError report.refused, td.invalid.
+        `version` and `body` choose another; version 4 has body 2 only.
+        Raises SimulatorError report.refused, td.invalid.
         """
         report = self.check_report(raw)
         version, body = _choose(quoting.emitted(report), version, body)

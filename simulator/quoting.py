@@ -1,7 +1,7 @@
 """Quoting enclaves: from a checked TDREPORT or an enclave report to a signed quote.
 
-Decides which quote version and body the TD quoting enclave emits for which report, and how the parts of a quote are laid
-out. Whose keys these are is decided by `platform`; how they can be wrong, by `faults`.
+Decides which quote version and body the TD quoting enclave emits for which report, and how the parts of a quote are
+laid out. Whose keys these are is decided by `platform`; how they can be wrong, by `faults`.
 
 Sources: Intel TDX DCAP Quoting Library API, appendix A.3; `sgx_quote_3.h`, `sgx_quote_4.h`, `sgx_quote_5.h` and the
 published TDQE of Intel's DCAP. All integers are little-endian, ECDSA numbers big-endian.

@@ -1,7 +1,8 @@
 """What happens to collateral over time: TCB recoveries, revocations, and a PCS that stops reissuing.
 
-Decides how recorded events, replayed up to a moment, give the evaluation sets and revocations of that moment. Nothing is
-ever rewritten: moving the clock back shows the past. How the result becomes signed documents is decided by `collateral`.
+Decides how recorded events, replayed up to a moment, give the evaluation sets and revocations of that moment. Nothing
+is ever rewritten: moving the clock back shows the past. How the result becomes signed documents is decided by
+`collateral`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Event:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Raises KeyError, TypeError, ValueError when this is no event; SimulatorError recovery.invalid for a bad one."""
+        """Raises KeyError, TypeError, ValueError: no event. SimulatorError recovery.invalid: a bad one."""
         at, kind, arguments = values["at"], values["kind"], values["arguments"]
         if not isinstance(at, int) or not isinstance(arguments, dict):
             raise ValueError("an event has a time and arguments")

@@ -1,7 +1,7 @@
 """Everything a machine keeps secret or makes up, derived from one seed.
 
-Decides how a seed becomes keys and identifiers, and how signatures are made: deterministic ECDSA (RFC 6979), so that the
-same seed gives the same bytes in every process and on every day. What the keys are for is decided by their users.
+Decides how a seed becomes keys and identifiers, and how signatures are made: deterministic ECDSA (RFC 6979), so that
+the same seed gives the same bytes in every process and on every day. What the keys are for is decided by their users.
 """
 
 from __future__ import annotations

@@ -34,4 +34,4 @@ class MachineSource:
             ca = "processor" if "Processor" in leaf.issuer.rfc4514_string() else "platform"
             return self._machine.collateral(quote.tee.value, fmspc, update=self._update, ca=ca)
         except (ValueError, SimulatorError) as error:
-            raise CollateralUnavailable(Code.COLLATERAL_UNAVAILABLE, str(error)) from error
+            raise CollateralUnavailable(Code.COLLATERAL_PLATFORM, str(error)) from error

@@ -1,7 +1,7 @@
 """Where a machine's state lives: in memory, or in a folder that several processes use at once.
 
-Decides that a state is read whole or not at all, that it changes under a file lock by replacing one file atomically, and
-that a file which is damaged or from a newer version is never touched. Layout of a folder: `machine.json` (mode 0600, it
+Decides that a state is read whole or not at all, that it changes under a file lock by replacing one file atomically,
+and that a file which is damaged or from a newer version is never touched. Layout of a folder: `machine.json` (mode 0600, it
 holds the seed of all keys), `lock`, and `root.pem`, the certificate to hand to verifiers.
 """
 
@@ -40,7 +40,7 @@ class State:
     seed: bytes = field(repr=False)
     platforms: tuple[PlatformSpec, ...]
     events: tuple[Event, ...] = ()
-    clock: ClockState = ClockState()
+    clock: ClockState = field(default_factory=ClockState)
 
     def to_json(self) -> str:
         body: dict[str, Any] = {

@@ -109,7 +109,7 @@ def build(*, version: int, cpu_svn: bytes, tcb: TcbInfo, td: TdInfo, report_data
 
 
 def check(raw: bytes, mac_key: bytes) -> TdReport:
-    """What a quoting enclave does first. Raises SimulatorError report.refused: it is not this CPU's report, or not whole."""
+    """What a quoting enclave does first. Raises SimulatorError report.refused: not this CPU's report, or not whole."""
     if len(raw) != SIZE:
         raise _refused(f"a TDREPORT has {SIZE} bytes, not {len(raw)}")
     if not hmac.compare_digest(hmac.digest(mac_key, raw[:224], "sha256"), raw[224:256]):
