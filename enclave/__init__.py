@@ -1,0 +1,40 @@
+"""What runs inside a trust domain: the agent's keys, its half of the protocol, and the API that authors of agents use.
+
+    from enclave import Agent
+    agent = Agent("researcher")
+
+The names below are imported from their modules when they are first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from enclave.agent import Agent as Agent
+    from enclave.context import Context as Context
+    from enclave.errors import BrokerRefused as BrokerRefused
+    from enclave.errors import EnclaveError as EnclaveError
+    from enclave.trustfile import TrustFile as TrustFile
+
+_HOME: Final = {
+    "Agent": "agent",
+    "BrokerRefused": "errors",
+    "Context": "context",
+    "EnclaveError": "errors",
+    "TrustFile": "trustfile",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'enclave' has no attribute {name!r}")
+    value = getattr(import_module(f"enclave.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,340 @@
+"""What can go wrong inside the trust domain, as stable codes, and the exceptions that carry them.
+
+Decides the names and the sentence that goes with each. A refusal by the broker keeps the broker's own code
+(`BrokerRefused`), and evidence that is wrong keeps that of `attestation.errors`, a malformed answer that of
+`broker.wire.errors`; the codes here are for what an agent finds out by itself.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class Code(StrEnum):
+    """Public and stable: add, never rename or reuse. Each has a row in `MEANING`."""
+
+    AGENT_HANDLER = "agent.handler_invalid"
+    AGENT_NOT_RUNNING = "agent.not_running"
+    AGENT_UNCONFIGURED = "agent.unconfigured"
+    CLIENT_ANSWER = "client.answer_malformed"
+    CLIENT_TIMEOUT = "client.timeout"
+    CLIENT_UNREACHABLE = "client.unreachable"
+    ENVELOPE_ACCEPTANCE = "envelope.acceptance_invalid"
+    ENVELOPE_BODY = "envelope.body_unreadable"
+    ENVELOPE_EPOCH = "envelope.epoch_unknown"
+    ENVELOPE_EXPIRED = "envelope.expired"
+    ENVELOPE_FUTURE = "envelope.sent_in_future"
+    ENVELOPE_INCARNATION = "envelope.incarnation_mismatch"
+    ENVELOPE_IN_PROGRESS = "envelope.in_progress"
+    ENVELOPE_REPLAYED = "envelope.replayed"
+    ENVELOPE_SENDER = "envelope.sender_mismatch"
+    ENVELOPE_TENANT = "envelope.tenant_mismatch"
+    ENVELOPE_TOO_LARGE = "envelope.too_large"
+    ENVELOPE_WRONG_MAILBOX = "envelope.wrong_mailbox"
+    EPOCH_OWNER = "epoch.owner_mismatch"
+    KEYS_DEAD = "keys.dead"
+    LAUNCH_DOMAIN_FAILED = "launch.domain_failed"
+    LAUNCH_DOMAIN_FORBIDDEN = "launch.domain_forbidden"
+    LAUNCH_DOMAIN_GONE = "launch.domain_gone"
+    LAUNCH_EMPTY = "launch.nothing_to_run"
+    LAUNCH_NO_SIMULATOR = "launch.simulator_missing"
+    LAUNCH_NO_TDX = "launch.no_tdx"
+    LAUNCH_PACKAGE = "launch.package_missing"
+    LAUNCH_TOO_LARGE = "launch.too_large"
+    LAUNCH_UNSAFE_FILE = "launch.unsafe_file"
+    MESSAGE_SCHEMA = "message.schema_mismatch"
+    MESSAGE_TYPE = "message.type_unknown"
+    PEER_REFUSED = "peer.not_accepted"
+    RELEASE_EXPIRED = "release.permit_expired"
+    SESSION_ADMISSION = "session.admission_mismatch"
+    SESSION_CHALLENGE = "session.challenge_malformed"
+    SESSION_EXPIRED = "session.challenge_expired"
+    SESSION_QUOTE = "session.quote_mismatch"
+    SESSION_STEP = "session.wrong_step"
+    TDX_BUSY = "tdx.busy"
+    TDX_CLASH = "tdx.clash"
+    TDX_FAILED = "tdx.failed"
+    TDX_FORBIDDEN = "tdx.forbidden"
+    TDX_LOG = "tdx.log_unusable"
+    TDX_MISSING = "tdx.missing"
+    TDX_PERMISSION = "tdx.permission_denied"
+    TDX_PROVIDER = "tdx.provider_mismatch"
+    TDX_QUOTE = "tdx.quote_mismatch"
+    TDX_REGISTER = "tdx.register_invalid"
+    TDX_TOO_LARGE = "tdx.quote_too_large"
+    TRUST_MALFORMED = "trust.malformed"
+    TRUST_UNREADABLE = "trust.unreadable"
+
+
+class EnclaveError(Exception):
+    """`code` is for machines, `detail` says what was found, `remedy` what would help. None ever holds a secret."""
+
+    def __init__(self, code: Code, detail: str, remedy: str = "") -> None:
+        self.code = code
+        self.detail = detail
+        self.remedy = remedy or MEANING[code][1]
+        super().__init__(f"{code}: {detail}\n  what to do: {self.remedy}")
+
+
+class KeyUnusable(EnclaveError):
+    """The private key died: with a fork, or because it was destroyed. Make new keys and attest again."""
+
+
+class TrustFileError(EnclaveError):
+    """The file that says who may be believed is missing or wrong. Nothing can start without it."""
+
+
+class TdxError(EnclaveError):
+    """The kernel's interface to the trust domain is missing, or did not do what was asked."""
+
+
+class LaunchFailed(EnclaveError):
+    """The code could not be copied, measured or started. Nothing ran."""
+
+
+class SessionError(EnclaveError):
+    """The broker's half of the protocol was not what it must be. Send it nothing more; start over."""
+
+
+class TransportFailed(EnclaveError):
+    """The broker could not be reached or did not speak its language. Try again later."""
+
+
+class EnvelopeRefused(EnclaveError):
+    """A message or a mailbox key that cannot be proved. Drop it and tell the operator."""
+
+
+class MessageError(EnclaveError):
+    """The plaintext is not of the type that it claims, or no handler takes that type."""
+
+
+class AgentError(EnclaveError):
+    """The agent is set up or used in a way that cannot work."""
+
+
+class BrokerRefused(Exception):
+    """The broker said no. `code` is its own, as in its problem+json (RFC 9457); `reasons` are the codes behind it."""
+
+    def __init__(
+        self,
+        *,
+        status: int,
+        code: str,
+        detail: str,
+        remedy: str = "",
+        correlation_id: str = "",
+        reasons: tuple[str, ...] = (),
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.remedy = remedy
+        self.correlation_id = correlation_id
+        self.reasons = reasons
+        lines = [f"{code} (HTTP {status}): {detail}"]
+        if reasons:
+            lines.append(f"  because: {', '.join(reasons)}")
+        if remedy:
+            lines.append(f"  what to do: {remedy}")
+        if correlation_id:
+            lines.append(f"  the operator finds every reason under correlation id {correlation_id}")
+        super().__init__("\n".join(lines))
+
+
+# code → (what happened, what to do)
+MEANING: Final[dict[Code, tuple[str, str]]] = {
+    Code.AGENT_HANDLER: (
+        "A handler or a message type is not one that can work.",
+        "Decorate `def handler(ctx, message)` with `@agent.on_message(Type)`; Type is a dataclass or pydantic model.",
+    ),
+    Code.AGENT_NOT_RUNNING: (
+        "The agent has not been admitted yet, or was stopped.",
+        "Use secrets and messages inside a handler, `on_start`, or after `await agent.start(...)`.",
+    ),
+    Code.AGENT_UNCONFIGURED: (
+        "The agent does not know its trust domain, broker or trust file.",
+        "Start it with `cloister run AGENT.py` (add `--simulated` on a machine without TDX).",
+    ),
+    Code.CLIENT_ANSWER: (
+        "The broker's answer is not what its interface promises.",
+        "Check that the address is that of a Cloister broker of the same version, and not of a proxy's login page.",
+    ),
+    Code.CLIENT_TIMEOUT: ("The broker did not answer in time.", "Try again; check the broker's load and the network."),
+    Code.CLIENT_UNREACHABLE: (
+        "No connection to the broker.",
+        "Check the address and that the broker runs; `cloister lab` starts one on this machine.",
+    ),
+    Code.ENVELOPE_ACCEPTANCE: (
+        "The broker did not sign that it took this envelope in, for this mailbox, at that time.",
+        "Nothing to do if it happens once; if it stays so, somebody stands between you and the broker.",
+    ),
+    Code.ENVELOPE_BODY: (
+        "The body does not open with the mailbox key: altered, or sealed to another key or header.",
+        "Nothing to repair here: ask the sender to send again.",
+    ),
+    Code.ENVELOPE_EPOCH: (
+        "The envelope names a mailbox key that this agent does not hold.",
+        "The sender must fetch the current mailbox key and send again; ephemeral mail ends with its owner.",
+    ),
+    Code.ENVELOPE_EXPIRED: ("The message is past its expiry.", "Send it again, or with a longer life."),
+    Code.ENVELOPE_FUTURE: (
+        "The message says it was sent later than now.",
+        "Let the sender attest again: it takes its time from the broker's challenge.",
+    ),
+    Code.ENVELOPE_INCARNATION: (
+        "The message was sealed for an earlier start of this agent.",
+        "The sender must fetch the current mailbox key; what was sent before a restart does not come back.",
+    ),
+    Code.ENVELOPE_IN_PROGRESS: (
+        "The same message is being handled right now.",
+        "Leave it in the mailbox; it is acknowledged when its handler ends.",
+    ),
+    Code.ENVELOPE_REPLAYED: (
+        "This message was accepted before, or is older than the replay window.",
+        "Drop it. A repeated delivery of a message that was handled is harmless.",
+    ),
+    Code.ENVELOPE_SENDER: (
+        "The header's sender is not the one whose admission came with it.",
+        "Drop it: somebody put another name on it.",
+    ),
+    Code.ENVELOPE_TENANT: (
+        "Sender and mailbox are of different tenants.",
+        "Nothing crosses tenants; give both agents admission in one tenant.",
+    ),
+    Code.ENVELOPE_TOO_LARGE: ("The message is larger than 1 MiB.", "Send a reference to it instead."),
+    Code.ENVELOPE_WRONG_MAILBOX: (
+        "The envelope is for another mailbox.",
+        "Drop it: it was moved here by whoever routes the mail.",
+    ),
+    Code.EPOCH_OWNER: (
+        "The mailbox key statement is for another mailbox, tenant or owner than asked for.",
+        "Do not send: whoever answered offers a key of its own.",
+    ),
+    Code.KEYS_DEAD: (
+        "The private keys no longer exist in this process.",
+        "Make a new agent after a fork or a stop; keys never travel into another process.",
+    ),
+    Code.LAUNCH_DOMAIN_FAILED: (
+        "The trust domain could not make a quote or show its event log.",
+        "Read the detail: it is what the platform answered. Then start the agent again.",
+    ),
+    Code.LAUNCH_DOMAIN_FORBIDDEN: (
+        "The running agent asked for what only its launcher may do.",
+        "Extend registers in the launcher, before the agent runs; the agent may ask for quotes and the event log.",
+    ),
+    Code.LAUNCH_DOMAIN_GONE: (
+        "The launcher that holds the trust domain has ended.",
+        "Start the agent again with `cloister run`.",
+    ),
+    Code.LAUNCH_EMPTY: (
+        "There is no code to run at that path.",
+        "Name a .py file, or a folder that has an __main__.py.",
+    ),
+    Code.LAUNCH_NO_SIMULATOR: (
+        "The simulator is not installed.",
+        'Install it: pip install "cloister[simulator]".',
+    ),
+    Code.LAUNCH_NO_TDX: (
+        "This machine is not a TDX trust domain.",
+        "Add --simulated to run on the software simulator, or start this inside a TD with Linux 6.16 or newer.",
+    ),
+    Code.LAUNCH_PACKAGE: (
+        "A package that the agent needs is not installed, or one of its files is missing.",
+        "Install what the agent's dependencies name, in the Python that runs `cloister`.",
+    ),
+    Code.LAUNCH_TOO_LARGE: (
+        "The code and its packages are larger than a launch may be.",
+        "Keep data out of the agent's folder; fetch it at run time.",
+    ),
+    Code.LAUNCH_UNSAFE_FILE: (
+        "A file can't be measured: a symbolic link, a device, or it changed while it was copied.",
+        "Keep only plain files in the agent's folder.",
+    ),
+    Code.MESSAGE_SCHEMA: (
+        "The message does not fit its type.",
+        "Give sender and receiver the same definition of the type; the schema's digest travels with the message.",
+    ),
+    Code.MESSAGE_TYPE: (
+        "No handler takes messages of this type.",
+        "Add a handler with `@agent.on_message(Type)`, or send a type that the receiver handles.",
+    ),
+    Code.PEER_REFUSED: (
+        "The agent's own rule does not accept this peer.",
+        "Compare the peer's verdict with the rule given as `Agent(peers=...)`.",
+    ),
+    Code.RELEASE_EXPIRED: (
+        "The permit of this release is past its end.",
+        "Ask again.",
+    ),
+    Code.SESSION_ADMISSION: (
+        "The broker's admission is not for this agent's keys, broker or time.",
+        "Attest again; if it stays so, something between you and the broker swaps answers.",
+    ),
+    Code.SESSION_CHALLENGE: (
+        "The broker's challenge is not well formed.",
+        "Check that the address is that of a Cloister broker of the same version.",
+    ),
+    Code.SESSION_EXPIRED: (
+        "The challenge is too old to be answered.",
+        "Ask for a new one; if it keeps happening, quotes take too long on this machine.",
+    ),
+    Code.SESSION_QUOTE: (
+        "The trust domain's quote does not carry the data that was asked for.",
+        "Nothing was sent. Check the trust domain's quote provider.",
+    ),
+    Code.SESSION_STEP: (
+        "The session was asked for a step that its state does not allow.",
+        "Follow the order ask, challenge, evidence, admit; after an error start over with ask.",
+    ),
+    Code.TDX_BUSY: (
+        "The host's quote service did not answer in time.",
+        "Try again; if it stays so, ask the operator of the host to look at its quote generation service.",
+    ),
+    Code.TDX_CLASH: (
+        "Something else in this trust domain used the same request or register at the same moment.",
+        "Try again; find out which other process asks for quotes or extends registers.",
+    ),
+    Code.TDX_FAILED: (
+        "The kernel or the host refused the request.",
+        "See `dmesg` in the trust domain and the log of the host's quote generation service.",
+    ),
+    Code.TDX_FORBIDDEN: (
+        "This test run forbids real TDX hardware (`enclave.tdx.ALLOW_REAL_TDX` is false).",
+        "Use the fixture `trust_domain`, or set the flag to true for this test.",
+    ),
+    Code.TDX_LOG: (
+        "The log of run-time extensions is not a private file of this user, is full, or is damaged.",
+        "Restart the trust domain: a register cannot be explained any more, and nothing but a restart resets it.",
+    ),
+    Code.TDX_MISSING: (
+        "A path that a Linux kernel offers inside a TDX trust domain is not there.",
+        "Add --simulated on a machine without TDX. In a trust domain: Linux 6.7 or newer, 6.16 for registers, "
+        "modules tsm and tdx_guest, configfs mounted.",
+    ),
+    Code.TDX_PERMISSION: (
+        "This user may not ask for quotes or extend registers.",
+        "Run the launcher as root; the agent's code runs under a user of its own anyway.",
+    ),
+    Code.TDX_PROVIDER: (
+        "Reports here come from something other than TDX.",
+        "Use a TDX trust domain; other kinds of confidential machine are not supported.",
+    ),
+    Code.TDX_QUOTE: (
+        "The quote is not a TDX quote over the data that was asked for.",
+        "Nothing was sent. Ask the operator of the host to look at its quote generation service.",
+    ),
+    Code.TDX_REGISTER: (
+        "There is no such register, or the digest has not 48 bytes.",
+        "Extend RTMR 0 to 3 with a SHA-384 digest; run-time events belong into RTMR3.",
+    ),
+    Code.TDX_TOO_LARGE: (
+        "The quote is larger than 128 KiB.",
+        "Ask the operator of the host to look at its quote generation service.",
+    ),
+    Code.TRUST_MALFORMED: (
+        "The trust file is not what it must be.",
+        "Let `broker init` or `cloister lab` write it; do not edit the digested file by hand.",
+    ),
+    Code.TRUST_UNREADABLE: ("The trust file can't be read.", "Name it with --trust FILE or CLOISTER_TRUST_FILE."),
+}

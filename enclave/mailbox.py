@@ -1,0 +1,278 @@
+"""Sealed mail: what a sender proves before it seals, and what a receiver proves before it opens.
+
+Decides whether an envelope is accepted, from nothing but its own keys and the broker's proved ones: neither side takes
+the broker's word for who the other is. A sender seals only to a mailbox key that the owner's attested key signed
+(`Outbox`); a receiver opens only what the named sender's attested key signed, for this mailbox, for one of its living
+keys, in time, and once (`Inbox`). Both are for ephemeral mailboxes: private halves and replay windows die with the
+process, and every envelope names the incarnation that it was sealed for, so nothing comes back after a restart.
+
+Plaintexts are padded to powers of two from 256 bytes: the router learns a bucket, not a length.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from attestation.errors import SealingFailed
+from attestation.evidence import MLKEM768_X25519
+from attestation.sealing import SealingKey, seal_to
+from attestation.verdict import Verdict, open_token
+from broker.wire.bodies import peer_audience
+from broker.wire.envelope import Envelope, Header, info
+from broker.wire.errors import WireCode, WireError
+from broker.wire.jose import p256_from_spki
+from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
+from broker.wire.names import tenant_of
+from enclave.clock import BrokerTime
+from enclave.errors import Code, EnvelopeRefused
+from enclave.keys import AgentKeys
+from enclave.replay import Window
+from enclave.session import Admission, Broker
+
+EPOCH_S: Final = 2 * 3600  # a key's life; a new one is published at half of it
+MAX_PLAINTEXT: Final = 256 * 1024 - 4
+MIN_BUCKET: Final = 256
+DEFAULT_TTL_S: Final = 600
+SKEW_MS: Final = 5_000  # between two agents who both take time from the broker
+MAX_SENDERS: Final = 4096
+INCARNATION_LEN: Final = 32
+
+Judge = Callable[[Verdict], bool]
+"""Says whether a peer, as its verdict shows it, is one to talk to."""
+
+
+def everyone(_: Verdict) -> bool:
+    """No further demands: whoever the broker admits to this tenant."""
+    return True
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An envelope that passed every check. It counts as received once `Inbox.done` is called."""
+
+    header: Header
+    plaintext: bytes = field(repr=False)
+    sender: Verdict
+
+
+@final
+class Outbox:
+    """Seals envelopes under one identity. Sequence numbers are per mailbox and never used twice."""
+
+    def __init__(self, keys: AgentKeys, time: BrokerTime, *, judge: Judge = everyone) -> None:
+        self._keys = keys
+        self._time = time
+        self._judge = judge
+        self._seq: dict[str, int] = {}
+
+    def verify_key(self, found: MailboxInfo, mailbox: str, admission: Admission) -> Verdict:
+        """The owner's verdict, if the key is the owner's own and still good.
+
+        Raises TokenRefused token.*, WireError mailbox.key_signature_invalid, EnvelopeRefused epoch.owner_mismatch,
+        envelope.tenant_mismatch, peer.not_accepted.
+        """
+        owner = peer_verdict(found.owner_token, admission.broker, self._time)
+        if found.key.owner != owner.subject or owner.tenant != tenant_of(mailbox):
+            raise EnvelopeRefused(Code.EPOCH_OWNER, f"key of {found.key.owner!a}, token of {owner.subject!a}")
+        if owner.tenant != admission.verdict.tenant:
+            raise EnvelopeRefused(Code.ENVELOPE_TENANT, f"{mailbox} is of tenant {owner.tenant}")
+        identity = p256_from_spki(owner.identity_key)
+        found.key.verify(identity, mailbox=mailbox, owner=owner.subject, at_s=int(self._time.now_s()))
+        if not self._judge(owner):
+            raise EnvelopeRefused(Code.PEER_REFUSED, f"the owner of {mailbox} is {owner.subject}")
+        return owner
+
+    def seal(
+        self,
+        found: MailboxInfo,
+        *,
+        mailbox: str,
+        admission: Admission,
+        kind: str,
+        plaintext: bytes,
+        labels: frozenset[str] = frozenset(),
+        in_reply_to: bytes = b"",
+        reply_to: str = "",
+        ttl_s: float = DEFAULT_TTL_S,
+    ) -> Envelope:
+        """One signed, sealed envelope, after `verify_key`. Raises as that does, and envelope.too_large."""
+        self.verify_key(found, mailbox, admission)
+        padded, key, now_ms = _pad(plaintext), found.key, self._time.now_ms()
+        self._seq[mailbox] = seq = self._seq.get(mailbox, 0) + 1
+        header = Header(
+            suite=key.suite,
+            tenant=admission.verdict.tenant,
+            msg_id=_uuid7(now_ms),
+            sender=admission.subject,
+            sender_jkt=self._keys.jkt,
+            mailbox=mailbox,
+            mailbox_key=key.thumbprint,
+            incarnation=key.incarnation,
+            seq=seq,
+            sent_at_ms=now_ms,
+            # What outlives the key could not be opened.
+            expires_at_ms=min(now_ms + int(ttl_s * 1000), key.not_after_s * 1000),
+            type=kind,
+            labels=tuple(sorted(labels)),
+            in_reply_to=in_reply_to,
+            reply_to=reply_to,
+        ).to_bytes()
+        body = seal_to(key.suite, key.key, padded, info=info(header))
+        return self._keys.sign_envelope(header=header, body=body.blob)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Epoch:
+    """A key and, per sender's thumbprint, what came under it. Nothing passes from one epoch's window to another's."""
+
+    key: SealingKey = field(repr=False)
+    statement: MailboxKey
+    windows: dict[str, Window] = field(default_factory=dict)
+
+    def window(self, jkt: str) -> Window:
+        window = self.windows.get(jkt)
+        if window is None:
+            if len(self.windows) >= MAX_SENDERS:
+                raise EnvelopeRefused(Code.ENVELOPE_REPLAYED, f"more than {MAX_SENDERS} senders under one mailbox key")
+            window = self.windows[jkt] = Window()
+        return window
+
+
+@final
+class Inbox:
+    """One ephemeral mailbox of this process: its epoch keys, its incarnation, and what was received already."""
+
+    def __init__(
+        self,
+        name: str,
+        keys: AgentKeys,
+        time: BrokerTime,
+        *,
+        suite: str = MLKEM768_X25519,
+        judge: Judge = everyone,
+    ) -> None:
+        self.name = name
+        self._keys = keys
+        self._time = time
+        self._suite = suite
+        self._judge = judge
+        self._incarnation = os.urandom(INCARNATION_LEN)
+        self._epochs: dict[bytes, _Epoch] = {}
+        self._newest: MailboxKey | None = None
+
+    def key_due(self) -> bool:
+        """Whether a new epoch should be published: none yet, or half of the newest one's life is over."""
+        newest = self._newest
+        return newest is None or self._time.now_s() > newest.not_after_s - EPOCH_S / 2
+
+    def new_epoch(self, subject: str) -> MailboxKey:
+        """Make the next key and sign it for publication. Keys past their end are dropped, with what they could open."""
+        now_s = int(self._time.now_s())
+        self._epochs = {name: old for name, old in self._epochs.items() if old.statement.not_after_s >= now_s}
+        key = SealingKey.generate(self._suite)
+        statement = self._keys.sign_mailbox_key(
+            mailbox=self.name,
+            owner=subject,
+            epoch=self._newest.epoch + 1 if self._newest else 1,
+            suite=self._suite,
+            key=key.public,
+            incarnation=self._incarnation,
+            not_before_s=now_s - SKEW_MS // 1000,
+            not_after_s=now_s + EPOCH_S,
+        )
+        self._epochs[statement.thumbprint] = _Epoch(key=key, statement=statement)
+        self._newest = statement
+        return statement
+
+    def open(self, delivery: Delivery, sender_token: str, broker: Broker) -> Opened:
+        """Prove and open one delivery. The order is cheap first, and nothing is believed before the sender's signature.
+
+        Raises WireError envelope.malformed, envelope.signature_invalid; TokenRefused token.*; EnvelopeRefused
+        envelope.*, peer.not_accepted. A refused envelope changes nothing here.
+        """
+        envelope = delivery.envelope
+        header = Header.from_bytes(envelope.header)
+        if header.mailbox != self.name:
+            raise EnvelopeRefused(Code.ENVELOPE_WRONG_MAILBOX, f"for {header.mailbox}, this is {self.name}")
+        sender = peer_verdict(sender_token, broker, self._time)
+        if sender.subject != header.sender or sender.jkt != header.sender_jkt:
+            raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"header names {header.sender!a}, token {sender.subject!a}")
+        if not sender.tenant == header.tenant == tenant_of(self.name):
+            raise EnvelopeRefused(Code.ENVELOPE_TENANT, f"sender of {sender.tenant}, header of {header.tenant}")
+        envelope.verify(p256_from_spki(sender.identity_key))
+        if not delivery.accepted(broker.identity, self.name):
+            raise EnvelopeRefused(Code.ENVELOPE_ACCEPTANCE, "not signed by the broker for this mailbox and time")
+        self._timely(header)
+        epoch = self._epoch(header)
+        if not self._judge(sender):
+            raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {sender.subject}")
+        window = epoch.window(header.sender_jkt)
+        window.check(header.seq, header.msg_id)
+        try:
+            plaintext = _unpad(epoch.key.open(envelope.body, info(envelope.header)))
+        except SealingFailed as error:
+            raise EnvelopeRefused(Code.ENVELOPE_BODY, str(error.code)) from None
+        window.begin(header.seq, header.msg_id)
+        return Opened(header=header, plaintext=plaintext, sender=sender)
+
+    def done(self, header: Header) -> None:
+        """The message was handled: it will never be opened again."""
+        if epoch := self._epochs.get(header.mailbox_key):
+            epoch.window(header.sender_jkt).finish(header.seq)
+
+    def again(self, header: Header) -> None:
+        """Handling failed or was broken off: a redelivery may be opened."""
+        if epoch := self._epochs.get(header.mailbox_key):
+            epoch.window(header.sender_jkt).abandon(header.seq)
+
+    def _timely(self, header: Header) -> None:
+        now_ms = self._time.now_ms()
+        if now_ms >= header.expires_at_ms:
+            raise EnvelopeRefused(Code.ENVELOPE_EXPIRED, f"ended {now_ms - header.expires_at_ms} ms ago")
+        if header.sent_at_ms > now_ms + SKEW_MS:
+            raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {header.sent_at_ms - now_ms} ms from now")
+
+    def _epoch(self, header: Header) -> _Epoch:
+        if not hmac.compare_digest(header.incarnation, self._incarnation):
+            raise EnvelopeRefused(Code.ENVELOPE_INCARNATION, "sealed for another start of this mailbox's owner")
+        epoch = self._epochs.get(header.mailbox_key)
+        if epoch is None or epoch.statement.suite != header.suite:
+            raise EnvelopeRefused(Code.ENVELOPE_EPOCH, f"key {header.mailbox_key.hex()[:16]}…, suite {header.suite}")
+        return epoch
+
+
+def peer_verdict(token: str, broker: Broker, time: BrokerTime) -> Verdict:
+    """A peer's verdict from the token that the broker signs for peers. Raises TokenRefused."""
+    return open_token(
+        token, keys=broker.token_keys, issuer=broker.issuer, audience=peer_audience(broker.issuer), at=time.now()
+    )
+
+
+def _pad(plaintext: bytes) -> bytes:
+    if len(plaintext) > MAX_PLAINTEXT:
+        raise EnvelopeRefused(Code.ENVELOPE_TOO_LARGE, f"{len(plaintext)} bytes, at most {MAX_PLAINTEXT}")
+    framed = struct.pack(">I", len(plaintext)) + plaintext
+    return framed.ljust(max(MIN_BUCKET, 1 << (len(framed) - 1).bit_length()), b"\0")
+
+
+def _unpad(framed: bytes) -> bytes:
+    size = int.from_bytes(framed[:4], "big")
+    if len(framed) < 4 + size or any(framed[4 + size :]):
+        raise WireError(WireCode.ENVELOPE_MALFORMED, "the padding of the body")
+    return framed[4 : 4 + size]
+
+
+def _uuid7(now_ms: int) -> bytes:
+    """RFC 9562 §5.7: 48 bits of milliseconds, then random bits."""
+    number = (now_ms & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return uuid.UUID(int=number).bytes

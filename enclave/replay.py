@@ -1,0 +1,56 @@
+"""The replay window of one sender: which of its messages were received already.
+
+Decides by sequence number, which the sender's signature covers. A number is in one of three states: never seen, being
+handled, done. The window remembers the last 1,024 numbers; older ones are refused without being looked up, so a
+receiver that has moved on cannot be wound back. The window lives in memory and belongs to one mailbox key: it ends
+with the key, after which nothing sealed to it can be opened at all.
+"""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from enclave.errors import Code, EnvelopeRefused
+
+SIZE: Final = 1024
+
+
+@final
+class Window:
+    """Not thread-safe. `check`, then `begin`, then `finish` or `abandon`."""
+
+    __slots__ = ("_done", "_highest", "_ids", "_open")
+
+    def __init__(self) -> None:
+        self._highest = 0
+        self._done: set[int] = set()  # above _highest - SIZE
+        self._open: set[int] = set()
+        self._ids: dict[bytes, int] = {}  # message id → the number under which it came
+
+    def check(self, seq: int, msg_id: bytes) -> None:
+        """Raises EnvelopeRefused: envelope.replayed; envelope.in_progress while a first delivery is being handled."""
+        if seq in self._open:
+            raise EnvelopeRefused(Code.ENVELOPE_IN_PROGRESS, f"number {seq} is being handled")
+        if seq in self._done or seq <= self._highest - SIZE:
+            raise EnvelopeRefused(Code.ENVELOPE_REPLAYED, f"number {seq}, highest {self._highest}")
+        if self._ids.get(msg_id, seq) != seq:
+            raise EnvelopeRefused(Code.ENVELOPE_REPLAYED, f"message id {msg_id.hex()} came under another number")
+
+    def begin(self, seq: int, msg_id: bytes) -> None:
+        """Handling starts: no second delivery of the same passes until `abandon`."""
+        self._open.add(seq)
+        self._ids[msg_id] = seq
+        self._highest = max(self._highest, seq)
+        if len(self._done) > 2 * SIZE or len(self._ids) > 2 * SIZE:
+            floor = self._highest - SIZE
+            self._done = {number for number in self._done if number > floor}
+            self._ids = {name: number for name, number in self._ids.items() if number > floor}
+
+    def finish(self, seq: int) -> None:
+        """Handled: never again."""
+        self._open.discard(seq)
+        self._done.add(seq)
+
+    def abandon(self, seq: int) -> None:
+        """`begin` is taken back; a redelivery is welcome."""
+        self._open.discard(seq)
