@@ -1,14 +1,15 @@
-"""The trust domain that a Linux guest runs in: quotes from configfs-tsm, registers from sysfs, the log from ACPI and a file.
+"""The trust domain of a Linux guest: quotes from configfs-tsm, registers from sysfs, the log from ACPI and a file.
 
-Decides how the kernel is asked and what of its answers is believed: a quote only if it parses and carries the REPORTDATA
-that was asked for, a register only after it has been read back. Whether a quote is genuine is for its receiver to find out.
+Decides how the kernel is asked and what of its answers is believed: a quote only if it parses and carries the
+REPORTDATA that was asked for, a register only after it has been read back. Whether a quote is genuine is for its
+receiver to find out.
 
-    quote       mkdir /sys/kernel/config/tsm/report/<random>, write 64 bytes to inblob, read outblob, check provider and
-                generation, rmdir. EBUSY and ETIMEDOUT mean that the host has not finished an earlier request: wait, and ask
-                again in a new directory, for a bounded time.
-    register    /sys/devices/virtual/misc/tdx_guest/measurements/rtmr<n>:sha384, 48 bytes to read or to extend with
-    event log   /sys/firmware/acpi/tables/data/CCEL is what firmware and boot loader wrote. The kernel appends nothing to it,
-                so what is extended here goes to a file of our own, in the same form, and both together are the log.
+    quote      mkdir /sys/kernel/config/tsm/report/<random>, write 64 bytes to inblob, read outblob, check provider and
+               generation, rmdir. EBUSY and ETIMEDOUT mean that the host has not finished an earlier request: wait, and
+               ask again in a new directory, for a bounded time.
+    register   /sys/devices/virtual/misc/tdx_guest/measurements/rtmr<n>:sha384, 48 bytes to read or to extend with
+    event log  /sys/firmware/acpi/tables/data/CCEL is what firmware and boot loader wrote. The kernel appends nothing to
+               it, so what is extended here goes to a file of our own, in the same form; both together are the log.
 
 All paths are arguments, so that tests and unusual images can name others.
 
@@ -35,7 +36,6 @@ from typing import Final, final
 from attestation.errors import MalformedEvidence
 from attestation.eventlog import MAX_LOG, Event, EventLog
 from attestation.quote import Quote, Tee
-
 from enclave.errors import Code, TdxError
 
 ALLOW_REAL_TDX = True
@@ -56,16 +56,8 @@ _PROVIDER: Final = "tdx_guest"
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 10.0
 _BUSY: Final = frozenset((errno.EBUSY, errno.ETIMEDOUT))
+_RETRIED: Final = frozenset((Code.TDX_BUSY, Code.TDX_CLASH))
 _LOG_HEADER: Final = EventLog(()).to_ccel()
-
-
-class _TryAgainError(Exception):
-    """The host is busy, or somebody interfered; `code` is what to report when time runs out."""
-
-    def __init__(self, code: Code, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
 
 
 @final
@@ -103,9 +95,9 @@ class TdxTrustDomain:
     def quote(self, report_data: bytes) -> bytes:
         """A quote over exactly 64 bytes, as the host returned it (zero padding included), at most 128 KiB.
 
-        Takes up to `patience_s`. Raises ValueError for another length, MalformedEvidence (quote.*) for a quote that does
-        not parse, TdxError: tdx.busy, tdx.clash, tdx.failed, tdx.missing, tdx.permission_denied, tdx.provider_mismatch,
-        tdx.quote_mismatch, tdx.quote_too_large.
+        Takes up to `patience_s`, and longer only where the kernel does not return from the last try. Raises ValueError
+        for another length, MalformedEvidence (quote.*) for a quote that does not parse, TdxError: tdx.busy, tdx.clash,
+        tdx.failed, tdx.missing, tdx.permission_denied, tdx.provider_mismatch, tdx.quote_mismatch, tdx.quote_too_large.
         """
         if len(report_data) != REPORT_DATA_LEN:
             raise ValueError(f"report_data has {REPORT_DATA_LEN} bytes, not {len(report_data)}")
@@ -115,9 +107,11 @@ class TdxTrustDomain:
             try:
                 raw = self._request(report_data)
                 break
-            except _TryAgainError as busy:
+            except TdxError as error:
+                if error.code not in _RETRIED:
+                    raise
                 if time.monotonic() + pause_s > deadline:
-                    raise TdxError(busy.code, f"{busy.detail}; gave up after {self._patience_s:g} s") from None
+                    raise TdxError(error.code, f"{error.detail}; gave up after {self._patience_s:g} s") from None
             self._pause(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         quote = Quote.parse(raw)
@@ -172,7 +166,9 @@ class TdxTrustDomain:
         with _translated(self._ccel), self._ccel.open("rb") as file:
             boot = EventLog.parse_ccel(file.read(MAX_LOG + 1))
         with self._lock:
-            if not self._runtime_log.exists():
+            with _translated(self._runtime_log):
+                nothing_extended = not self._runtime_log.exists()
+            if nothing_extended:
                 return boot.to_ccel()
             with self._open_log() as log:
                 later = _parse_log(log, self._runtime_log)
@@ -195,7 +191,7 @@ class TdxTrustDomain:
             with suppress(OSError):  # configfs wants a plain rmdir; what fails here failed above and is reported there
                 directory.rmdir()
         if generation != "1":
-            raise _TryAgainError(Code.TDX_CLASH, f"generation {generation} after one write")
+            raise TdxError(Code.TDX_CLASH, f"generation {generation} after one write")
         if len(raw) > MAX_QUOTE:
             raise TdxError(Code.TDX_TOO_LARGE, f"more than {MAX_QUOTE} bytes")
         return raw
@@ -271,7 +267,7 @@ def _translated(path: Path) -> Iterator[None]:
         where = error.filename or path
         detail = f"{where}: {error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})"
         if error.errno in _BUSY:
-            raise _TryAgainError(Code.TDX_BUSY, detail) from None
+            raise TdxError(Code.TDX_BUSY, detail) from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise TdxError(Code.TDX_MISSING, _first_missing(Path(where))) from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
