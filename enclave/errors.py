@@ -309,8 +309,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     ),
     Code.TDX_MISSING: (
         "A path that a Linux kernel offers inside a TDX trust domain is not there.",
-        "Add --simulated on a machine without TDX. In a trust domain: Linux 6.7 or newer, 6.16 for registers, "
-        "modules tsm and tdx_guest, configfs mounted.",
+        "Without TDX add --simulated. In a TD: Linux 6.7 (6.16 for registers), module tdx_guest, configfs mounted.",
     ),
     Code.TDX_PERMISSION: (
         "This user may not ask for quotes or extend registers.",
