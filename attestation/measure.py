@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -37,8 +36,8 @@ MAX_SECTIONS: Final = 64
 
 PAGE: Final = 4096
 _CHUNK: Final = 256  # bytes that one TDH.MR.EXTEND measures
-_FOOTER: Final = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
-_TDVF_ENTRY: Final = uuid.UUID("e47a6535-984a-4798-865e-4685a7bf8ec2").bytes_le
+_FOOTER: Final = bytes.fromhex("de82b596b21ff745baeaa366c55a082d")  # 96b582de-1fb2-45f7-baea-a366c55a082d
+_TDVF_ENTRY: Final = bytes.fromhex("35657ae44a989847865e4685a7bf8ec2")  # e47a6535-984a-4798-865e-4685a7bf8ec2
 _AFTER_FOOTER: Final = 32  # bytes between the footer GUID and the end of the file: the reset vector
 _ENTRY_TAIL: Final = 18  # u16 length and GUID
 _SECTION: Final = struct.Struct("<IIQQII")  # 32 bytes
