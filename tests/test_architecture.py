@@ -31,7 +31,9 @@ ORDER: dict[str, str] = {
         "__init__ wire ports audit generation identity dpop rootkey challenges admission release routing memory sql "
         "collateral status kbs telemetry http_api grpc_api config app cli"
     ),
-    "broker/wire": "__init__",
+    "broker/wire": (
+        "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox bodies"
+    ),
     "simulator": "__init__ machine domain faults vectors pcs_server guest lab demo cli pytest_plugin",
     "simulator/guest": "__init__",
 }
@@ -59,7 +61,7 @@ THIRD_PARTIES: dict[str, str] = {
     "policies.cli": "cryptography cedarpy typer",
     "enclave": "cryptography grpc google httpx2",
     "enclave.cli": "cryptography grpc google httpx2 typer",
-    "broker.wire": "grpc google",
+    "broker.wire": "cryptography grpc google",
     "broker": (
         "cryptography jwt cedarpy fastapi starlette uvicorn uvloop pydantic orjson grpc google prometheus_client typer"
     ),
@@ -78,7 +80,9 @@ IMPURE_MODULES = frozenset(
     "sqlite3 ssl subprocess tempfile time urllib uuid".split()
 )
 CLOCKS = frozenset({"now", "utcnow", "today"})
-IMPURE_ALLOWED: dict[tuple[str, str], str] = {}
+IMPURE_ALLOWED: dict[tuple[str, str], str] = {
+    ("broker.wire.dpop", "secrets"): "a proof's jti must be new each time, and nothing is decided by it",
+}
 
 # More than 450 lines, and why that is one argument and not two.
 LONG_FILES: dict[str, str] = {

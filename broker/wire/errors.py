@@ -1,0 +1,100 @@
+"""What can be wrong with something received, said the same way on both ends of the wire."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class WireCode(StrEnum):
+    """Public and stable: add, never rename or reuse."""
+
+    BODY_FIELD_INVALID = "body.field_invalid"
+    BODY_FIELD_MISSING = "body.field_missing"
+    BODY_FIELD_UNKNOWN = "body.field_unknown"
+    BODY_NOT_JSON = "body.not_json"
+    BODY_TOO_LARGE = "body.too_large"
+    CHALLENGE_SIGNATURE = "challenge.signature_invalid"
+    CHALLENGE_WRONG_BROKER = "challenge.wrong_broker"
+    DPOP_MALFORMED = "dpop.malformed"
+    DPOP_SIGNATURE = "dpop.signature_invalid"
+    ENVELOPE_MALFORMED = "envelope.malformed"
+    ENVELOPE_SIGNATURE = "envelope.signature_invalid"
+    LOG_MALFORMED = "log.malformed"
+    LOG_PROOF = "log.proof_invalid"
+    LOG_SIGNATURE = "log.signature_invalid"
+    MAILBOX_KEY_SIGNATURE = "mailbox.key_signature_invalid"
+    RELEASE_MISMATCH = "release.mismatch"
+    RELEASE_SIGNATURE = "release.signature_invalid"
+
+
+class WireError(Exception):
+    """`code` is for machines, `detail` for the operator's log; neither ever holds a secret."""
+
+    def __init__(self, code: WireCode, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
+
+
+MEANING: Final[dict[WireCode, tuple[str, str]]] = {
+    WireCode.BODY_FIELD_INVALID: (
+        "A field of the body has the wrong type, length or value.",
+        "Compare the field named in the detail with /openapi.json.",
+    ),
+    WireCode.BODY_FIELD_MISSING: ("A mandatory field of the body is absent.", "Send the field named in the detail."),
+    WireCode.BODY_FIELD_UNKNOWN: (
+        "The body has a field that this endpoint does not know.",
+        "Remove it, or check its spelling: unknown fields are refused rather than ignored.",
+    ),
+    WireCode.BODY_NOT_JSON: (
+        "The body is not one JSON object, or names a member twice.",
+        "Send one JSON object in UTF-8, with every member once.",
+    ),
+    WireCode.BODY_TOO_LARGE: ("The body is longer than this endpoint reads.", "Send less; /openapi.json has limits."),
+    WireCode.CHALLENGE_SIGNATURE: (
+        "The answer to a challenge is not signed by the broker it names.",
+        "Do not go on: somebody may stand between you and the broker.",
+    ),
+    WireCode.CHALLENGE_WRONG_BROKER: (
+        "The broker that answered is not the one in the trust file.",
+        "Check the address; if the broker was set up anew, give its agents the new trust file.",
+    ),
+    WireCode.DPOP_MALFORMED: (
+        "The DPoP proof is not an ES256 JWT of type dpop+jwt with the claims jti, htm, htu, iat and bh.",
+        "Build proofs with broker.wire.dpop.build, or as RFC 9449 section 4.2 says plus the claim bh.",
+    ),
+    WireCode.DPOP_SIGNATURE: (
+        "The DPoP proof is not signed by the key that it shows.",
+        "Sign with the private half of the key in the proof's jwk header.",
+    ),
+    WireCode.ENVELOPE_MALFORMED: (
+        "An envelope or its header is not in canonical protobuf form, or a field is out of bounds.",
+        "Build envelopes with broker.wire.envelope, within the limits named there.",
+    ),
+    WireCode.ENVELOPE_SIGNATURE: (
+        "An envelope is not signed by the sender that its header names.",
+        "Sign with the identity key of the token under which you send.",
+    ),
+    WireCode.LOG_MALFORMED: (
+        "A checkpoint or receipt is not in the form of a C2SP signed note and RFC 6962 proof.",
+        "Fetch it again; if it stays so, do not trust the log.",
+    ),
+    WireCode.LOG_PROOF: (
+        "A proof does not lead to the root hash of its checkpoint.",
+        "Keep the receipt: it is evidence that the log was changed.",
+    ),
+    WireCode.LOG_SIGNATURE: (
+        "A checkpoint is not signed by the log key.",
+        "Compare the log key with the trust file; do not trust the log.",
+    ),
+    WireCode.MAILBOX_KEY_SIGNATURE: (
+        "A mailbox key is not signed by the mailbox's owner.",
+        "Do not seal to it: the broker may have put its own key there.",
+    ),
+    WireCode.RELEASE_MISMATCH: (
+        "A released secret was sealed for another request, key, broker or name.",
+        "Ask again with a fresh nonce; if it stays so, do not trust the broker.",
+    ),
+    WireCode.RELEASE_SIGNATURE: (
+        "A released secret is not signed by the broker.",
+        "Do not open it: HPKE alone does not say who sealed it.",
+    ),
+}

@@ -1,0 +1,40 @@
+"""Domain tags: what a signature, digest or MAC is *for* is part of what it covers.
+
+One tag per kind. A signature made for one purpose can then never be shown for another, even by the same key.
+The tags of REPORT_DATA and of the proof of possession live in `attestation.evidence`; DPoP proofs and tokens are
+separated by the `typ` of their JWT header.
+"""
+
+import hashlib
+from enum import StrEnum
+
+from attestation.encoding import framed
+
+
+class Tag(StrEnum):
+    """Public and stable: add, never rename or reuse."""
+
+    ACCEPTANCE = "cloister/acceptance/v1"  # broker: when it took an envelope in
+    BROKER_KEYS = "cloister/broker-keys/v1"  # log key: the broker's other keys
+    CHALLENGE = "cloister/challenge/v1"  # broker: both nonces
+    ENVELOPE = "cloister/envelope/v1"  # sender: header and body
+    ENVELOPE_INFO = "cloister/envelope-info/v1"  # HPKE info of an envelope's body
+    MAILBOX_KEY = "cloister/mailbox-key/v1"  # owner: a mailbox's epoch key
+    PERMIT = "cloister/permit/v1"  # digest of a release permit, HPKE info of a release
+    RELEASE = "cloister/release/v1"  # broker: permit and ciphertext
+    SEALING_KEY = "cloister/sealing-key/v1"  # thumbprint of a public sealing key and its suite
+
+
+def tagged(tag: Tag, *fields: bytes) -> bytes:
+    """The tag and each field behind its u32 length (big-endian), so that no two lists of fields give the same bytes."""
+    return framed(tag.encode("ascii"), *fields)
+
+
+def u64(number: int) -> bytes:
+    """A number as 8 bytes, big-endian: the form in which numbers enter `tagged`."""
+    return number.to_bytes(8, "big")
+
+
+def sealing_thumbprint(suite: str, public: bytes) -> bytes:
+    """SHA-256 that names one public sealing key in one suite: 32 bytes."""
+    return hashlib.sha256(tagged(Tag.SEALING_KEY, suite.encode("ascii"), public)).digest()

@@ -1,0 +1,589 @@
+"""The language between broker and clients: one spelling of everything, every signature for one purpose."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker.wire import dpop, envelope, names
+from broker.wire.bodies import AttestationRequest, Problem, PutSecretRequest, VerificationRequest
+from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse, TokenKey
+from broker.wire.envelope import Envelope, Header, batch_from_bytes, batch_to_bytes
+from broker.wire.errors import MEANING, WireCode, WireError
+from broker.wire.fields import parse_object
+from broker.wire.jose import b64u, key_from_jwk, sign_compact, spki, thumbprint
+from broker.wire.log import (
+    EMPTY_ROOT,
+    Checkpoint,
+    Receipt,
+    broker_id,
+    key_hash,
+    leaf_hash,
+    node_hash,
+    parse_verifier_key,
+    raw_log_key,
+    verifier_key,
+    verify_consistency,
+    verify_inclusion,
+)
+from broker.wire.mailbox import AckRequest, Delivery, MailboxKey, Nak, ReceiveRequest
+from broker.wire.release import ReleasePermit, ReleaseRequest, ReleaseResponse, permit_digest
+from broker.wire.tags import Tag, sealing_thumbprint, tagged
+
+ROOT = Path(__file__).resolve().parent.parent
+KEY = ec.derive_private_key(7, ec.SECP256R1())
+OTHER = ec.derive_private_key(8, ec.SECP256R1())
+LOG = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+LOG_RAW = raw_log_key(LOG.public_key())
+URL = "https://broker.example/v1/secrets/acme/db/password:release"
+
+
+def outcome(action: Callable[..., object], *arguments: object) -> str:
+    try:
+        action(*arguments)
+    except WireError as error:
+        return error.code
+    return "ok"
+
+
+def header(**changes: Any) -> Header:
+    members: dict[str, Any] = {
+        "suite": "mlkem768-x25519",
+        "tenant": "acme",
+        "msg_id": bytes(16),
+        "sender": f"agent/acme/{thumbprint(KEY.public_key())}",
+        "sender_jkt": thumbprint(KEY.public_key()),
+        "mailbox": "acme/inbox",
+        "mailbox_key": bytes(32),
+        "incarnation": bytes(32),
+        "seq": 1,
+        "sent_at_ms": 1_000,
+        "expires_at_ms": 2_000,
+        "type": "question",
+    }
+    return Header(**(members | changes))
+
+
+# ── protobuf ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_committed_stubs_are_what_the_generator_writes(tmp_path: Path) -> None:
+    protoc = pytest.importorskip("grpc_tools.protoc")
+    arguments = ["protoc", f"-I{ROOT}", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
+    assert protoc.main([*arguments, str(ROOT / "broker/wire/envelope.proto")]) == 0
+    for name in ("envelope_pb2.py", "envelope_pb2.pyi"):
+        assert (ROOT / "broker/wire" / name).read_text() == (tmp_path / "broker/wire" / name).read_text(), name
+
+
+def test_a_header_comes_back_as_it_was_sent() -> None:
+    sent = header(labels=("pii", "secret"), in_reply_to=bytes(16), reply_to="acme/other", permit_digest=bytes(32))
+    assert Header.from_bytes(sent.to_bytes()) == sent
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"msg_id": b"short"},
+        {"mailbox": "nobody"},
+        {"mailbox": "acme/../etc"},
+        {"sender": "agent/acme"},
+        {"seq": 0},
+        {"expires_at_ms": 1_000},
+        {"expires_at_ms": 1_000 + 5 * 24 * 3600 * 1000},
+        {"labels": ("b", "a")},
+        {"labels": ("a", "a")},
+        {"labels": tuple(f"l{i:03}" for i in range(40))},
+        {"type": ""},
+        {"type": "x" * 200},
+        {"mailbox_key": b""},
+        {"incarnation": bytes(31)},
+        {"permit_digest": bytes(31)},
+        {"tenant": ".hidden"},
+        {"reply_to": "x"},
+    ],
+    ids=str,
+)
+def test_a_header_out_of_bounds_is_malformed(changes: dict[str, Any]) -> None:
+    assert outcome(lambda: header(**changes)) == WireCode.ENVELOPE_MALFORMED
+
+
+def test_a_header_that_two_readers_could_read_differently_is_malformed() -> None:
+    raw = header().to_bytes()
+    doubled = raw + header(mailbox="acme/elsewhere").to_bytes()  # protobuf: the last one wins
+    unknown = raw + b"\xfa\x01\x01x"  # field 31
+    assert outcome(lambda: Header.from_bytes(doubled)) == WireCode.ENVELOPE_MALFORMED
+    assert outcome(lambda: Header.from_bytes(unknown)) == WireCode.ENVELOPE_MALFORMED
+    assert outcome(lambda: Header.from_bytes(raw[:-1])) == WireCode.ENVELOPE_MALFORMED
+
+
+@given(raw=st.binary(max_size=300))
+@settings(max_examples=200)
+def test_any_bytes_are_a_batch_or_malformed(raw: bytes) -> None:
+    assert outcome(lambda: batch_from_bytes(raw)) in ("ok", WireCode.ENVELOPE_MALFORMED)
+    assert outcome(lambda: Header.from_bytes(raw)) in ("ok", WireCode.ENVELOPE_MALFORMED)
+
+
+def test_a_signature_covers_header_and_body() -> None:
+    sealed = Envelope.sign(KEY, header=header().to_bytes(), body=b"sealed")
+    sealed.verify(KEY.public_key())
+    (again,) = batch_from_bytes(batch_to_bytes([sealed]))
+    assert again == sealed
+    elsewhere = Envelope(
+        header=header(mailbox="acme/elsewhere").to_bytes(), body=sealed.body, signature=sealed.signature
+    )
+    changed = Envelope(header=sealed.header, body=b"sealeD", signature=sealed.signature)
+    for forged, key in ((elsewhere, KEY), (changed, KEY), (sealed, OTHER)):
+        assert outcome(forged.verify, key.public_key()) == WireCode.ENVELOPE_SIGNATURE
+
+
+def test_the_hpke_context_names_header_and_so_sender_and_mailbox() -> None:
+    assert envelope.info(header().to_bytes()) != envelope.info(header(mailbox="acme/elsewhere").to_bytes())
+
+
+def test_an_empty_or_overfull_batch_is_malformed() -> None:
+    one = Envelope.sign(KEY, header=header().to_bytes(), body=b"")
+    assert outcome(lambda: batch_from_bytes(b"")) == WireCode.ENVELOPE_MALFORMED
+    assert outcome(lambda: batch_from_bytes(batch_to_bytes([one] * 65))) == WireCode.ENVELOPE_MALFORMED
+
+
+# ── tags ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(a=st.lists(st.binary(max_size=8), max_size=4), b=st.lists(st.binary(max_size=8), max_size=4))
+def test_two_lists_of_fields_never_give_the_same_bytes(a: list[bytes], b: list[bytes]) -> None:
+    assert (tagged(Tag.RELEASE, *a) == tagged(Tag.RELEASE, *b)) == (a == b)
+    assert tagged(Tag.RELEASE, *a) != tagged(Tag.CHALLENGE, *b)
+
+
+def test_no_tag_is_used_twice_or_begins_another() -> None:
+    values = [str(tag) for tag in Tag]
+    assert all(a == b or not a.startswith(b) for a in values for b in values)
+
+
+# ── bodies ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b"1",
+        b'"text"',
+        b"null",
+        b"\xff\xfe",
+        b'{"a":1,"a":2}',
+        b'{"a":NaN}',
+        b"{" * 5000,
+        b'{"a":1.5}',
+    ],
+    ids=str,
+)
+def test_what_is_not_one_json_object_has_its_own_code(raw: bytes) -> None:
+    assert outcome(lambda: parse_object(raw, max_len=10_000)) == WireCode.BODY_NOT_JSON
+
+
+def test_a_body_over_the_limit_is_not_parsed() -> None:
+    assert outcome(lambda: parse_object(b" " * 101, max_len=100)) == WireCode.BODY_TOO_LARGE
+
+
+def test_each_mistake_in_a_body_has_its_code() -> None:
+    good = {"client_nonce": b64u(bytes(32))}
+    assert outcome(lambda: ChallengeRequest.from_dict(good)) == "ok"
+    assert outcome(lambda: ChallengeRequest.from_dict({})) == WireCode.BODY_FIELD_MISSING
+    assert outcome(lambda: ChallengeRequest.from_dict(good | {"more": 1})) == WireCode.BODY_FIELD_UNKNOWN
+    for bad in (None, 7, "", b64u(bytes(31)), b64u(bytes(33)), b64u(bytes(32)) + "=", "!" * 43, "A" * 42 + "B"):
+        assert outcome(ChallengeRequest.from_dict, {"client_nonce": bad}) == WireCode.BODY_FIELD_INVALID
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        AttestationRequest(evidence={"quote": "x"}, client_nonce=bytes(32)),
+        VerificationRequest(quote=b"q", event_log=b"l", report_data=bytes(64), accept=("UpToDate",), nonce="n"),
+        VerificationRequest(quote=b"q"),
+        PutSecretRequest(value=b"v", labels=("pii",)),
+        PutSecretRequest(),
+        ReleaseRequest(nonce=bytes(32), version=3),
+        ReceiveRequest(max_messages=2, wait_s=5, lease_s=60),
+        AckRequest(ack=("a",), nak=(Nak(lease="b", delay_s=3),)),
+        Problem(status=404, code="secret.unknown", title="t", correlation_id="c", codes=("a", "b")),
+    ],
+    ids=lambda body: type(body).__name__,
+)
+def test_a_body_comes_back_as_it_was_sent(body: Any) -> None:
+    assert type(body).from_dict(json.loads(json.dumps(body.to_dict()))) == body
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    value=JSON, name=st.sampled_from(["client_nonce", "evidence", "quote", "value", "labels", "nonce", "ack", "nak"])
+)
+def test_any_json_is_a_body_or_a_body_error(value: object, name: str) -> None:
+    for kind in (AttestationRequest, VerificationRequest, PutSecretRequest, ReleaseRequest, AckRequest, MailboxKey):
+        for body in (value, {name: value}):
+            result = outcome(kind.from_dict, body)
+            assert result == "ok" or result.startswith("body.")
+
+
+def test_a_secret_value_is_not_in_the_repr_of_its_body() -> None:
+    assert "hunter2" not in repr(PutSecretRequest(value=b"hunter2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("acme/db", True),
+        ("acme/a/b/c/d/e/f/g", True),
+        ("acme", False),
+        ("a/b/c/d/e/f/g/h/i", False),
+        ("acme//db", False),
+        ("acme/.hidden", False),
+        ("acme/..", False),
+        ("acme/db ", False),
+        ("acme/dé", False),
+        ("acme/db\n", False),
+        ("acme/" + "x" * 65, False),
+        ("/acme/db", False),
+    ],
+)
+def test_a_resource_name_has_two_to_eight_plain_segments(name: str, good: bool) -> None:
+    assert names.is_resource(name) is good
+
+
+# ── challenges ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def broker_keys(log: Ed25519PrivateKey = LOG, identity: ec.EllipticCurvePrivateKey = KEY) -> BrokerKeys:
+    return BrokerKeys.sign(
+        log,
+        log_key=raw_log_key(log.public_key()),
+        log_name="broker.example/log",
+        issuer="https://broker.example",
+        identity_key=spki(identity.public_key()),
+        token_keys=(TokenKey(kid="k1", spki=spki(OTHER.public_key())),),
+        issued_at_s=100,
+        not_after_s=1000,
+    )
+
+
+def answer(keys: BrokerKeys, at_s: int = 500) -> ChallengeResponse:
+    return ChallengeResponse.sign(
+        KEY,
+        keys=keys,
+        broker_id=broker_id(LOG_RAW),
+        client_nonce=b"c" * 32,
+        nonce=b"b" * 32,
+        at_s=at_s,
+        expires_s=60,
+    )
+
+
+def test_an_answer_of_the_pinned_broker_to_this_nonce_is_accepted() -> None:
+    sent = ChallengeResponse.from_dict(json.loads(json.dumps(answer(broker_keys()).to_dict())))
+    assert spki(sent.verify(broker_id(LOG_RAW), client_nonce=b"c" * 32)) == spki(KEY.public_key())
+
+
+def test_t12_an_answer_of_another_broker_or_to_another_nonce_is_refused() -> None:
+    stranger = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
+    pinned = broker_id(LOG_RAW)
+    wrong = WireCode.CHALLENGE_SIGNATURE
+    assert outcome(lambda: answer(broker_keys()).verify(pinned, client_nonce=b"x" * 32)) == wrong
+    assert outcome(lambda: answer(broker_keys(identity=OTHER)).verify(pinned, client_nonce=b"c" * 32)) == wrong
+    assert outcome(lambda: answer(broker_keys(), at_s=2000).verify(pinned, client_nonce=b"c" * 32)) == wrong
+    assert (
+        outcome(lambda: answer(broker_keys(stranger)).verify(pinned, client_nonce=b"c" * 32))
+        == WireCode.CHALLENGE_WRONG_BROKER
+    )
+
+
+def test_keys_that_the_log_key_did_not_sign_are_refused() -> None:
+    members = answer(broker_keys()).to_dict()
+    members["keys"]["token_keys"][0]["spki"] = b64u(spki(KEY.public_key()))
+    forged = ChallengeResponse.from_dict(members)
+    assert outcome(lambda: forged.verify(broker_id(LOG_RAW), client_nonce=b"c" * 32)) == WireCode.CHALLENGE_SIGNATURE
+
+
+# ── DPoP ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_proof_says_what_it_was_built_for() -> None:
+    text = dpop.build(KEY, method="POST", url=URL, body=b"{}", at_s=7, nonce="n", token="t")
+    proof = dpop.parse(text)
+    assert (proof.htm, proof.htu, proof.iat, proof.nonce) == ("POST", URL, 7, "n")
+    assert (proof.ath, proof.bh) == (dpop.token_hash("t"), dpop.body_hash(b"{}"))
+    assert proof.jkt == thumbprint(KEY.public_key())
+
+
+def _proof(head: dict[str, Any], claims: dict[str, Any]) -> str:
+    base_head: dict[str, Any] = {"typ": "dpop+jwt", "alg": "ES256", "jwk": broker_jwk()}
+    base: dict[str, Any] = {"jti": "j", "htm": "POST", "htu": URL, "iat": 1, "bh": dpop.body_hash(b"")}
+    return sign_compact(base_head | head, base | claims, KEY)
+
+
+def broker_jwk() -> dict[str, str]:
+    numbers = KEY.public_key().public_numbers()
+    x, y = (b64u(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
+    return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
+
+
+@pytest.mark.parametrize(
+    ("head", "claims"),
+    [
+        ({"typ": "JWT"}, {}),
+        ({"alg": "none"}, {}),
+        ({"alg": "HS256"}, {}),
+        ({"crit": ["x"]}, {}),
+        ({"jwk": broker_jwk() | {"d": "AAAA"}}, {}),
+        ({"jwk": broker_jwk() | {"x": b64u(bytes(32))}}, {}),
+        ({"jwk": broker_jwk() | {"crv": "P-384"}}, {}),
+        ({"jwk": None}, {}),
+        ({}, {"jti": ""}),
+        ({}, {"jti": "x" * 65}),
+        ({}, {"iat": "now"}),
+        ({}, {"iat": True}),
+        ({}, {"bh": None}),
+        ({}, {"nonce": 5}),
+        ({}, {"htu": "x" * 2000}),
+    ],
+    ids=str,
+)
+def test_a_proof_of_another_form_is_malformed(head: dict[str, Any], claims: dict[str, Any]) -> None:
+    assert outcome(lambda: dpop.parse(_proof(head, claims))) == WireCode.DPOP_MALFORMED
+
+
+def test_a_proof_signed_by_another_key_is_refused() -> None:
+    other = thumbprint(OTHER.public_key())
+    numbers = OTHER.public_key().public_numbers()
+    shown = {"kty": "EC", "crv": "P-256", "x": b64u(numbers.x.to_bytes(32)), "y": b64u(numbers.y.to_bytes(32))}
+    assert thumbprint(key_from_jwk(shown)) == other
+    assert outcome(lambda: dpop.parse(_proof({"jwk": shown}, {}))) == WireCode.DPOP_SIGNATURE
+
+
+@given(text=st.text(max_size=80) | st.from_regex(r"[A-Za-z0-9_-]{1,20}\.[A-Za-z0-9_-]{1,20}\.[A-Za-z0-9_-]{1,20}"))
+def test_any_text_is_a_proof_or_malformed(text: str) -> None:
+    assert outcome(lambda: dpop.parse(text)) == WireCode.DPOP_MALFORMED
+
+
+# ── log ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tree_root(leaves: list[bytes]) -> bytes:
+    """RFC 6962 §2.1, written the way the RFC says it."""
+    if not leaves:
+        return EMPTY_ROOT
+    if len(leaves) == 1:
+        return leaf_hash(leaves[0])
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    return node_hash(tree_root(leaves[:split]), tree_root(leaves[split:]))
+
+
+def path(index: int, leaves: list[bytes]) -> list[bytes]:
+    if len(leaves) == 1:
+        return []
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    if index < split:
+        return [*path(index, leaves[:split]), tree_root(leaves[split:])]
+    return [*path(index - split, leaves[split:]), tree_root(leaves[:split])]
+
+
+def subproof(old: int, leaves: list[bytes], whole: bool) -> list[bytes]:
+    if old == len(leaves):
+        return [] if whole else [tree_root(leaves)]
+    split = 1 << (len(leaves) - 1).bit_length() - 1
+    if old <= split:
+        return [*subproof(old, leaves[:split], whole), tree_root(leaves[split:])]
+    return [*subproof(old - split, leaves[split:], False), tree_root(leaves[:split])]
+
+
+@pytest.mark.parametrize("size", range(1, 18))
+def test_every_inclusion_proof_leads_to_the_root_and_no_other_leaf_does(size: int) -> None:
+    leaves = [bytes([i]) for i in range(size)]
+    root = tree_root(leaves)
+    for index in range(size):
+        proof = path(index, leaves)
+        verify_inclusion(leaf_hash(leaves[index]), index, size, proof, root)
+        wrong = WireCode.LOG_PROOF
+        assert outcome(verify_inclusion, leaf_hash(b"no"), index, size, proof, root) == wrong
+        assert outcome(verify_inclusion, leaf_hash(leaves[index]), index, size, [*proof, root], root) == wrong
+        assert outcome(verify_inclusion, leaf_hash(leaves[index]), index, size + 1, proof, b"") == wrong
+
+
+@pytest.mark.parametrize("size", range(18))
+def test_t22_every_older_tree_is_the_beginning_of_the_newer_and_a_fork_is_not(size: int) -> None:
+    leaves = [bytes([i]) for i in range(size)]
+    root = tree_root(leaves)
+    for old in range(size + 1):
+        proof = subproof(old, leaves, True) if old else []
+        verify_consistency(old, tree_root(leaves[:old]), size, root, proof)
+        forked = tree_root([b"other", *leaves[1:old]])
+        if old:
+            assert outcome(verify_consistency, old, forked, size, root, proof) == WireCode.LOG_PROOF
+
+
+def test_a_checkpoint_is_a_note_that_other_tools_can_read() -> None:
+    note = Checkpoint.sign("broker.example/log", 7, bytes(32), LOG).note
+    body, _, signature = note.partition("\n\n")
+    assert body == f"broker.example/log\n7\n{base64.b64encode(bytes(32)).decode()}"
+    blob = base64.b64decode(signature.split(" ")[2])
+    assert signature.startswith("\u2014 broker.example/log ")
+    assert blob[:4] == key_hash("broker.example/log", LOG_RAW)
+    LOG.public_key().verify(blob[4:], (body + "\n").encode())
+    assert parse_verifier_key(verifier_key("broker.example/log", LOG_RAW)) == ("broker.example/log", LOG_RAW)
+
+
+def test_a_changed_checkpoint_is_refused() -> None:
+    note = Checkpoint.sign("broker.example/log", 7, bytes(32), LOG).note
+    assert Checkpoint.open(note, LOG_RAW).size == 7
+    assert outcome(lambda: Checkpoint.open(note.replace("\n7\n", "\n8\n"), LOG_RAW)) == WireCode.LOG_SIGNATURE
+    assert outcome(lambda: Checkpoint.open(note, b"k" * 32)) == WireCode.LOG_SIGNATURE
+    assert outcome(lambda: Checkpoint.open(note.replace("\n7\n", "\n07\n"), LOG_RAW)) == WireCode.LOG_MALFORMED
+    assert outcome(lambda: Checkpoint.open("", LOG_RAW)) == WireCode.LOG_MALFORMED
+
+
+@given(note=st.text(max_size=120))
+def test_any_text_is_a_checkpoint_or_an_error_with_a_code(note: str) -> None:
+    assert outcome(lambda: Checkpoint.open(note, LOG_RAW)) in (WireCode.LOG_MALFORMED, WireCode.LOG_SIGNATURE)
+
+
+def receipt() -> Receipt:
+    leaves = [b"a", b"b", b"c"]
+    note = Checkpoint.sign("broker.example/log", 3, tree_root(leaves), LOG).note
+    return Receipt(index=1, entry=b"b", proof=tuple(path(1, leaves)), checkpoint=note)
+
+
+def test_a_receipt_proves_its_entry_and_no_other() -> None:
+    sent = Receipt.from_dict(json.loads(json.dumps(receipt().to_dict())))
+    assert sent.verify(LOG_RAW).size == 3
+    forged = Receipt(index=1, entry=b"B", proof=sent.proof, checkpoint=sent.checkpoint)
+    assert outcome(lambda: forged.verify(LOG_RAW)) == WireCode.LOG_PROOF
+
+
+# ── releases ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def permit(**changes: Any) -> ReleasePermit:
+    members: dict[str, Any] = {
+        "broker_id": broker_id(LOG_RAW),
+        "subject": "agent/acme/x",
+        "jkt": thumbprint(OTHER.public_key()),
+        "sealing_key": sealing_thumbprint("x25519", b"k" * 32),
+        "suite": "x25519",
+        "name": "acme/db/password",
+        "version": 1,
+        "labels": ("pii",),
+        "policy": "00" * 32,
+        "decision": bytes(32),
+        "nonce": b"n" * 32,
+        "issued_at_s": 1,
+        "not_after_s": 61,
+    }
+    return ReleasePermit(**(members | changes))
+
+
+def released(given_permit: ReleasePermit, key: ec.EllipticCurvePrivateKey = KEY) -> ReleaseResponse:
+    return ReleaseResponse.sign(
+        key, sealed=b"ciphertext", suite="x25519", permit=given_permit.to_bytes(), receipt=receipt()
+    )
+
+
+def check(response: ReleaseResponse) -> ReleasePermit:
+    return response.verify(
+        KEY.public_key(),
+        broker_id=broker_id(LOG_RAW),
+        jkt=thumbprint(OTHER.public_key()),
+        sealing_key=sealing_thumbprint("x25519", b"k" * 32),
+        name="acme/db/password",
+        nonce=b"n" * 32,
+    )
+
+
+def test_a_release_for_this_request_is_accepted() -> None:
+    sent = released(permit())
+    assert check(ReleaseResponse.from_dict(json.loads(json.dumps(sent.to_dict())))) == permit()
+    assert sent.context == permit_digest(permit().to_bytes())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"broker_id": bytes(32)},
+        {"jkt": "x" * 43},
+        {"sealing_key": bytes(32)},
+        {"suite": "mlkem768-x25519"},
+        {"name": "acme/db/other"},
+        {"nonce": bytes(32)},
+    ],
+    ids=str,
+)
+def test_a_release_for_another_request_is_refused_before_it_is_opened(changes: dict[str, Any]) -> None:
+    assert outcome(lambda: check(released(permit(**changes)))) == WireCode.RELEASE_MISMATCH
+
+
+def test_a_release_that_the_broker_did_not_sign_is_refused() -> None:
+    good = released(permit())
+    swapped = ReleaseResponse(
+        sealed=b"other", suite=good.suite, permit=good.permit, signature=good.signature, receipt=good.receipt
+    )
+    assert outcome(lambda: check(swapped)) == WireCode.RELEASE_SIGNATURE
+    assert outcome(lambda: check(released(permit(), key=OTHER))) == WireCode.RELEASE_SIGNATURE
+
+
+# ── mailboxes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mailbox_key(key: ec.EllipticCurvePrivateKey = KEY) -> MailboxKey:
+    return MailboxKey.sign(
+        key,
+        mailbox="acme/inbox",
+        owner=f"agent/acme/{thumbprint(KEY.public_key())}",
+        epoch=1,
+        suite="x25519",
+        key=b"k" * 32,
+        incarnation=b"i" * 32,
+        not_before_s=10,
+        not_after_s=20,
+    )
+
+
+def test_a_mailbox_key_is_the_owners_or_refused() -> None:
+    owner = mailbox_key().owner
+    sent = MailboxKey.from_dict(json.loads(json.dumps(mailbox_key().to_dict())))
+    sent.verify(KEY.public_key(), mailbox="acme/inbox", owner=owner, at_s=15)
+    wrong = WireCode.MAILBOX_KEY_SIGNATURE
+    by_other = mailbox_key(OTHER)
+    assert outcome(lambda: by_other.verify(KEY.public_key(), mailbox="acme/inbox", owner=owner, at_s=15)) == wrong
+    assert outcome(lambda: sent.verify(KEY.public_key(), mailbox="acme/other", owner=owner, at_s=15)) == wrong
+    assert outcome(lambda: sent.verify(KEY.public_key(), mailbox="acme/inbox", owner=owner, at_s=21)) == wrong
+
+
+def test_an_acceptance_is_about_one_envelope_one_mailbox_and_one_time() -> None:
+    from broker.wire.jose import es256_sign
+
+    sealed = Envelope.sign(KEY, header=header().to_bytes(), body=b"sealed")
+    acceptance = es256_sign(KEY, Delivery.message("acme/inbox", sealed.digest, 5))
+    good = Delivery(envelope=sealed, lease="l", attempt=1, accepted_at_ms=5, acceptance=acceptance)
+    later = Delivery(envelope=sealed, lease="l", attempt=1, accepted_at_ms=6, acceptance=acceptance)
+    assert Delivery.from_dict(good.to_dict()) == good
+    assert good.accepted(KEY.public_key(), "acme/inbox")
+    assert not good.accepted(KEY.public_key(), "acme/other")
+    assert not good.accepted(OTHER.public_key(), "acme/inbox")
+    assert not later.accepted(KEY.public_key(), "acme/inbox")
+
+
+def test_every_code_is_explained() -> None:
+    assert set(MEANING) == set(WireCode)
