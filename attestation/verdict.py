@@ -1,0 +1,458 @@
+"""The verdict on a quote: everything a policy may ask about, its signed token, and the only two doors to one.
+
+Decides what is carried on from a verified quote and how it is written into an attestation result (EAR). A `Verdict`
+comes from `Verdict.of`, which wants a VerifiedQuote, or from `open_token`, which wants our own signature; nothing
+else makes one. Whether the verdict is good enough for anything is left to policies.
+
+Two kinds of token, which can't be mistaken for each other: an *admission* says who an agent is (subject, confirmation
+key; typ `eat+jwt`) and opens to a Verdict again; a *verification result* answers a relying service's question (own
+issuer, key and typ, no subject, no confirmation key) and opens to plain claims.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import InitVar, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, NoReturn, Self, final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attestation import ear, es256, tokens, verdict_claims
+from attestation.checks import Check
+from attestation.ear import NOT_APPRAISED, Appraisal, Tier
+from attestation.encoding import b64url
+from attestation.errors import AttestationError, Code, TokenRefused, VerificationFailed
+from attestation.eventlog import EventLog, Launch
+from attestation.evidence import Binding, Role
+from attestation.pki import TrustRoots
+from attestation.quote import EnclaveReport, Quote, TdReport, Tee
+from attestation.tcb import TcbStatus
+from attestation.verifier import NOT_COMPARED, VerifiedQuote
+
+ADMISSION_TYPE: Final = "eat+jwt"
+RESULT_TYPE: Final = "cloister-result+jwt"
+BUILD: Final = "cloister"
+_EXTENSION: Final = "cloister_verdict"
+_RESULT: Final = "cloister_verification"
+_LABELS: Final = {Tee.TDX: "tdx0", Tee.SGX: "sgx0"}
+_SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A genuine quote, in the words of policies. Measurements and ids are lower-case hex; absent ones are empty or
+    None.
+
+    subject                    "agent/<tenant>/<jkt>", empty unless a Binding was compared admission
+    REPORT_DATA was compared with a Binding: only then can it become an admission compared
+    REPORT_DATA was compared with anything at all launches                   programs measured into RTMR3, in order.
+    Other RTMR3 events may stand between them; policies
+                               compare with `event_digests[3]`, see `only_launches`
+    event_digests              per register, what was extended into it, empty without an event log
+    valid_until                the earliest end of everything that the verdict rests on
+    simulated                  the trust root is not Intel's
+    """
+
+    subject: str
+    tenant: str
+    role: str
+    tee: Tee
+    tcb_status: TcbStatus
+    platform_tcb_status: TcbStatus
+    module_tcb_status: TcbStatus | None
+    qe_tcb_status: TcbStatus
+    advisory_ids: tuple[str, ...]
+    tcb_date: datetime
+    tcb_evaluation_number: int
+    qe_evaluation_number: int
+    fmspc: str
+    ppid: str
+    piid: str | None
+    dynamic_platform: bool | None
+    cached_keys: bool | None
+    smt_enabled: bool | None
+    mr_td: str
+    mr_seam: str
+    rtmrs: tuple[str, ...]
+    mr_config_id: str
+    mr_owner: str
+    mr_owner_config: str
+    td_attributes: str
+    xfam: str
+    mr_enclave: str
+    mr_signer: str
+    report_data: str
+    launches: tuple[Launch, ...]
+    event_log_present: bool
+    event_digests: tuple[tuple[str, ...], ...]
+    allowances: tuple[str, ...]
+    identity_key: bytes = field(repr=False)
+    jkt: str
+    suite: str
+    sealing_key: bytes = field(repr=False)
+    nonce: str
+    broker_id: str
+    trust_file_digest: str
+    init_data_digest: str
+    quote_digest: str
+    collateral_digest: str
+    root_sha256: str
+    simulated: bool
+    verified_at: datetime
+    valid_until: datetime
+    compared: bool
+    admission: bool
+    seal: InitVar[object]  # also makes dataclasses.replace() fail
+
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
+            raise TypeError("a Verdict comes from Verdict.of() or open_token() only")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Verdict cannot be copied or pickled; keep its token")
+
+    @classmethod
+    def of(cls, verified: VerifiedQuote, *, event_log: EventLog | None = None, binding: Binding | None = None) -> Self:
+        """The verdict on a verified quote, with the event log that came with it.
+
+        `binding` may repeat what the quote was compared with; another one is a TypeError.
+        Raises VerificationFailed: eventlog.replay_mismatch, .digest_mismatch, .launch_invalid, .not_a_td.
+        """
+        bound = verified.compared if isinstance(verified.compared, Binding) else None
+        if binding is not None and binding != bound:
+            raise TypeError("the quote was not compared with this binding; verify it against it")
+        return cls(
+            **_judged(verified),
+            **_measured(verified.quote),
+            **_logged(verified.quote, event_log),
+            **_bound(bound),
+            compared=verified.compared is not NOT_COMPARED,
+            seal=_SEAL,
+        )
+
+    @property
+    def only_launches(self) -> bool:
+        """Whether RTMR3 was extended by the recorded launches and by nothing else. False without an event log."""
+        return self.event_log_present and len(self.event_digests[3]) == len(self.launches)
+
+    def to_claims(self) -> dict[str, Any]:
+        """JSON members of every field, reversible by `open_token` alone."""
+        return verdict_claims.write(self)
+
+
+class Admission(NamedTuple):
+    """A token that was opened: its verdict, and what the token itself says."""
+
+    verdict: Verdict
+    token_id: str
+    issued_at: datetime
+    expires_at: datetime
+    policy_digest: str
+    status: Tier
+
+
+def sign_admission(
+    verdict: Verdict,
+    *,
+    key: ec.EllipticCurvePrivateKey,
+    kid: str,
+    issuer: str,
+    audience: str,
+    at: datetime,
+    ttl_s: int,
+    policy_digest: str,
+    jti: str,
+    appraisal: Appraisal = NOT_APPRAISED,
+) -> str:
+    """The EAR token of an admitted agent, bound to its identity key. It ends no later than the verdict does.
+
+    Raises TokenRefused: token.not_admissible, token.expired, token.lifetime, token.too_large.
+    """
+    if not verdict.admission or verdict.role != Role.AGENT:
+        raise TokenRefused(Code.TOKEN_NOT_ADMISSIBLE, "only an agent's quote, compared with its Binding, is admitted")
+    stated = Appraisal(
+        policy_digest=policy_digest,
+        brought_by_caller=appraisal.brought_by_caller,
+        platform_listed=appraisal.platform_listed,
+        executables=appraisal.executables,
+    )
+    payload = {
+        **_envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti),
+        "sub": verdict.subject,
+        "cnf": {"jkt": verdict.jkt},
+        **_appraised(verdict, stated, b64url(bytes.fromhex(verdict.nonce))),
+        _EXTENSION: verdict.to_claims(),
+    }
+    return tokens.write(payload, typ=ADMISSION_TYPE, key=key, kid=kid)
+
+
+def open_token(
+    token: str, *, keys: tokens.Keys, issuer: str, audience: str, at: datetime, skew_s: int = tokens.SKEW_S
+) -> Verdict:
+    """The verdict inside an admission token that we signed. Raises TokenRefused: token.*"""
+    return open_admission(token, keys=keys, issuer=issuer, audience=audience, at=at, skew_s=skew_s).verdict
+
+
+def open_admission(
+    token: str, *, keys: tokens.Keys, issuer: str, audience: str, at: datetime, skew_s: int = tokens.SKEW_S
+) -> Admission:
+    """As `open_token`, with the token's own id, times and policy. Raises TokenRefused: token.*"""
+    claims = tokens.read(token, typ=ADMISSION_TYPE, keys=keys, issuer=issuer, audience=audience, at=at, skew_s=skew_s)
+    label, module = ear.check(claims)
+    verdict = _from_claims(claims.get(_EXTENSION))
+    nonce = b64url(bytes.fromhex(verdict.nonce))
+    told = (claims.get("sub"), claims.get("cnf"), label, module.get("eat_nonce"))
+    if told != (verdict.subject, {"jkt": verdict.jkt}, _LABELS[verdict.tee], nonce) or not verdict.admission:
+        raise TokenRefused(Code.TOKEN_CLAIMS, "sub, cnf, submodule or nonce contradict the verdict inside")
+    if at >= verdict.valid_until:
+        raise TokenRefused(Code.TOKEN_EXPIRED, f"the verdict rests on what ended at {verdict.valid_until.isoformat()}")
+    return Admission(
+        verdict=verdict,
+        token_id=tokens.text(claims, "jti", most=64),
+        issued_at=datetime.fromtimestamp(claims["iat"], UTC),
+        expires_at=datetime.fromtimestamp(claims["exp"], UTC),
+        policy_digest=_policy_digest(module),
+        status=Tier(claims["ear_status"]),
+    )
+
+
+def sign_result(
+    verdict: Verdict,
+    *,
+    key: ec.EllipticCurvePrivateKey,
+    kid: str,
+    issuer: str,
+    audience: str,
+    at: datetime,
+    ttl_s: int,
+    jti: str,
+    nonce: str = "",
+    checks: Iterable[Check] = (),
+    appraisal: Appraisal = NOT_APPRAISED,
+) -> str:
+    """The answer to a relying service that had a quote verified; `nonce` is the service's own, 8 to 88 characters.
+
+    It names no subject and confirms no key. Raises TokenRefused: token.expired, token.lifetime, token.too_large.
+    """
+    facts = {name: value for name, value in verdict.to_claims().items() if name not in _BOUND}
+    payload = {
+        **_envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti),
+        **_appraised(verdict, appraisal, ""),
+        _RESULT: {"ok": True, "code": None, "checks": _told(checks), "facts": facts},
+    }
+    return tokens.write(payload | _asked(nonce), typ=RESULT_TYPE, key=key, kid=kid)
+
+
+def sign_refusal(
+    failure: AttestationError,
+    *,
+    tee: Tee,
+    key: ec.EllipticCurvePrivateKey,
+    kid: str,
+    issuer: str,
+    audience: str,
+    at: datetime,
+    ttl_s: int,
+    jti: str,
+    nonce: str = "",
+) -> str:
+    """The same for a quote that did not verify: `contraindicated`, with the code and every check that ran."""
+    checks = failure.checks if isinstance(failure, VerificationFailed) else ()
+    values = ear.vector_of_refusal(failure)
+    payload = {
+        **_envelope(issuer, audience, at, ttl_s, None, jti),
+        **ear.frame(
+            label=_LABELS[tee], values=values, overall=Tier.CONTRAINDICATED, appraisal=NOT_APPRAISED, build=BUILD
+        ),
+        _RESULT: {"ok": False, "code": str(failure.code), "checks": _told(checks), "facts": None},
+    }
+    return tokens.write(payload | _asked(nonce), typ=RESULT_TYPE, key=key, kid=kid)
+
+
+def open_result(
+    token: str,
+    *,
+    keys: tokens.Keys,
+    issuer: str,
+    audience: str,
+    at: datetime,
+    nonce: str = "",
+    skew_s: int = tokens.SKEW_S,
+) -> dict[str, Any]:
+    """The claims of a verification result; `ear_status` is the answer. With `nonce`, it must be the one asked with.
+
+    Raises TokenRefused: token.*
+    """
+    claims = tokens.read(token, typ=RESULT_TYPE, keys=keys, issuer=issuer, audience=audience, at=at, skew_s=skew_s)
+    ear.check(claims)
+    if "sub" in claims or "cnf" in claims:
+        raise TokenRefused(Code.TOKEN_CLAIMS, "a verification result names no subject and confirms no key")
+    if not isinstance(claims.get(_RESULT), dict) or (nonce and claims.get("eat_nonce") != nonce):
+        raise TokenRefused(Code.TOKEN_CLAIMS, "no verification inside, or the answer to another nonce")
+    return claims
+
+
+def _judged(verified: VerifiedQuote) -> dict[str, Any]:
+    pck = verified.pck
+    return {
+        "tcb_status": verified.tcb_status,
+        "platform_tcb_status": verified.platform_tcb_status,
+        "module_tcb_status": verified.module_tcb_status,
+        "qe_tcb_status": verified.qe_tcb_status,
+        "advisory_ids": verified.advisory_ids,
+        "tcb_date": verified.tcb_date,
+        "tcb_evaluation_number": verified.tcb_evaluation_number,
+        "qe_evaluation_number": verified.qe_evaluation_number,
+        "fmspc": pck.fmspc.hex(),
+        "ppid": pck.ppid.hex(),
+        "piid": pck.piid.hex() if pck.piid is not None else None,
+        "dynamic_platform": pck.dynamic_platform,
+        "cached_keys": pck.cached_keys,
+        "smt_enabled": pck.smt_enabled,
+        "allowances": tuple(sorted(verified.allowances_used)),
+        "collateral_digest": verified.collateral_digest.hex(),
+        "root_sha256": verified.root_sha256,
+        "simulated": verified.root_sha256 not in TrustRoots.intel().sha256,
+        "verified_at": verified.verified_at,
+        "valid_until": verified.valid_until,
+    }
+
+
+def _measured(quote: Quote) -> dict[str, Any]:
+    body = quote.body
+    td = body if isinstance(body, TdReport) else None
+    enclave = body if isinstance(body, EnclaveReport) else None
+    return {
+        "tee": quote.tee,
+        "mr_td": td.mr_td.hex() if td else "",
+        "mr_seam": td.mr_seam.hex() if td else "",
+        "rtmrs": tuple(rtmr.hex() for rtmr in td.rtmrs) if td else (),
+        "mr_config_id": td.mr_config_id.hex() if td else "",
+        "mr_owner": td.mr_owner.hex() if td else "",
+        "mr_owner_config": td.mr_owner_config.hex() if td else "",
+        "td_attributes": td.td_attributes.hex() if td else "",
+        "xfam": td.xfam.hex() if td else "",
+        "mr_enclave": enclave.mr_enclave.hex() if enclave else "",
+        "mr_signer": enclave.mr_signer.hex() if enclave else "",
+        "report_data": quote.report_data.hex(),
+        "quote_digest": quote_digest(quote).hex(),
+    }
+
+
+def quote_digest(quote: Quote) -> bytes:
+    """SHA-256 over the quote's own bytes, padding excluded. For logs, never an identity: signatures are malleable."""
+    size = len(quote.signature) + len(quote.certified)
+    return hashlib.sha256(quote.signed + size.to_bytes(4, "little") + quote.signature + quote.certified).digest()
+
+
+def _logged(quote: Quote, log: EventLog | None) -> dict[str, Any]:
+    if log is None:
+        return {"launches": (), "event_log_present": False, "event_digests": ()}
+    if quote.tee is not Tee.TDX:
+        raise VerificationFailed(Code.EVENTLOG_NOT_A_TD, "an SGX enclave has no run-time registers")
+    log.check(quote.td)
+    digests = tuple(tuple(digest.hex() for digest in log.digests(register)) for register in range(4))
+    return {"launches": log.launches(), "event_log_present": True, "event_digests": digests}
+
+
+def _bound(binding: Binding | None) -> dict[str, Any]:
+    if binding is None:
+        return {**dict.fromkeys(_BOUND, ""), "identity_key": b"", "sealing_key": b"", "admission": False}
+    return {
+        "subject": f"{binding.role}/{binding.tenant}/{binding.jkt}",
+        "tenant": binding.tenant,
+        "role": str(binding.role),
+        "identity_key": binding.identity_key,
+        "jkt": binding.jkt,
+        "suite": binding.suite,
+        "sealing_key": binding.sealing_key,
+        "nonce": binding.nonce.hex(),
+        "broker_id": binding.broker_id.hex(),
+        "trust_file_digest": binding.trust_file_digest.hex(),
+        "init_data_digest": binding.init_data_digest.hex(),
+        "admission": True,
+    }
+
+
+_BOUND: Final = (
+    "subject",
+    "tenant",
+    "role",
+    "identity_key",
+    "jkt",
+    "suite",
+    "sealing_key",
+    "nonce",
+    "broker_id",
+    "trust_file_digest",
+    "init_data_digest",
+    "admission",
+)
+
+
+def _envelope(
+    issuer: str, audience: str, at: datetime, ttl_s: int, valid_until: datetime | None, jti: str
+) -> dict[str, Any]:
+    if at.tzinfo is None:
+        raise TypeError("at must be an aware datetime")
+    if not 0 < ttl_s <= tokens.MAX_LIFE_S:
+        raise TokenRefused(Code.TOKEN_LIFETIME, f"{ttl_s} s, need 1 to {tokens.MAX_LIFE_S}")
+    issued = int(at.timestamp())
+    ends = issued + ttl_s if valid_until is None else min(issued + ttl_s, int(valid_until.timestamp()))
+    if ends <= issued:
+        raise TokenRefused(Code.TOKEN_EXPIRED, "what the verdict rests on has ended")
+    return {"iss": issuer, "aud": audience, "iat": issued, "exp": ends, "jti": jti}
+
+
+def _appraised(verdict: Verdict, appraisal: Appraisal, evidence_nonce: str) -> dict[str, Any]:
+    values = ear.vector(tcb_status=verdict.tcb_status, allowances=verdict.allowances, appraisal=appraisal)
+    return ear.frame(
+        label=_LABELS[verdict.tee],
+        values=values,
+        overall=ear.status(values, compared=verdict.compared, appraisal=appraisal),
+        appraisal=appraisal,
+        build=BUILD,
+        evidence_nonce=evidence_nonce,
+    )
+
+
+def _told(checks: Iterable[Check]) -> list[dict[str, Any]]:
+    return [{"name": check.name, "code": str(check.code), "ok": check.ok} for check in checks]
+
+
+def _asked(nonce: str) -> dict[str, str]:
+    if not nonce:
+        return {}
+    if not 8 <= len(nonce) <= 88:
+        raise TokenRefused(Code.TOKEN_CLAIMS, "a nonce has 8 to 88 characters")
+    return {"eat_nonce": nonce}
+
+
+def _policy_digest(module: Mapping[str, Any]) -> str:
+    ids = module.get("ear_appraisal_policy_ids")
+    if not isinstance(ids, list) or len(ids) != 1 or not isinstance(ids[0], str) or not ids[0].startswith("sha256:"):
+        raise TokenRefused(Code.TOKEN_CLAIMS, "need one policy id, a SHA-256")
+    return ids[0].removeprefix("sha256:")
+
+
+def _from_claims(found: object) -> Verdict:
+    values = verdict_claims.read(found)
+    _consistent(values)
+    return Verdict(**values, seal=_SEAL)
+
+
+def _consistent(values: Mapping[str, Any]) -> None:
+    """An admission's derived fields are what its keys give, so that none of them can be believed by itself."""
+    try:
+        es256.load_public(values["identity_key"])
+    except ValueError as error:
+        raise TokenRefused(Code.TOKEN_CLAIMS, f"identity_key: {error}") from error
+    jkt = es256.thumbprint(values["identity_key"])
+    subject = f"{values['role']}/{values['tenant']}/{jkt}"
+    if (values["jkt"], values["subject"]) != (jkt, subject):
+        raise TokenRefused(Code.TOKEN_CLAIMS, "subject or jkt is not that of the identity key")
+    if len(values["event_digests"]) != (4 if values["event_log_present"] else 0):
+        raise TokenRefused(Code.TOKEN_CLAIMS, "event digests without an event log, or the other way round")

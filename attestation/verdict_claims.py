@@ -1,0 +1,158 @@
+"""A verdict's fields ↔ JSON members: one codec per field, exact in both directions.
+
+Decides how each field of a Verdict is written into a token, and that nothing is read which would not have been
+written so. That the token is ours, and that its fields fit together, is decided in `verdict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+from attestation.encoding import b64url, from_b64url
+from attestation.errors import Code, TokenRefused
+from attestation.eventlog import Launch
+from attestation.quote import Tee
+from attestation.tcb import TcbStatus
+
+
+class Codec(NamedTuple):
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]  # raises ValueError for what `write` would not have written
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _typed(kind: type) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"not {kind.__name__}")
+        return value
+
+    return read
+
+
+def _optional(codec: Codec) -> Codec:
+    return Codec(
+        lambda value: None if value is None else codec.write(value),
+        lambda value: None if value is None else codec.read(value),
+    )
+
+
+def _listed(codec: Codec) -> Codec:
+    def read(value: Any) -> tuple[Any, ...]:
+        return tuple(map(codec.read, _typed(list)(value)))
+
+    return Codec(lambda values: [codec.write(value) for value in values], read)
+
+
+def _read_hex(value: Any) -> str:
+    text: str = _typed(str)(value)
+    if bytes.fromhex(text).hex() != text:
+        raise ValueError("not lower-case hex")
+    return text
+
+
+def _read_time(value: Any) -> datetime:
+    text: str = _typed(str)(value)
+    moment = datetime.fromisoformat(text)
+    if moment.utcoffset() is None or moment.astimezone(UTC).isoformat() != text:
+        raise ValueError("not a UTC time")
+    return moment
+
+
+def _read_launch(value: Any) -> Launch:
+    digest, name = map(_typed(str), _typed(list)(value))
+    return Launch(_read_hex(digest), name)
+
+
+def _read_digests(value: Any) -> tuple[str, ...]:
+    raw = from_b64url(_typed(str)(value))
+    if len(raw) % 48:
+        raise ValueError("not a row of SHA-384 digests")
+    return tuple(raw[at : at + 48].hex() for at in range(0, len(raw), 48))
+
+
+_TEXT: Final = Codec(_same, _typed(str))
+_HEX: Final = Codec(_same, _read_hex)
+_FLAG: Final = Codec(_same, _typed(bool))
+_NUMBER: Final = Codec(_same, _typed(int))
+_BYTES: Final = Codec(b64url, lambda value: from_b64url(_typed(str)(value)))
+_TIME: Final = Codec(lambda moment: moment.astimezone(UTC).isoformat(), _read_time)
+_STATUS: Final = Codec(str, TcbStatus)
+# digests are the bulk of a token: one text per register takes two thirds of what hex would
+_DIGESTS: Final = Codec(lambda row: b64url(b"".join(map(bytes.fromhex, row))), _read_digests)
+
+CODECS: Final[dict[str, Codec]] = {
+    "subject": _TEXT,
+    "tenant": _TEXT,
+    "role": _TEXT,
+    "tee": Codec(str, Tee),
+    "tcb_status": _STATUS,
+    "platform_tcb_status": _STATUS,
+    "module_tcb_status": _optional(_STATUS),
+    "qe_tcb_status": _STATUS,
+    "advisory_ids": _listed(_TEXT),
+    "tcb_date": _TIME,
+    "tcb_evaluation_number": _NUMBER,
+    "qe_evaluation_number": _NUMBER,
+    "fmspc": _HEX,
+    "ppid": _HEX,
+    "piid": _optional(_HEX),
+    "dynamic_platform": _optional(_FLAG),
+    "cached_keys": _optional(_FLAG),
+    "smt_enabled": _optional(_FLAG),
+    "mr_td": _HEX,
+    "mr_seam": _HEX,
+    "rtmrs": _listed(_HEX),
+    "mr_config_id": _HEX,
+    "mr_owner": _HEX,
+    "mr_owner_config": _HEX,
+    "td_attributes": _HEX,
+    "xfam": _HEX,
+    "mr_enclave": _HEX,
+    "mr_signer": _HEX,
+    "report_data": _HEX,
+    "launches": _listed(Codec(list, _read_launch)),
+    "event_log_present": _FLAG,
+    "event_digests": _listed(_DIGESTS),
+    "allowances": _listed(_TEXT),
+    "identity_key": _BYTES,
+    "jkt": _TEXT,
+    "suite": _TEXT,
+    "sealing_key": _BYTES,
+    "nonce": _HEX,
+    "broker_id": _HEX,
+    "trust_file_digest": _HEX,
+    "init_data_digest": _HEX,
+    "quote_digest": _HEX,
+    "collateral_digest": _HEX,
+    "root_sha256": _HEX,
+    "simulated": _FLAG,
+    "verified_at": _TIME,
+    "valid_until": _TIME,
+    "compared": _FLAG,
+    "admission": _FLAG,
+}
+"""In the order of Verdict's fields."""
+
+
+def write(verdict: object) -> dict[str, Any]:
+    """JSON members of every field."""
+    return {name: codec.write(getattr(verdict, name)) for name, codec in CODECS.items()}
+
+
+def read(found: object) -> dict[str, Any]:
+    """Every field's value. Raises TokenRefused token.claims_invalid."""
+    if not isinstance(found, dict) or found.keys() != CODECS.keys():
+        raise TokenRefused(Code.TOKEN_CLAIMS, "the verdict inside has not exactly its members")
+    values: dict[str, Any] = {}
+    for name, codec in CODECS.items():
+        try:
+            values[name] = codec.read(found[name])
+        except ValueError as error:
+            raise TokenRefused(Code.TOKEN_CLAIMS, f"{name}: {error}") from error
+    return values
