@@ -16,6 +16,8 @@ class Code(StrEnum):
 
     AGENT_HANDLER = "agent.handler_invalid"
     AGENT_NOT_RUNNING = "agent.not_running"
+    AGENT_NO_REPLY = "agent.no_reply"
+    AGENT_RUNNING = "agent.running"
     AGENT_UNCONFIGURED = "agent.unconfigured"
     CLIENT_ANSWER = "client.answer_malformed"
     CLIENT_TIMEOUT = "client.timeout"
@@ -43,6 +45,9 @@ class Code(StrEnum):
     LAUNCH_PACKAGE = "launch.package_missing"
     LAUNCH_TOO_LARGE = "launch.too_large"
     LAUNCH_UNSAFE_FILE = "launch.unsafe_file"
+    MESSAGE_HANDLER = "message.handler_failed"
+    MESSAGE_NO_ANSWER = "message.no_answer"
+    MESSAGE_PEER_FAILED = "message.peer_failed"
     MESSAGE_SCHEMA = "message.schema_mismatch"
     MESSAGE_TYPE = "message.type_unknown"
     PEER_REFUSED = "peer.not_accepted"
@@ -152,6 +157,14 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "The agent has not been admitted yet, or was stopped.",
         "Use secrets and messages inside a handler, `on_start`, or after `await agent.start(...)`.",
     ),
+    Code.AGENT_NO_REPLY: (
+        "There is nobody to reply to.",
+        "Reply inside a handler, to messages that were sent with `ctx.ask`.",
+    ),
+    Code.AGENT_RUNNING: (
+        "The agent was started twice.",
+        "Make one Agent for each start.",
+    ),
     Code.AGENT_UNCONFIGURED: (
         "The agent does not know its trust domain, broker or trust file.",
         "Start it with `cloister run AGENT.py` (add `--simulated` on a machine without TDX).",
@@ -250,6 +263,18 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.LAUNCH_UNSAFE_FILE: (
         "A file can't be measured: a symbolic link, a device, or it changed while it was copied.",
         "Keep only plain files in the agent's folder.",
+    ),
+    Code.MESSAGE_HANDLER: (
+        "The handler of this message failed five times.",
+        "Look into the log of the agent that was asked.",
+    ),
+    Code.MESSAGE_NO_ANSWER: (
+        "The peer did not answer in time.",
+        "Ask again, or wait longer with `timeout_s`.",
+    ),
+    Code.MESSAGE_PEER_FAILED: (
+        "The peer could not handle the message; the detail is its code.",
+        "Look into the peer's log; the message was not retried further.",
     ),
     Code.MESSAGE_SCHEMA: (
         "The message does not fit its type.",

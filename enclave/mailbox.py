@@ -15,7 +15,7 @@ import hmac
 import os
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -192,8 +192,10 @@ class Inbox:
         self._newest = statement
         return statement
 
-    def open(self, delivery: Delivery, sender_token: str, broker: Broker) -> Opened:
-        """Prove and open one delivery. The order is cheap first, and nothing is believed before the sender's signature.
+    def open(self, delivery: Delivery, senders: Mapping[str, str], broker: Broker) -> Opened:
+        """Prove and open one delivery; `senders` has a peer token for each subject that sent something.
+
+        The order is cheap first, and nothing of the header is acted on before the sender's signature over it.
 
         Raises WireError envelope.malformed, envelope.signature_invalid; TokenRefused token.*; EnvelopeRefused
         envelope.*, peer.not_accepted. A refused envelope changes nothing here.
@@ -202,7 +204,10 @@ class Inbox:
         header = Header.from_bytes(envelope.header)
         if header.mailbox != self.name:
             raise EnvelopeRefused(Code.ENVELOPE_WRONG_MAILBOX, f"for {header.mailbox}, this is {self.name}")
-        sender = peer_verdict(sender_token, broker, self._time)
+        token = senders.get(header.sender)
+        if token is None:
+            raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"no admission of {header.sender!a} came with it")
+        sender = peer_verdict(token, broker, self._time)
         if sender.subject != header.sender or sender.jkt != header.sender_jkt:
             raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"header names {header.sender!a}, token {sender.subject!a}")
         if not sender.tenant == header.tenant == tenant_of(self.name):

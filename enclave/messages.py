@@ -26,7 +26,6 @@ from typing import Any, Final, final
 from broker.wire.errors import WireError
 from broker.wire.fields import parse_object
 from broker.wire.jose import b64u, unb64u
-
 from enclave.errors import AgentError, Code, MessageError
 
 MAX_JSON: Final = 256 * 1024
@@ -43,11 +42,11 @@ class MessageType:
 
     def __init__(self, kind: type) -> None:
         """Raises AgentError agent.handler_invalid for a type that cannot be a message."""
+        if not _NAME.fullmatch(getattr(kind, "__name__", "")):
+            raise AgentError(Code.AGENT_HANDLER, f"{kind!r} is not a class")
         self.kind = kind
         self.name = kind.__name__
         self._pydantic = hasattr(kind, "model_validate") and hasattr(kind, "model_json_schema")
-        if not isinstance(kind, type) or not _NAME.fullmatch(self.name):
-            raise AgentError(Code.AGENT_HANDLER, f"{kind!r} is not a class")
         if self._pydantic:
             self.schema: dict[str, Any] = kind.model_json_schema()  # type: ignore[attr-defined]  # duck-typed: see above
         elif dataclasses.is_dataclass(kind):

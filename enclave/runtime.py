@@ -1,0 +1,263 @@
+"""One agent's living connection: admitted, renewed, with its mailbox published and its secrets and mail at hand.
+
+Decides when to attest again: before the admission ends (with jitter, so that a fleet does not come at once), and when
+the broker no longer takes it. What the author of an agent sees is `agent` and `context`; what may be believed was
+decided in `session`, `release` and `mailbox`. Runs on one event loop; quotes are made in a thread, since hardware takes
+its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar, final
+
+import httpx2
+
+from attestation.errors import AttestationError
+from attestation.evidence import MLKEM768_X25519
+from attestation.ports import TrustDomain
+from broker.wire.envelope import Header
+from broker.wire.errors import WireError
+from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, ReceiveRequest, SendStatus
+from broker.wire.release import ReleaseRequest
+from enclave.client import AsyncClient, BrokerCalls, Call
+from enclave.clock import BrokerTime
+from enclave.errors import AgentError, BrokerRefused, Code, EnvelopeRefused, TransportFailed
+from enclave.keys import AgentKeys
+from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, Outbox, everyone
+from enclave.release import Secret, open_release
+from enclave.session import Admission, Session
+from enclave.trustfile import TrustFile
+
+log: Final = logging.getLogger("cloister.agent")
+T = TypeVar("T")
+
+ATTEST_PATIENCE_S: Final = 60.0  # collateral of a platform that the broker has never seen is fetched meanwhile
+KEY_CACHE_S: Final = 30.0
+WAIT_S: Final = 10
+LEASE_S: Final = 30
+_RETRY: Final = frozenset({429, 503})
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """An opened message and the lease under which it came."""
+
+    opened: Opened = field(repr=False)
+    lease: str
+    attempt: int
+
+
+@final
+class Runtime:
+    """See the module. `start` first; `close` ends everything and destroys the keys."""
+
+    def __init__(
+        self,
+        *,
+        domain: TrustDomain,
+        trust: TrustFile,
+        broker_url: str,
+        mailbox: str,
+        judge: Judge = everyone,
+        suite: str = MLKEM768_X25519,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.domain = domain
+        self.trust = trust
+        self.keys = AgentKeys.generate(suite)
+        self.time = BrokerTime()
+        self.inbox = Inbox(mailbox, self.keys, self.time, suite=suite, judge=judge)
+        self._outbox = Outbox(self.keys, self.time, judge=judge)
+        self._session = Session(self.keys, trust, self.time)
+        self._client = AsyncClient(transport)
+        self._calls = BrokerCalls(broker_url, self.keys, self.time, self._token)
+        self._admission: Admission | None = None
+        self._attesting = asyncio.Lock()
+        self._sending: dict[str, asyncio.Lock] = {}
+        self._found: dict[str, tuple[float, MailboxInfo]] = {}
+
+    @property
+    def admission(self) -> Admission:
+        """Raises AgentError agent.not_running."""
+        if self._admission is None:
+            raise AgentError(Code.AGENT_NOT_RUNNING, "the broker has not admitted this agent")
+        return self._admission
+
+    @property
+    def admitted(self) -> bool:
+        return self._admission is not None
+
+    def _token(self) -> str:
+        return self.admission.token
+
+    # --- attestation ---
+
+    async def attest(self, *, instead_of: Admission | None = None) -> Admission:
+        """Attest, unless another task has replaced `instead_of` meanwhile. Raises what the session and client raise."""
+        async with self._attesting:
+            if self._admission is not None and self._admission is not instead_of:
+                return self._admission
+            try:
+                self._admission = await self._attest_patiently()
+            except BrokerRefused:
+                self._admission = None
+                raise
+            return self._admission
+
+    async def _attest_patiently(self) -> Admission:
+        loop, pause = asyncio.get_running_loop(), 0.2
+        give_up = loop.time() + ATTEST_PATIENCE_S
+        while True:
+            try:
+                return await self._attest_once()
+            except BrokerRefused as refusal:
+                if refusal.status not in _RETRY or loop.time() + pause > give_up:
+                    raise
+            except TransportFailed:
+                if loop.time() + pause > give_up:
+                    raise
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
+            pause = min(2 * pause, 5.0)
+
+    async def _attest_once(self) -> Admission:
+        session = self._session
+        question = session.ask(os.urandom(32))
+        report_data = session.challenged(await self._client.do(self._calls.challenge(question)))
+        quote = await asyncio.to_thread(self.domain.quote, report_data)
+        event_log = await asyncio.to_thread(self.domain.event_log)
+        evidence = session.quoted(quote, event_log or None)
+        return session.admitted(await self._client.do(self._calls.attest(evidence)))
+
+    def renewal_due_s(self) -> float:
+        """Seconds from now until the next attestation should begin: at 60 to 80 % of the admission's life."""
+        admission = self.admission
+        life = admission.expires_at_s - admission.issued_at_s
+        due = admission.issued_at_s + life * random.uniform(0.6, 0.8)  # noqa: S311  jitter, not a secret
+        return max(due - self.time.now_s(), 0.0)
+
+    async def _authorised(self, make: Callable[[], Call[T]]) -> T:
+        """The call's result; once, after the broker no longer takes the token, with a new admission."""
+        before = self._admission
+        if before is None:
+            before = await self.attest()
+        try:
+            return await self._client.do(make())
+        except BrokerRefused as refusal:
+            if refusal.status != 401:
+                raise
+            log.info("admission no longer taken (%s); attesting again", refusal.code)
+        await self.attest(instead_of=before)
+        return await self._client.do(make())
+
+    # --- secrets ---
+
+    async def secret(self, name: str, version: int | None = None) -> Secret:
+        """Raises BrokerRefused when policy says no; WireError, SessionError, SealingFailed for a forged answer."""
+        request = ReleaseRequest(nonce=os.urandom(32), version=version)
+        answer = await self._authorised(lambda: self._calls.release(name, request))
+        return open_release(
+            answer,
+            admission=self.admission,
+            keys=self.keys,
+            name=name,
+            nonce=request.nonce,
+            now_s=self.time.now_s(),
+        )
+
+    # --- mail ---
+
+    async def publish(self) -> None:
+        """Publish the mailbox's key when one is due."""
+        if self.inbox.key_due():
+            key = self.inbox.new_epoch(self.admission.subject)
+            await self._authorised(lambda: self._calls.publish(key))
+
+    async def send(
+        self,
+        mailbox: str,
+        *,
+        kind: str,
+        plaintext: bytes,
+        labels: frozenset[str] = frozenset(),
+        in_reply_to: bytes = b"",
+        reply_to: str = "",
+        ttl_s: float = DEFAULT_TTL_S,
+        announce: Callable[[bytes, str], None] | None = None,
+    ) -> bytes:
+        """Seal and send one message; returns its id once the broker holds it durably. `announce` gets the id and the
+        mailbox's owner before anything is sent, so that an answer cannot come too early.
+
+        Raises BrokerRefused, EnvelopeRefused, WireError, TokenRefused, TransportFailed.
+        """
+        # One at a time per mailbox: the order of sequence numbers is the order of sending.
+        async with self._sending.setdefault(mailbox, asyncio.Lock()):
+            found = await self._mailbox(mailbox)
+            envelope = self._outbox.seal(
+                found,
+                mailbox=mailbox,
+                admission=self.admission,
+                kind=kind,
+                plaintext=plaintext,
+                labels=labels,
+                in_reply_to=in_reply_to,
+                reply_to=reply_to,
+                ttl_s=ttl_s,
+            )
+            if announce is not None:
+                announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
+            response = await self._authorised(lambda: self._calls.send(mailbox, [envelope]))
+        result = response.results[0] if len(response.results) == 1 else None
+        if result is None:
+            raise TransportFailed(Code.CLIENT_ANSWER, f"{len(response.results)} results for one envelope")
+        if result.status is SendStatus.REFUSED:
+            self._found.pop(mailbox, None)
+            raise BrokerRefused(status=403, code=result.code, detail=f"a {kind} to {mailbox} was not taken")
+        return result.msg_id
+
+    async def _mailbox(self, name: str) -> MailboxInfo:
+        now = asyncio.get_running_loop().time()
+        until, found = self._found.get(name, (0.0, None))
+        if found is None or now > until:
+            found = await self._authorised(lambda: self._calls.mailbox(name))
+            self._found[name] = (now + KEY_CACHE_S, found)
+        return found
+
+    async def receive(self, limit: int) -> list[Received]:
+        """Wait for mail and open what can be proved. What cannot is acknowledged away, and logged with its code."""
+        name = self.inbox.name
+        request = ReceiveRequest(max_messages=limit, wait_s=WAIT_S, lease_s=LEASE_S)
+        response = await self._authorised(lambda: self._calls.receive(name, request))
+        received, dropped = [], []
+        for delivery in response.deliveries:
+            try:
+                opened = self.inbox.open(delivery, response.senders, self.admission.broker)
+            except (EnvelopeRefused, AttestationError, WireError) as error:
+                if error.code is not Code.ENVELOPE_IN_PROGRESS:
+                    log.warning("message refused: %s", error.code)
+                    dropped.append(delivery.lease)
+                continue
+            received.append(Received(opened=opened, lease=delivery.lease, attempt=delivery.attempt))
+        if dropped:
+            await self.acknowledge(*dropped)
+        return received
+
+    async def acknowledge(self, *leases: str) -> None:
+        request = AckRequest(ack=leases)
+        await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
+
+    async def give_back(self, lease: str, delay_s: int) -> None:
+        request = AckRequest(nak=(Nak(lease=lease, delay_s=delay_s),))
+        await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        self._session.close()
+        self.keys.destroy()
+        self._admission = None
