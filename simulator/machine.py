@@ -92,6 +92,12 @@ class Machine:
                     raise
         return cls(store)
 
+    def fork(self, at: Moment = None) -> Machine:
+        """A copy in memory with the same keys, its clock stopped at `at`. What happens to it does not happen here."""
+        state = self._store.read()
+        moment = state.clock.read() if at is None else seconds(at)
+        return Machine(MemoryStore(replace(state, clock=ClockState(stopped_at_s=moment))))
+
     @property
     def path(self) -> Path | None:
         return self._store.path

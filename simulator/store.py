@@ -1,8 +1,8 @@
 """Where a machine's state lives: in memory, or in a folder that several processes use at once.
 
 Decides that a state is read whole or not at all, that it changes under a file lock by replacing one file atomically,
-and that a file which is damaged or from a newer version is never touched. Layout of a folder: `machine.json` (mode 0600, it
-holds the seed of all keys), `lock`, and `root.pem`, the certificate to hand to verifiers.
+and that a file which is damaged or from a newer version is never touched. Layout of a folder: `machine.json` (0600,
+it holds the seed of all keys), `lock`, and `root.pem`, the certificate to hand to verifiers.
 """
 
 from __future__ import annotations
