@@ -6,6 +6,7 @@ Nothing here replaces a part of the project. The simulator's own fixtures come f
 import ipaddress
 import os
 import socket
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,7 +65,7 @@ def _guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_internet() -> Any:
+def _no_internet() -> Iterator[None]:
     """Covers Python sockets of this process; programs that a test starts are given loopback addresses."""
     patch = pytest.MonkeyPatch()
     patch.setattr(socket.socket, "connect", _guarded_connect)
