@@ -1,0 +1,191 @@
+"""`cloister run`: measure an agent, record it in RTMR3, run the measured copy inside the trust domain.
+
+Decides which trust domain, broker and trust file are used, from options, the environment, or a running lab's own
+note (with --simulated only), in that order; a simulated domain is never chosen because real hardware is missing.
+Exit status: the agent's own, or 2 when something is not set up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, final
+
+from attestation.errors import AttestationError
+from attestation.ports import TrustDomain
+from enclave import launch, supervise
+from enclave.errors import AgentError, Code, EnclaveError, LaunchFailed, TdxError
+from enclave.main import BROKER_VARIABLE, TRUST_VARIABLE
+from enclave.tdx import TdxTrustDomain
+from enclave.trustfile import TrustFile
+
+USAGE: Final = 2
+GROUP: Final = "cloister.trust_domain"
+MACHINE_VARIABLE: Final = "CLOISTER_MACHINE"
+LAB_NOTE: Final = "cloister/lab.json"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Where an agent runs and whom it believes."""
+
+    machine: str
+    broker_url: str
+    trust: bytes
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`cloister run …`; returns the exit status."""
+    options = _parser().parse_args(list(arguments))
+    try:
+        return _digest(options) if options.digest else _run(options)
+    except (EnclaveError, AttestationError) as error:
+        print(f"cloister run: {error}", file=sys.stderr)
+        return USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cloister run", description=__doc__.split("\n\n")[0])
+    parser.add_argument("agent", type=Path, metavar="AGENT", help="a .py file, or a folder with __main__.py")
+    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="for the agent, after --")
+    parser.add_argument("--simulated", action="store_true", help="run on the software simulator; protects nothing")
+    parser.add_argument("--machine", default="", metavar="DIR", help="the simulated machine's folder")
+    parser.add_argument("--broker", default="", metavar="URL", help=f"the broker's address (or {BROKER_VARIABLE})")
+    parser.add_argument("--trust", default="", metavar="FILE", help=f"the trust file (or {TRUST_VARIABLE})")
+    parser.add_argument("--name", default="", help="name of this launch in the event log; default: the file's name")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on")
+    parser.add_argument("--same-user", action="store_true", help="as root: do not change to a user without rights")
+    parser.add_argument("--digest", action="store_true", help="print the code digest for reference values, run nothing")
+    return parser
+
+
+def _digest(options: argparse.Namespace) -> int:
+    with launch.stage(options.agent) as staged:
+        print(staged.digest.hex())
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    real = None if options.simulated else _real()  # first: without a trust domain nothing else matters
+    around = _surroundings(options)
+    trust = TrustFile.parse(around.trust)
+    broker_url = around.broker_url or trust.broker_url
+    if not broker_url:
+        raise AgentError(Code.AGENT_UNCONFIGURED, "no broker is known", _HINT)
+    name = options.name or options.agent.resolve().stem
+    domain = real or _simulated(around.machine, name)
+    uid = None if options.same_user else supervise.separate_uid()
+    with launch.stage(options.agent) as staged:
+        launch.extend(domain, staged.digest, name)
+        _tell(staged, domain, name, uid, chosen=options.same_user)
+        return supervise.run(
+            staged,
+            domain,
+            trust=around.trust,
+            broker_url=broker_url,
+            environment={one: os.environ[one] for one in options.env if one in os.environ},
+            arguments=options.arguments,
+            uid=uid,
+        )
+
+
+_HINT: Final = (
+    "Name --broker URL and --trust FILE; or start `cloister lab` in another terminal and add --simulated, "
+    "which finds it by itself."
+)
+
+
+def _surroundings(options: argparse.Namespace) -> Surroundings:
+    note = _lab_note() if options.simulated else {}
+    trust = options.trust or os.environ.get(TRUST_VARIABLE, "") or note.get("trust_file", "")
+    if not trust:
+        raise AgentError(Code.AGENT_UNCONFIGURED, "no trust file is known, so nobody can be believed", _HINT)
+    TrustFile.load(Path(trust))  # says what is wrong with it
+    return Surroundings(
+        machine=options.machine or os.environ.get(MACHINE_VARIABLE, "") or note.get("machine", ""),
+        broker_url=options.broker or os.environ.get(BROKER_VARIABLE, "") or note.get("broker_url", ""),
+        trust=Path(trust).read_bytes(),
+    )
+
+
+def lab_note() -> Path:
+    """Where a lab leaves word of itself for `run --simulated`."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if state else Path.home() / ".local" / "state") / LAB_NOTE
+
+
+def _lab_note() -> dict[str, str]:
+    """The note of a lab that still runs, else nothing."""
+    try:
+        found = json.loads(lab_note().read_text(encoding="utf-8"))
+        os.kill(found["pid"], 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: text for name, text in found.items() if isinstance(text, str)}
+
+
+def _real() -> TrustDomain:
+    try:
+        return TdxTrustDomain()
+    except TdxError as error:
+        if error.code is not Code.TDX_MISSING:
+            raise
+        raise LaunchFailed(Code.LAUNCH_NO_TDX, error.detail) from None
+
+
+def _simulated(machine: str, label: str) -> TrustDomain:
+    """The domain that whoever provides `simulated` in the group makes: this package knows no simulator."""
+    reference = _entry_points().get("simulated", "")
+    module, _, attribute = reference.partition(":")
+    if not module:
+        raise LaunchFailed(Code.LAUNCH_NO_SIMULATOR, f"nothing provides `simulated` in the group {GROUP}")
+    if not machine:
+        raise AgentError(Code.AGENT_UNCONFIGURED, "no simulated machine is known", f"Name --machine DIR. {_HINT}")
+    try:
+        make = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise LaunchFailed(Code.LAUNCH_NO_SIMULATOR, f"{error.name} is not installed") from None
+    domain: TrustDomain = make(machine, label=label)
+    return domain
+
+
+def _entry_points() -> dict[str, str]:
+    """name → reference; from pyproject.toml where the project runs from a checkout."""
+    found = {point.name: point.value for point in entry_points(group=GROUP)}
+    if found:
+        return found
+    try:
+        project: dict[str, Any] = tomllib.loads(
+            Path(__file__).resolve().parent.parent.joinpath("pyproject.toml").read_text(encoding="utf-8")
+        )
+    except (OSError, tomllib.TOMLDecodeError):
+        return {}
+    points: dict[str, str] = project.get("project", {}).get("entry-points", {}).get(GROUP, {})
+    return points
+
+
+def _tell(staged: launch.Staged, domain: TrustDomain, name: str, uid: int | None, *, chosen: bool) -> None:
+    """What was measured, and in plain words what this launch does not give."""
+    say = [f"measured {name}: {staged.files} files, {staged.size / 1e6:.1f} MB, SHA-384 {staged.digest.hex()}"]
+    if domain.simulated:
+        say.append("SIMULATED trust domain: for development; it protects nothing")
+    if not staged.in_memory:
+        say.append("the copy lies on disk, not in memory: whoever owns the disk can change it after it was measured")
+    if uid is not None:
+        say.append(f"the agent runs as user {uid}, which can reach neither reports nor registers")
+    elif not chosen:
+        say.append(
+            "the agent runs as this user; to separate it from reports and registers, start as root, "
+            "with a Python that every user may read"
+        )
+    for line in say:
+        print(f"cloister: {line}", file=sys.stderr)
