@@ -1,0 +1,387 @@
+"""What a verdict must show before any rule about actions is asked: TCB, platform, allowances, workload, age.
+
+Decides the settings of `bundle.toml` as values and judges facts against them. Reads no file and asks no engine.
+Each requirement is one small function that returns its reasons; all of them run, so a refusal names every failure.
+`until` dates are exclusive: what ends on a date no longer counts at midnight UTC when that date begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from policies.codes import PolicyCode
+from policies.errors import Reason
+from policies.model import Context, Facts, Place
+from policies.reference import Match, Workload, match_workloads, unmatched
+
+CURRENT: Final = "current"
+GRACE: Final = "grace"
+STALE: Final = "stale"
+SEPT_VE_DISABLE: Final = 1 << 28
+MIGRATABLE: Final = 1 << 29
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcbRule:
+    """Which TCB states pass. `advisories_allowed` None means that any advisory may be there, unless denied."""
+
+    accept: frozenset[str]
+    min_evaluation_number: int = 0
+    min_tcb_date: datetime | None = None
+    advisories_allowed: frozenset[str] | None = frozenset()
+    advisories_denied: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grace:
+    """A looser rule that holds until a date; what passes only by it stands at `grace`, which rules can read."""
+
+    rule: TcbRule
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platforms:
+    """Whose hardware is trusted: lists of ids (any one suffices), or everything until a date."""
+
+    ppids: frozenset[str] = frozenset()
+    piids: frozenset[str] = frozenset()
+    fmspcs: frozenset[str] = frozenset()
+    any_until: datetime | None = None
+    dynamic_platform: bool | None = None
+    cached_keys: bool | None = None
+    smt_enabled: bool | None = None
+    max_addresses: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """One allowance (a name that `verify_quote` knows), until a date."""
+
+    name: str
+    until: datetime
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """`bundle.toml` and `reference-values.toml`, read. `lines` says where each key stands."""
+
+    tenant: str
+    version: int
+    tcb: TcbRule
+    grace: Grace | None
+    platforms: Platforms
+    grants: tuple[Grant, ...]
+    max_age_s: int
+    age_grace_s: int
+    suites: frozenset[str]
+    roles: frozenset[str]
+    workloads: tuple[Workload, ...]
+    lines: tuple[tuple[str, int], ...] = ()
+
+    def place(self, key: str) -> Place:
+        """Where a key stands; for one that was left out, the table around it, which may be the file itself."""
+        known = dict(self.lines)
+        while key and key not in known:
+            key = key.rpartition(".")[0]
+        return Place(file="bundle.toml", line=known.get(key, 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appraised:
+    """Result of an appraisal at one moment. It stays the same from `since` until just before `changes`."""
+
+    reasons: tuple[Reason, ...]
+    standing: str
+    workloads: tuple[str, ...]
+    since: datetime
+    changes: datetime
+
+
+def appraise(settings: Settings, facts: Facts, at: datetime) -> Appraised:
+    """Judge facts by settings at a moment. Pure: same arguments, same answer. What the context alone tells
+    (`platform_addresses`) is judged beside it, so that this result can be kept until `changes`."""
+    tcb_standing, tcb_reasons = _tcb(settings, facts, at)
+    age_standing, age_reasons = _age(settings, facts, at)
+    matches = match_workloads(settings.workloads, facts, at)
+    reasons = (
+        *tcb_reasons,
+        *_platform(settings, facts, at),
+        *_allowances(settings, facts, at),
+        *(() if matches else unmatched(settings.workloads, facts, at)),
+        *age_reasons,
+        *_words(settings, facts),
+    )
+    standing = max(tcb_standing, age_standing, key=(CURRENT, GRACE, STALE).index)
+    moments = sorted(change_moments(settings, facts, matches))
+    return Appraised(
+        reasons=reasons,
+        standing=standing,
+        workloads=tuple(sorted({match.workload for match in matches})),
+        since=at,
+        changes=next((moment for moment in moments if moment > at), facts.valid_until),
+    )
+
+
+def change_moments(settings: Settings, facts: Facts, matches: tuple[Match, ...]) -> set[datetime]:
+    """Every moment, past or future, at which an input of this appraisal changes."""
+    age_ends = facts.verified_at + timedelta(seconds=settings.max_age_s)
+    moments = {facts.valid_until, age_ends, age_ends + timedelta(seconds=settings.age_grace_s)}
+    if settings.grace:
+        moments.add(settings.grace.until)
+    if settings.platforms.any_until:
+        moments.add(settings.platforms.any_until)
+    needed = needed_allowances(facts)
+    moments.update(grant.until for grant in settings.grants if grant.name in needed)
+    moments.update(match.until for match in matches if match.until)
+    return moments
+
+
+def _tcb(settings: Settings, facts: Facts, at: datetime) -> tuple[str, tuple[Reason, ...]]:
+    reasons = _tcb_reasons(settings, settings.tcb, facts, "tcb")
+    if not reasons:
+        return CURRENT, ()
+    grace = settings.grace
+    if grace and at < grace.until and not _tcb_reasons(settings, grace.rule, facts, "tcb.grace"):
+        return GRACE, ()
+    return STALE, reasons
+
+
+def _tcb_reasons(settings: Settings, rule: TcbRule, facts: Facts, table: str) -> tuple[Reason, ...]:
+    """All that is wrong with the TCB under one rule. `table` is where the rule stands."""
+    reasons: list[Reason] = []
+
+    def no(code: PolicyCode, key: str, expected: str, found: str, passes_if: str, nearest: str = "") -> None:
+        place = settings.place(f"{table}.{key}")
+        reasons.append(
+            Reason(
+                code=code,
+                rule=f"{table}.{key}",
+                file=place.file,
+                line=place.line,
+                expected=expected,
+                found=found,
+                nearest=nearest,
+                passes_if=passes_if,
+            )
+        )
+
+    if facts.tcb_status not in rule.accept:
+        parts = f"platform {facts.platform_tcb_status or '?'}, module {facts.module_tcb_status or 'none'}, QE "
+        expected = ", ".join(sorted(rule.accept))
+        no(
+            PolicyCode.TCB_STATUS,
+            "accept",
+            expected,
+            f"{facts.tcb_status} ({parts}{facts.qe_tcb_status or '?'})",
+            f"the platform's TCB becomes {expected}, or {table}.accept lists {facts.tcb_status}",
+            "UpToDate" if "UpToDate" in rule.accept else expected,
+        )
+    lowest = min(facts.tcb_evaluation_number, facts.qe_evaluation_number)
+    if lowest < rule.min_evaluation_number:
+        which = "TCB info" if facts.tcb_evaluation_number == lowest else "QE identity"
+        want = rule.min_evaluation_number
+        no(
+            PolicyCode.EVALUATION_NUMBER,
+            "min_evaluation_number",
+            f"{want} or more",
+            f"{lowest} ({which})",
+            f"collateral of evaluation {want} is used (short by {want - lowest})",
+            str(want),
+        )
+    if rule.min_tcb_date and facts.tcb_date < rule.min_tcb_date:
+        want_date = rule.min_tcb_date.date().isoformat()
+        no(
+            PolicyCode.TCB_DATE,
+            "min_tcb_date",
+            f"{want_date} or later",
+            facts.tcb_date.date().isoformat(),
+            f"the platform reaches a TCB level dated {want_date} or later",
+            want_date,
+        )
+    denied = sorted(set(facts.advisory_ids) & rule.advisories_denied)
+    if denied:
+        names = ", ".join(denied)
+        no(
+            PolicyCode.ADVISORY_DENIED,
+            "advisories.deny",
+            "none of the denied",
+            names,
+            f"{names} no longer applies to the platform",
+        )
+    if rule.advisories_allowed is not None:
+        extra = sorted(set(facts.advisory_ids) - rule.advisories_allowed - rule.advisories_denied)
+        if extra:
+            names = ", ".join(extra)
+            no(
+                PolicyCode.ADVISORY_NOT_ALLOWED,
+                "advisories.allow",
+                ", ".join(sorted(rule.advisories_allowed)) or "no advisory",
+                names,
+                f"{names} no longer applies, or {table}.advisories.allow lists it",
+            )
+    return tuple(reasons)
+
+
+def _platform(settings: Settings, facts: Facts, at: datetime) -> tuple[Reason, ...]:
+    wanted = settings.platforms
+    place = settings.place("platforms")
+    reasons: list[Reason] = []
+    listed = facts.ppid in wanted.ppids or facts.piid in wanted.piids or facts.fmspc in wanted.fmspcs
+    found = f"ppid {facts.ppid or '?'}, piid {facts.piid or 'none'}, fmspc {facts.fmspc or '?'}"
+    if wanted.any_until:
+        if at >= wanted.any_until:
+            ended = wanted.any_until.date().isoformat()
+            reasons.append(
+                Reason(
+                    code=PolicyCode.PLATFORM_ANY_ENDED,
+                    rule="platforms",
+                    file=place.file,
+                    line=place.line,
+                    expected=f"any platform, before {ended}",
+                    found=f"{found} at {at.date().isoformat()}",
+                    passes_if=f"platforms are listed by id (ppid {facts.ppid or '?'}), or the date is renewed",
+                )
+            )
+    elif not listed:
+        lists = [("ppid", wanted.ppids), ("piid", wanted.piids), ("fmspc", wanted.fmspcs)]
+        expected = "; ".join(f"{name} in {', '.join(sorted(ids))}" for name, ids in lists if ids)
+        same_model = facts.fmspc in {piece[:12] for piece in wanted.fmspcs}
+        reasons.append(
+            Reason(
+                code=PolicyCode.PLATFORM,
+                rule="platforms",
+                file=place.file,
+                line=place.line,
+                expected=expected,
+                found=found,
+                nearest=facts.fmspc if same_model else "",
+                passes_if=f'[platforms] lists ppid "{facts.ppid}"' + (f' or piid "{facts.piid}"' if facts.piid else ""),
+            )
+        )
+    for name in ("dynamic_platform", "cached_keys", "smt_enabled"):
+        want, have = getattr(wanted, name), getattr(facts, name)
+        if want is not None and have is not want:
+            spot = settings.place(f"platforms.{name}")
+            reasons.append(
+                Reason(
+                    code=PolicyCode.PLATFORM_CONFIGURATION,
+                    rule=f"platforms.{name}",
+                    file=spot.file,
+                    line=spot.line,
+                    expected=str(want).lower(),
+                    found="not stated by the PCK certificate" if have is None else str(have).lower(),
+                    passes_if=f"the PCK certificate states {name} = {str(want).lower()}",
+                )
+            )
+    return tuple(reasons)
+
+
+def platform_addresses(settings: Settings, context: Context) -> tuple[Reason, ...]:
+    """The same platform id at too many addresses: what a copied attestation key looks like."""
+    most = settings.platforms.max_addresses
+    if context.platform_addresses <= most:
+        return ()
+    place = settings.place("platforms.max_addresses")
+    return (
+        Reason(
+            code=PolicyCode.PLATFORM_ADDRESSES,
+            rule="platforms.max_addresses",
+            file=place.file,
+            line=place.line,
+            expected=f"at most {most}",
+            found=str(context.platform_addresses),
+            nearest=str(most),
+            passes_if=f"the platform id is seen at {most} address{'es' if most > 1 else ''} only",
+        ),
+    )
+
+
+def needed_allowances(facts: Facts) -> frozenset[str]:
+    """Those named by the verdict, and those that the attributes need whatever the verdict says."""
+    needed = set(facts.allowances)
+    bits = attribute_bits(facts.td_attributes)
+    if bits is not None and not bits & SEPT_VE_DISABLE:
+        needed.add("sept_ve_disable_clear")
+    if bits is not None and bits & MIGRATABLE:
+        needed.add("migratable")
+    return frozenset(needed)
+
+
+def attribute_bits(td_attributes: str) -> int | None:
+    """The 64 ATTRIBUTES bits (hex of 8 little-endian bytes), or None when they are not there."""
+    try:
+        raw = bytes.fromhex(td_attributes)
+    except ValueError:
+        return None
+    return int.from_bytes(raw, "little") if len(raw) == 8 else None
+
+
+def _allowances(settings: Settings, facts: Facts, at: datetime) -> tuple[Reason, ...]:
+    reasons: list[Reason] = []
+    for name in sorted(needed_allowances(facts)):
+        grant = next((grant for grant in settings.grants if grant.name == name), None)
+        if grant and at < grant.until:
+            continue
+        place = settings.place("allowance")
+        reasons.append(
+            Reason(
+                code=PolicyCode.ALLOWANCE_ENDED if grant else PolicyCode.ALLOWANCE,
+                rule=f"allowance.{name}",
+                file=place.file,
+                line=grant.line if grant else place.line,
+                expected=f"{name}, before {grant.until.date().isoformat()}" if grant else f"no need for {name}",
+                found=f"td_attributes {facts.td_attributes}, allowances {', '.join(facts.allowances) or 'none'}",
+                passes_if=f"the TD is launched so that it needs no {name}"
+                + (", or the grant's `until` is renewed" if grant else f', or [[allowance]] name = "{name}" is dated'),
+            )
+        )
+    return tuple(reasons)
+
+
+def _age(settings: Settings, facts: Facts, at: datetime) -> tuple[str, tuple[Reason, ...]]:
+    age_s = int((at - facts.verified_at).total_seconds())
+    if age_s <= settings.max_age_s:
+        return CURRENT, ()
+    if age_s <= settings.max_age_s + settings.age_grace_s:
+        return GRACE, ()
+    place = settings.place("freshness.max_age_s")
+    limit = settings.max_age_s + settings.age_grace_s
+    reason = Reason(
+        code=PolicyCode.STALE,
+        rule="freshness.max_age_s",
+        file=place.file,
+        line=place.line,
+        expected=f"at most {settings.max_age_s} s old" + (f", {settings.age_grace_s} s of grace" if limit else ""),
+        found=f"{age_s} s old" if facts.verified_at.year > 1 else "never verified",
+        nearest=f"{limit} s",
+        passes_if="the agent attests again",
+    )
+    return STALE, (reason,)
+
+
+def _words(settings: Settings, facts: Facts) -> tuple[Reason, ...]:
+    """Suite and role of a binding. Evidence without a binding has neither; `engine` says what that may not do."""
+    reasons: list[Reason] = []
+    for key, value, accepted, code in (
+        ("suites", facts.suite, settings.suites, PolicyCode.SUITE),
+        ("roles", facts.role, settings.roles, PolicyCode.ROLE),
+    ):
+        if (value or facts.compared == "binding") and value not in accepted:
+            place = settings.place(key)
+            reasons.append(
+                Reason(
+                    code=code,
+                    rule=key,
+                    file=place.file,
+                    line=place.line,
+                    expected=", ".join(sorted(accepted)),
+                    found=value or "none",
+                    nearest=sorted(accepted)[0],
+                    passes_if=f"the binding names {' or '.join(sorted(accepted))}",
+                )
+            )
+    return tuple(reasons)

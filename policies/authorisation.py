@@ -1,0 +1,198 @@
+"""Cedar as the judge of who may do what: entities from facts, slices of the rule set, and answers that fail closed.
+
+Decides nothing itself: it asks Cedar and reads the answer so that an error denies. Cedar alone *skips* a rule that
+errors, so an errored forbid would let a permit win; here any error in the diagnostics, and any answer other than a
+clean Allow, is a refusal. The rule set is cut by (action, tenant, resource, workloads) when a slice is first needed, so
+that the cost of a decision follows the rules that can apply to it and not the size of the bundle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import cedarpy
+
+from policies.model import Asked, Context, Facts
+from policies.rules import Rule, Scope
+from policies.store import Bounded
+from policies.vocabulary import schema
+
+MILLISECOND: Final = timedelta(milliseconds=1)
+SECOND: Final = timedelta(seconds=1)
+_SKIPPED: Final = frozenset(
+    {"rtmrs", "report_data", "quote_digest", "collateral_digest", "subject", "broker_id", "tee"}
+)
+_PLAIN: Final = (
+    "tenant role compared tcb_status platform_tcb_status module_tcb_status qe_tcb_status tcb_evaluation_number"
+    " qe_evaluation_number fmspc ppid piid mr_td mr_seam rtmr0 rtmr1 rtmr2 rtmr3 mr_config_id mr_owner mr_owner_config"
+    " td_attributes xfam event_log_present suite jkt trust_file_digest root_sha256 simulated"
+).split()
+_OPTIONAL: Final = ("dynamic_platform", "cached_keys", "smt_enabled")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The rules that can apply to one (action, resource, workloads), parsed."""
+
+    rules: tuple[Rule, ...]
+    policies: cedarpy.PolicySet | None
+    permits: bool
+    reads_time: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What Cedar said, read strictly. `allowed` needs a clean Allow and not one error."""
+
+    allowed: bool
+    reasons: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
+class RuleSet:
+    """All rules of a bundle, indexed. Immutable; remembers the slices it has cut, up to a bound."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        self._by_scope: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for index, rule in enumerate(self.rules):
+            for action in rule.actions or ("*",):
+                self._by_scope.setdefault((action, _resource_key(rule.resource)), []).append(index)
+        self._slices: Bounded[tuple[str, str, str, tuple[str, ...]], Slice] = Bounded(8192)
+        self._parsed: Bounded[tuple[int, ...], Slice] = Bounded(4096)
+
+    def slice(self, asked: Asked, workloads: tuple[str, ...]) -> Slice:
+        """Every rule whose action, resource and principal scope can match. Leaving out the others changes nothing."""
+        key = (asked.action, asked.kind, asked.name, workloads)
+        found = self._slices.get(key)
+        if found is None:
+            indices = [i for i in self.about(asked) if _may_concern(self.rules[i].principal, workloads)]
+            found = self._slices.put(key, self._parse(tuple(indices)))
+        return found
+
+    def about(self, asked: Asked) -> list[int]:
+        """Indices of the rules whose action and resource scope match, whoever asks."""
+        keys = [("any",), ("is", asked.kind), ("==", asked.kind, asked.name)]
+        keys += [("in", *parent) for parent in (*_parents(asked.name), (asked.kind, asked.name))]
+        found = {i for action in (asked.action, "*") for key in keys for i in self._by_scope.get((action, key), ())}
+        return sorted(i for i in found if self.rules[i].resource.kind in ("", asked.kind))
+
+    def _parse(self, indices: tuple[int, ...]) -> Slice:
+        found = self._parsed.get(indices)
+        if found is None:
+            rules = tuple(self.rules[i] for i in indices)
+            text = "\n".join(rule.text for rule in rules)
+            found = Slice(
+                rules=rules,
+                policies=cedarpy.PolicySet.from_str(text) if rules else None,
+                permits=any(rule.permits for rule in rules),
+                reads_time=any(rule.time for rule in rules),
+            )
+            self._parsed.put(indices, found)
+        return found
+
+
+def _resource_key(scope: Scope) -> tuple[str, ...]:
+    if scope.entity[0]:
+        return ("==" if scope.op == "==" else "in", *scope.entity)
+    return ("is", scope.kind) if scope.op == "is" else ("any",)
+
+
+def _may_concern(scope: Scope, workloads: tuple[str, ...]) -> bool:
+    kind, name = scope.entity
+    return not (scope.op != "==" and kind == "Workload" and name not in workloads)
+
+
+def _parents(name: str) -> list[tuple[str, str]]:
+    """The tenant and every path above a name."""
+    parts = name.split("/")
+    return [("Tenant", parts[0]), *(("Path", "/".join(parts[:size])) for size in range(1, len(parts)))]
+
+
+def principal_json(facts: Facts, tenant: str, subject: str, workloads: tuple[str, ...]) -> str:
+    """The Agent entity, as Cedar's JSON."""
+    attrs: dict[str, object] = {name: getattr(facts, name) for name in _PLAIN}
+    attrs.update({name: value for name in _OPTIONAL if (value := getattr(facts, name)) is not None})
+    attrs["advisory_ids"] = list(facts.advisory_ids)
+    attrs["allowances"] = list(facts.allowances)
+    attrs["launches"] = [launch.digest for launch in facts.launches]
+    attrs["launch_count"] = len(facts.launches)
+    attrs["tcb_date"] = {"__extn": {"fn": "datetime", "arg": cedar_time(facts.tcb_date)}}
+    parents = [{"type": "Workload", "id": name} for name in workloads] + [{"type": "Tenant", "id": tenant}]
+    return json.dumps({"uid": {"type": "Agent", "id": subject}, "attrs": attrs, "parents": parents})
+
+
+def entities(principal: str, asked: Asked, tenant: str) -> cedarpy.Entities:
+    """Agent and resource, validated against the schema."""
+    uid = {"type": asked.kind, "id": asked.name}
+    if asked.kind == "Tenant":
+        resource: dict[str, object] = {"uid": uid, "attrs": {}, "parents": []}
+    else:
+        parents = [{"type": kind, "id": name} for kind, name in _parents(asked.name)]
+        attrs = {"labels": sorted(asked.labels), "version": asked.version}
+        resource = {"uid": uid, "attrs": attrs, "parents": parents}
+    return cedarpy.Entities.from_json_str(f"[{principal},{json.dumps(resource)}]", schema())
+
+
+def cedar_time(moment: datetime) -> str:
+    """Cedar's form, to the millisecond (rounded down): `2026-11-22T17:30:00.000Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def request(subject: str, asked: Asked, facts: Facts, standing: str, context: Context) -> dict[str, object]:
+    """The question, with the circumstances that the schema wants. Whatever does not fit the schema denies."""
+    age_s = max(0, int((context.at - facts.verified_at).total_seconds()))
+    circumstances: dict[str, object] = {
+        "now": {"__extn": {"fn": "datetime", "arg": cedar_time(context.at)}},
+        "age_s": min(age_s, 2**62),
+        "standing": standing,
+        "via": context.via,
+        "platform_addresses": context.platform_addresses,
+        **dict(asked.extra),
+    }
+    if context.source_ip is not None:
+        circumstances["source_ip"] = {"__extn": {"fn": "ip", "arg": context.source_ip}}
+    return {
+        "principal": {"type": "Agent", "id": subject},
+        "action": {"type": "Action", "id": asked.action},
+        "resource": {"type": asked.kind, "id": asked.name},
+        "context": json.dumps(circumstances),
+    }
+
+
+def ask(question: dict[str, object], policies: cedarpy.PolicySet, known: cedarpy.Entities) -> Answer:
+    """One question to Cedar. Anything but a clean Allow denies: an error anywhere, NoDecision, a bad request."""
+    try:
+        result = cedarpy.is_authorized(question, policies, known, schema())
+    except ValueError as error:
+        return Answer(allowed=False, errors=(str(error),))
+    diagnostics = result.diagnostics
+    errors = tuple(diagnostics.errors)
+    if not errors and result.decision is cedarpy.Decision.NoDecision:
+        errors = ("Cedar gave no decision",)
+    ids = diagnostics.id_annotations_by_reason
+    return Answer(
+        allowed=result.allowed and not errors,
+        reasons=tuple(ids[name] for name in diagnostics.reasons if name in ids),
+        errors=errors,
+    )
+
+
+def next_time_change(rules: Iterable[Rule], facts: Facts, at: datetime) -> datetime | None:
+    """The first moment after `at` at which one of these rules can answer differently only because time passed.
+
+    A rule that computes with the time can change at any second.
+    """
+    moments: list[datetime] = []
+    for rule in rules:
+        if rule.time.always:
+            moments.append(at + SECOND)
+        moments.extend(at_ for literal in rule.time.moments for at_ in (literal, literal + MILLISECOND))
+        for age in rule.time.ages_s:
+            start = facts.verified_at + timedelta(seconds=min(max(age, 0), 10**9))
+            moments.extend((start, start + SECOND))
+    return min((moment for moment in moments if moment > at), default=None)

@@ -1,0 +1,43 @@
+"""The floor that no policy can lower, repeated here so that a later loosening elsewhere cannot lower it.
+
+`verify_quote` refuses most of this already; a verdict that shows it nevertheless is refused again. Nothing in a bundle
+can switch any of it off.
+"""
+
+from __future__ import annotations
+
+from policies.appraisal import attribute_bits
+from policies.codes import PolicyCode
+from policies.errors import Reason
+from policies.model import Context, Facts
+
+DEBUG = 1
+
+
+def floor(facts: Facts, action: str, context: Context) -> tuple[Reason, ...]:
+    """Every part of the floor that the facts miss, for an action."""
+    reasons: list[Reason] = []
+
+    def no(code: PolicyCode, expected: str, found: str, passes_if: str) -> None:
+        reasons.append(Reason(code=code, rule="floor", expected=expected, found=found, passes_if=passes_if))
+
+    if facts.tee != "tdx":
+        no(PolicyCode.FLOOR_TEE, "tdx", facts.tee or "none", "the evidence is a TDX quote")
+    bits = attribute_bits(facts.td_attributes)
+    if bits is None or bits & DEBUG:
+        found = f"td_attributes {facts.td_attributes or 'missing'}"
+        no(PolicyCode.FLOOR_DEBUG, "DEBUG (bit 0) clear", found, "the TD is launched without DEBUG")
+    states = (facts.tcb_status, facts.platform_tcb_status, facts.module_tcb_status, facts.qe_tcb_status)
+    if not facts.tcb_status or "Revoked" in states:
+        found = ", ".join(state or "none" for state in states)
+        no(PolicyCode.FLOOR_REVOKED, "no state Revoked", found, "no part of the platform is revoked")
+    if not facts.verified_at <= context.at <= facts.valid_until:
+        window = f"{facts.verified_at.isoformat()} to {facts.valid_until.isoformat()}"
+        no(PolicyCode.FLOOR_TIME, window, context.at.isoformat(), "the evidence is verified again at this time")
+    if facts.compared == "nothing":
+        passes = "the quote is verified against the expected REPORT_DATA"
+        no(PolicyCode.FLOOR_NOT_COMPARED, "REPORT_DATA compared", "not compared", passes)
+    elif action != "Admit" and facts.compared != "binding" and context.via != "kbs":
+        passes = "the agent attests with a Binding (keys, nonce and tenant in REPORT_DATA)"
+        no(PolicyCode.FLOOR_NOT_ADMITTED, "a Binding", "bare REPORT_DATA", passes)
+    return tuple(reasons)

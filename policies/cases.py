@@ -1,0 +1,346 @@
+"""Policy tests: cases in `tests/*.toml`, run against the bundle that carries them, and what they never exercised.
+
+Decides how a case is written and what counts as covered. A case takes its facts from a table in the same file, from
+recorded evidence, or from a named fault of the simulator; it says which decision it expects and, for a refusal, the
+exact set of codes. The simulator is found through the entry point group `cloister.evidence` and nowhere else.
+
+    [facts.good]                          # named facts; `like = "other"` starts from another table
+    tcb_status = "UpToDate"
+
+    [[case]]
+    name = "an out-of-date platform gets no key"
+    action = "ReleaseSecret:acme/db/key"  # as on the command line
+    facts = "good"                        # or evidence = "FILE" in tests/, or fault = "NAME"
+    change = { tcb_status = "OutOfDate" } # laid over the facts
+    context = { via = "kbs" }
+    at = "2026-12-01T12:00:00Z"
+    expect = "refuse"                     # or "permit"
+    codes = ["policy.tcb_not_accepted"]
+    rules = ["…"]                         # for a permit, if wanted: exactly these permits allowed it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Final
+
+from attestation.errors import AttestationError
+from policies.bundle import Bundle
+from policies.codes import BundleCode
+from policies.engine import judge
+from policies.errors import BundleError, Reason, raise_all
+from policies.model import ACTIONS, Action, Context, Facts, LaunchFact, parse_action
+from policies.tables import Table, nearest, read_toml, suggest, to_moment
+
+if TYPE_CHECKING:
+    from policies.recording import Recording
+
+EVIDENCE_GROUP: Final = "cloister.evidence"
+DEFAULT_AGE: Final = timedelta(seconds=60)
+DEFAULT_LIFE: Final = timedelta(days=1)
+_TIMES: Final = ("tcb_date", "verified_at", "valid_until")
+_KINDS: Final[dict[str, Any]] = {item.name: item.type for item in fields(Facts)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One expectation. Exactly one of facts, evidence and fault says what is judged."""
+
+    name: str
+    file: str
+    line: int
+    action: Action
+    context: Context
+    permitted: bool
+    codes: frozenset[str]
+    rules: frozenset[str] = frozenset()
+    facts: Facts | None = None
+    evidence: str = ""
+    fault: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a case ended. `codes` are those of the refusal, verification's own code included."""
+
+    case: Case
+    permitted: bool
+    codes: frozenset[str]
+    reasons: tuple[Reason, ...] = ()
+    rules: tuple[str, ...] = ()
+    facts: Facts | None = field(default=None, repr=False)
+
+    @property
+    def passed(self) -> bool:
+        case = self.case
+        fits = self.codes == case.codes if not case.permitted else not case.rules or case.rules == set(self.rules)
+        return self.permitted == case.permitted and fits
+
+    def to_dict(self) -> dict[str, Any]:
+        case = self.case
+        return {
+            "name": case.name,
+            "file": case.file,
+            "line": case.line,
+            "passed": self.passed,
+            "expected": {"decision": _word(case.permitted), "codes": sorted(case.codes)},
+            "got": {"decision": _word(self.permitted), "codes": sorted(self.codes), "rules": list(self.rules)},
+            "reasons": [reason.to_dict() for reason in self.reasons],
+        }
+
+
+def _word(permitted: bool) -> str:
+    return "permit" if permitted else "refuse"
+
+
+def read_cases(bundle: Bundle) -> tuple[Case, ...]:
+    """Every case of a bundle. Raises BundleError with every mistake in the files."""
+    problems: list[BundleError] = []
+    cases: list[Case] = []
+    for name in sorted(bundle.files):
+        if name.startswith("tests/") and name.endswith(".toml"):
+            cases += _read_file(bundle, name, problems)
+    raise_all(problems)
+    return tuple(cases)
+
+
+def _read_file(bundle: Bundle, name: str, problems: list[BundleError]) -> list[Case]:
+    document = read_toml(name, bundle.files[name], problems)
+    tables = document.table("facts")
+    named = {key: tables.table(key).data for key in tables.data}
+    found: list[Case] = []
+    for key, data in named.items():
+        _check_facts(Table(document.document, ("facts", key), data), named)
+    for table in document.tables("case"):
+        case = _read_case(bundle, name, table, named)
+        if case:
+            found.append(case)
+    document.done()
+    return found
+
+
+def _check_facts(table: Table, named: dict[str, Any]) -> None:
+    table.known.update(_KINDS)
+    table.known.add("like")
+    like = table.text("like")
+    if like and like not in named:
+        table.complain("like", BundleCode.TEST_CASE, f"no [facts.{like}]", suggest(like, named))
+    _try_facts(table, {key: value for key, value in table.data.items() if key in _KINDS}, "")
+    table.done()
+
+
+def _try_facts(table: Table, values: dict[str, Any], key: str) -> None:
+    for name, value in values.items():
+        try:
+            _value(name, value)
+        except (TypeError, ValueError) as error:
+            table.complain(key or name, BundleCode.TEST_CASE, f"{name}: {error}")
+
+
+def _read_case(bundle: Bundle, file: str, table: Table, named: dict[str, Any]) -> Case | None:
+    before = len(table.document.problems)
+    name = table.text("name", required=True)
+    at = table.moment("at", required=True)
+    expect = table.text("expect", required=True, one_of=("permit", "refuse"))
+    codes = table.texts("codes")
+    if expect == "refuse" and not codes:
+        table.complain("", BundleCode.KEY_MISSING, f"case {name!r} has no codes", 'add codes = ["policy.…"]')
+    rules = table.texts("rules", one_of=[rule.id for rule in bundle.rules.rules])
+    sources = [key for key in ("facts", "evidence", "fault") if key in table.data]
+    if len(sources) != 1:
+        hint = 'facts = "name", evidence = "file.json" or fault = "name"'
+        table.complain("", BundleCode.TEST_CASE, f"case {name!r} needs exactly one source of evidence", hint)
+    action = _action(table)
+    context = _context(table, at)
+    facts = _facts(table, named, at)
+    evidence, fault = table.text("evidence"), table.text("fault")
+    if evidence and f"tests/{evidence}" not in bundle.files:
+        present = [path.removeprefix("tests/") for path in bundle.files if path.startswith("tests/")]
+        table.complain("evidence", BundleCode.TEST_CASE, f"no file tests/{evidence}", suggest(evidence, present))
+    options = table.table("options").data
+    table.done()
+    if len(table.document.problems) > before or action is None or context is None:
+        return None
+    return Case(
+        name=name,
+        file=file,
+        line=table.line(),
+        action=action,
+        context=context,
+        permitted=expect == "permit",
+        codes=frozenset(codes),
+        rules=frozenset(rules),
+        facts=facts,
+        evidence=evidence,
+        fault=fault,
+        options=tuple(options.items()),
+    )
+
+
+def _action(table: Table) -> Action | None:
+    text = table.text("action", required=True)
+    extra = {key: table.take(key, (str, int, list), "a value") for key in ("labels", "version", "message_type")}
+    try:
+        return parse_action(text, {key: value for key, value in extra.items() if value is not None})
+    except ValueError as error:
+        word = text.partition(":")[0]
+        near = nearest(word, ACTIONS)
+        hint = f"did you mean {near!r}?" if near and near != word else ""
+        table.complain("action", BundleCode.TEST_CASE, str(error), hint)
+        return None
+
+
+def _context(table: Table, at: datetime | None) -> Context | None:
+    inner = table.table("context")
+    via = inner.text("via", one_of=("cloister", "kbs")) or "cloister"
+    source_ip = inner.text("source_ip") or None
+    addresses = inner.number("platform_addresses", low=1)
+    inner.done()
+    if at is None:
+        return None
+    return Context(at=at, via=via, source_ip=source_ip, platform_addresses=addresses or 1)
+
+
+def _facts(table: Table, named: dict[str, Any], at: datetime | None) -> Facts | None:
+    name = table.text("facts")
+    change: dict[str, Any] = table.take("change", dict, "a table of facts") or {}
+    for key in change:
+        if key not in _KINDS:
+            table.complain("change", BundleCode.KEY_UNKNOWN, f"unknown fact {key!r}", suggest(key, _KINDS))
+    if not name or at is None:
+        return None
+    if name not in named:
+        table.complain("facts", BundleCode.TEST_CASE, f"no [facts.{name}]", suggest(name, named))
+        return None
+    known = {key: value for key, value in {**_resolved(name, named), **change}.items() if key in _KINDS}
+    try:
+        return make_facts(known, at)
+    except (TypeError, ValueError) as error:
+        table.complain("change" if change else "facts", BundleCode.TEST_CASE, str(error))
+        return None
+
+
+def _resolved(name: str, named: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    table = dict(named.get(name, {}))
+    like = table.pop("like", "")
+    return {**(_resolved(like, named, depth + 1) if like and depth < 8 else {}), **table}
+
+
+def make_facts(values: dict[str, Any], at: datetime) -> Facts:
+    """Facts from plain TOML or JSON values, verified a minute before `at` and good for a day unless they say else.
+
+    Raises ValueError or TypeError that names the field.
+    """
+    made = {key: _value(key, value) for key, value in values.items()}
+    made.setdefault("verified_at", at - DEFAULT_AGE)
+    made.setdefault("valid_until", at + DEFAULT_LIFE)
+    made.setdefault("platform_tcb_status", made.get("tcb_status", ""))
+    made.setdefault("qe_tcb_status", "UpToDate" if made.get("tcb_status") else "")
+    made.setdefault("qe_evaluation_number", made.get("tcb_evaluation_number", 0))
+    return Facts(**made)
+
+
+def _value(name: str, value: Any) -> Any:
+    kind = str(_KINDS[name])
+    if name in _TIMES:
+        return to_moment(value)
+    if name == "launches":
+        return tuple(LaunchFact(**item) if isinstance(item, dict) else LaunchFact(digest=item) for item in value)
+    if name == "event_digests":
+        return tuple(tuple(register) for register in value)
+    if kind.startswith("tuple"):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise TypeError(f"{name} is a list of strings")
+        return tuple(value)
+    wanted: Any = {"int": int, "bool": bool, "bool | None": bool}.get(kind, str)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise TypeError(f"{name} is {wanted.__name__}, not {type(value).__name__}")
+    return value
+
+
+def run_cases(bundle: Bundle, cases: Iterable[Case]) -> tuple[Outcome, ...]:
+    """Every case with its outcome. Raises BundleError for evidence that cannot be read or made."""
+    return tuple(_run(bundle, case) for case in cases)
+
+
+def _run(bundle: Bundle, case: Case) -> Outcome:
+    facts = case.facts
+    if facts is None:
+        from policies.recording import facts_of  # the whole verifier; cases with plain facts need none of it
+
+        recording = _recording(bundle, case)
+        try:
+            facts = facts_of(recording, at=case.context.at, allow=bundle.allowances(case.context.at))
+        except AttestationError as error:
+            return Outcome(case=case, permitted=False, codes=frozenset({error.code.value}))
+    result = judge(bundle, facts, case.action, context=case.context)
+    return Outcome(
+        case=case,
+        permitted=result.permitted,
+        codes=frozenset(reason.code.value for reason in result.reasons),
+        reasons=result.reasons,
+        rules=result.rules,
+        facts=facts,
+    )
+
+
+def _recording(bundle: Bundle, case: Case) -> Recording:
+    from policies.recording import Recording
+
+    if case.evidence:
+        return Recording.from_json(f"tests/{case.evidence}", bundle.files[f"tests/{case.evidence}"])
+    source = evidence_source(case)
+    names = list(source.names())
+    if case.fault not in names:
+        hint = suggest(case.fault, names)
+        raise BundleError(BundleCode.TEST_CASE, case.file, case.line, f"no fault {case.fault!r}", hint)
+    made = source.make(case.fault, at=case.context.at, **dict(case.options))
+    return Recording.from_members(f"fault {case.fault}", made)
+
+
+def evidence_source(case: Case | None = None) -> Any:
+    """The simulator's faults. Raises BundleError naming the extra when no simulator is installed."""
+    for entry in entry_points(group=EVIDENCE_GROUP):
+        return entry.load()()
+    file, line = (case.file, case.line) if case else ("", 0)
+    detail = "this case wants a simulated fault, and no simulator is installed"
+    raise BundleError(BundleCode.TEST_CASE, file, line, detail, "pip install 'cloister[simulator]'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """What no case exercised: rules that never applied, conditions never seen false, workloads never matched."""
+
+    rules: tuple[str, ...]
+    workloads: tuple[str, ...]
+    actions: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        return not (self.rules or self.workloads or self.actions)
+
+
+def coverage(bundle: Bundle, outcomes: Iterable[Outcome]) -> Coverage:
+    """What the outcomes leave out. A rule counts when it permitted or forbade in some case."""
+    seen = list(outcomes)
+    fired = {name for outcome in seen for name in outcome.rules}
+    fired |= {reason.rule for outcome in seen for reason in outcome.reasons if reason.code == "policy.forbidden"}
+    matched: set[str] = set()
+    for outcome in seen:
+        if outcome.facts:
+            found = judge(bundle, outcome.facts, outcome.case.action, context=outcome.case.context)
+            matched.update(found.workloads)
+    permitted = {type(outcome.case.action).action for outcome in seen if outcome.permitted}
+    offered: set[str] = set()
+    for rule in bundle.rules.rules:
+        if rule.permits:
+            offered |= rule.actions or set(ACTIONS)
+    return Coverage(
+        rules=tuple(rule.id for rule in bundle.rules.rules if rule.id not in fired),
+        workloads=tuple(item.name for item in bundle.settings.workloads if item.name not in matched),
+        actions=tuple(sorted(offered - permitted)),
+    )

@@ -1,0 +1,159 @@
+"""Cedar text cut into rules, clauses and single conditions, each with the line on which it stands.
+
+Decides positions only: Cedar's own parser gives none. What the pieces mean is Cedar's to say; this file never
+evaluates anything. The cut is safe because `&&` binds tighter than only `||` and `if`, and a clause that has one of
+those at its top level is left whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_OPEN: Final = {"(": ")", "{": "}", "[": "]"}
+_ID: Final = re.compile(r'@id\s*\(\s*"((?:[^"\\]|\\.)*)"\s*\)')
+_CLAUSE: Final = re.compile(r"\b(when|unless)\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One condition: a piece of a `when` body between two `&&`, or a whole `unless` body."""
+
+    kind: str
+    text: str
+    line: int
+
+    @property
+    def expression(self) -> str:
+        """The condition as an expression that must be true."""
+        return self.text if self.kind == "when" else f"!({self.text})"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleText:
+    """One policy as it stands in a file, without its closing semicolon's trailing text."""
+
+    text: str
+    line: int
+    id: str
+    id_line: int
+    clauses: tuple[Clause, ...]
+    complete: bool
+
+
+def split_rules(source: str) -> list[RuleText]:
+    """Every rule of a file, in order. A last piece without a semicolon comes with `complete` False."""
+    rules: list[RuleText] = []
+    start = 0
+    depth = 0
+    for at, char in _code(source):
+        depth += (char in "({[") - (char in ")}]")
+        if char == ";" and depth <= 0:
+            rules.append(_rule(source, start, at + 1, complete=True))
+            start, depth = at + 1, 0
+    if any(not char.isspace() for at, char in _code(source) if at >= start):
+        rules.append(_rule(source, start, len(source), complete=False))
+    return rules
+
+
+def _rule(source: str, start: int, end: int, *, complete: bool) -> RuleText:
+    begin = next((at for at, char in _code(source, start) if not char.isspace()), start)
+    text = source[begin:end]
+    found = _ID.search(text)
+    clauses = tuple(_clauses(source, begin, end))
+    return RuleText(
+        text=text,
+        line=_line(source, begin),
+        id=found[1] if found else "",
+        id_line=_line(source, begin + found.start()) if found else _line(source, begin),
+        clauses=clauses,
+        complete=complete,
+    )
+
+
+def _clauses(source: str, start: int, end: int) -> Iterator[Clause]:
+    depth = 0
+    opened = start
+    kind = ""
+    for at, char in _code(source, start):
+        if at >= end:
+            return
+        if char in _OPEN:
+            if depth == 0 and char == "{":
+                found = _CLAUSE.search(_blank(source, start, at))
+                kind, opened = (found[1] if found else ""), at + 1
+            depth += 1
+        elif char in _OPEN.values():
+            depth -= 1
+            if depth == 0 and char == "}" and kind:
+                yield from _pieces(source, opened, at, kind)
+                kind = ""
+
+
+def _pieces(source: str, start: int, end: int, kind: str) -> Iterator[Clause]:
+    """A clause's body cut at its top-level `&&`, unless it is an `unless`, or `||` or `if` stands at the top level."""
+    cuts: list[int] = []
+    depth = 0
+    whole = kind == "unless"
+    code = [(at, char) for at, char in _code(source, start) if at < end]
+    for at, char in code:
+        depth += (char in "({[") - (char in ")}]")
+        if depth == 0:
+            pair = source[at : at + 2]
+            whole = whole or pair == "||" or bool(re.match(r"\bif\b", source[at : at + 3]) and not _in_word(source, at))
+            if pair == "&&":
+                cuts.append(at)
+    edges = [start, *([] if whole else cuts)]
+    for index, left in enumerate(edges):
+        first = left + 2 if index else left
+        right = edges[index + 1] if index + 1 < len(edges) else end
+        begin = next((at for at, char in code if at >= first and not char.isspace()), first)
+        text = _strip(source, begin, right)
+        if text:
+            yield Clause(kind, text, _line(source, begin))
+
+
+def _in_word(source: str, at: int) -> bool:
+    return at > 0 and (source[at - 1].isalnum() or source[at - 1] in "_.")
+
+
+def _strip(source: str, start: int, end: int) -> str:
+    """The text without comments, on one line."""
+    return " ".join(_blank(source, start, end, strings=True).split())
+
+
+def _blank(source: str, start: int, end: int, *, strings: bool = False) -> str:
+    """The text with comments (and, unless wanted, the inside of strings) replaced by blanks."""
+    kept = [" "] * (end - start)
+    for at, char in _code(source, start, strings=strings):
+        if at >= end:
+            break
+        kept[at - start] = char
+    return "".join(kept)
+
+
+def _code(source: str, start: int = 0, *, strings: bool = False) -> Iterator[tuple[int, str]]:
+    """Characters outside comments and string literals, with their position. `strings` gives the literals too."""
+    at, size = start, len(source)
+    while at < size:
+        char = source[at]
+        if char == "/" and source.startswith("//", at):
+            end = source.find("\n", at)
+            at = size if end < 0 else end
+        elif char == '"':
+            end = at + 1
+            while end < size and source[end] != '"':
+                end += 2 if source[end] == "\\" else 1
+            end = min(end + 1, size)
+            if strings:
+                yield from ((place, source[place]) for place in range(at, end))
+            at = end
+        else:
+            yield at, char
+            at += 1
+
+
+def _line(source: str, at: int) -> int:
+    return source.count("\n", 0, at) + 1

@@ -1,0 +1,191 @@
+"""The decision: facts, an action and the circumstances against a bundle, and the only maker of Permits.
+
+`judge` is the pure whole of it and serves tests, replay and explanations; `decide` takes a Verdict and turns a clean
+judgement into a Permit. Default deny, a forbid wins, an error denies. What was computed is remembered in the bundle
+only as long as no input can have changed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from policies import permit as permits
+from policies.appraisal import Appraised, appraise, platform_addresses
+from policies.authorisation import Answer, ask, entities, next_time_change, principal_json, request
+from policies.baseline import floor
+from policies.bundle import Bundle
+from policies.codes import PolicyCode
+from policies.errors import Reason, Refused
+from policies.explain import explain, rule_error
+from policies.model import Action, Asked, Context, Facts, Judgement, asked, name_problem
+from policies.permit import Permit
+
+if TYPE_CHECKING:
+    import cedarpy
+
+    from attestation.verdict import Verdict
+
+
+def decide(bundle: Bundle, verdict: Verdict, action: Action, *, context: Context) -> Permit:
+    """Return a Permit, or raise Refused with every objection. Raises TypeError for anything but a Verdict."""
+    facts = _facts_of(bundle, verdict)
+    question = asked(action, bundle.tenant)
+    judgement = _judge(bundle, facts, question, context)
+    if not judgement.permitted:
+        raise Refused(judgement.reasons)
+    return Permit(
+        policy=bundle.digest,
+        policy_version=bundle.version,
+        subject=facts.subject,
+        tenant=bundle.tenant,
+        action=question.action,
+        resource=question.name,
+        version=question.version,
+        at=context.at,
+        not_after=judgement.not_after,
+        cacheable=judgement.cacheable,
+        rules=judgement.rules,
+        standing=judgement.standing,
+        workloads=judgement.workloads,
+        via=context.via,
+        seal=permits._SEAL,
+    )
+
+
+def judge(bundle: Bundle, facts: Facts, action: Action, *, context: Context) -> Judgement:
+    """The whole answer without the authority: permitted or not, every reason, and until when it stays so."""
+    return _judge(bundle, facts, asked(action, bundle.tenant), context)
+
+
+def appraise_verdict(bundle: Bundle, verdict: Verdict, *, context: Context) -> tuple[Reason, ...]:
+    """Every objection of floor and appraisal to a verdict, without asking who may do what. Empty means acceptable.
+
+    For relying services that judge a quote and grant nothing. REPORT_DATA that was not compared is not objected to
+    here, since the caller knows that it did not compare; a Permit can never come of it.
+    """
+    facts = _facts_of(bundle, verdict)
+    base = [reason for reason in floor(facts, "Admit", context) if reason.code is not PolicyCode.FLOOR_NOT_COMPARED]
+    return (*base, *_appraised(bundle, facts, context.at).reasons, *platform_addresses(bundle.settings, context))
+
+
+def _facts_of(bundle: Bundle, verdict: Verdict) -> Facts:
+    from attestation.verdict import Verdict as Sealed
+
+    if not isinstance(verdict, Sealed):
+        raise TypeError("decide() wants a Verdict; judge() takes plain facts and gives no Permit")
+    known = bundle.memory.facts.get(id(verdict))
+    if known is None:
+        known = bundle.memory.facts.put(id(verdict), (verdict, Facts.of(verdict)))
+    return known[1]
+
+
+def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> Judgement:
+    appraised = _appraised(bundle, facts, context.at)
+    outside = _tenancy(bundle, facts, question)
+    reasons = (
+        *floor(facts, question.action, context),
+        *outside,
+        *appraised.reasons,
+        *platform_addresses(bundle.settings, context),
+    )
+    if outside:
+        return _refused(reasons, appraised)
+    part = bundle.rules.slice(question, appraised.workloads)
+    subject = facts.subject or f"agent/{bundle.tenant}/-"
+    cedar_request = request(subject, question, facts, appraised.standing, context)
+    try:
+        known = _entities(bundle, facts, subject, question, appraised.workloads)
+    except ValueError as error:  # facts that the schema does not take: nobody can judge them, so they are refused
+        return _refused((*reasons, rule_error(part, str(error))), appraised)
+    answer = ask(cedar_request, part.policies, known) if part.policies else Answer(allowed=False)
+    if not answer.allowed:
+        reasons += explain(bundle.rules, part, answer, question, cedar_request, known, facts)
+    if reasons or not answer.allowed:
+        return _refused(reasons, appraised)
+    return Judgement(
+        permitted=True,
+        not_after=_not_after(appraised, next_time_change(part.rules, facts, context.at) if part.reads_time else None),
+        rules=answer.reasons,
+        standing=appraised.standing,
+        workloads=appraised.workloads,
+        cacheable=not part.reads_time,
+    )
+
+
+def _refused(reasons: tuple[Reason, ...], appraised: Appraised) -> Judgement:
+    """A refusal always has a reason; one without would be a mistake of ours, and still a refusal."""
+    fallback = Reason(code=PolicyCode.NO_RULE, rule="default deny", passes_if="a permit applies")
+    return Judgement(
+        permitted=False,
+        reasons=reasons or (fallback,),
+        standing=appraised.standing,
+        workloads=appraised.workloads,
+    )
+
+
+def _not_after(appraised: Appraised, by_time: datetime | None) -> datetime:
+    return min(appraised.changes, by_time) if by_time else appraised.changes
+
+
+def _tenancy(bundle: Bundle, facts: Facts, question: Asked) -> tuple[Reason, ...]:
+    """Nothing of another tenant is ever put to the rules. Evidence that names no tenant belongs to the bundle's."""
+    reasons: list[Reason] = []
+    unbound = not facts.tenant and facts.compared != "binding"
+    if facts.tenant != bundle.tenant and not unbound:
+        reasons.append(
+            Reason(
+                code=PolicyCode.TENANT,
+                rule="tenant",
+                file="bundle.toml",
+                line=bundle.settings.place("tenant").line,
+                expected=bundle.tenant,
+                found=facts.tenant or "none",
+                nearest=bundle.tenant,
+                passes_if=f"the agent is bound to tenant {bundle.tenant}",
+            )
+        )
+    wrong = "" if question.kind == "Tenant" else name_problem(question.name)
+    if wrong:
+        passes = "the name is tenant/path/name"
+        reasons.append(
+            Reason(code=PolicyCode.RESOURCE_NAME, rule="names", expected=passes, found=wrong, passes_if=passes)
+        )
+    elif question.name.split("/")[0] != bundle.tenant:
+        fixed = "/".join([bundle.tenant, *question.name.split("/")[1:]])
+        reasons.append(
+            Reason(
+                code=PolicyCode.RESOURCE_TENANT,
+                rule="tenant",
+                file="bundle.toml",
+                line=bundle.settings.place("tenant").line,
+                expected=f"a name under {bundle.tenant}/",
+                found=question.name,
+                nearest=fixed,
+                passes_if=f"the thing belongs to {bundle.tenant} (its name starts with {bundle.tenant}/)",
+            )
+        )
+    return tuple(reasons)
+
+
+def _appraised(bundle: Bundle, facts: Facts, at: datetime) -> Appraised:
+    """The appraisal of these facts now; a remembered one only between the moments at which it changes."""
+    known = bundle.memory.appraised.get(id(facts))
+    if known and known[0] is facts and known[1].since <= at < known[1].changes:
+        return known[1]
+    fresh = appraise(bundle.settings, facts, at)
+    bundle.memory.appraised.put(id(facts), (facts, fresh))
+    return fresh
+
+
+def _entities(
+    bundle: Bundle, facts: Facts, subject: str, question: Asked, workloads: tuple[str, ...]
+) -> cedarpy.Entities:
+    key = (id(facts), workloads, question.kind, question.name, question.labels, question.version)
+    known = bundle.memory.entities.get(key)
+    if known and known[0] is facts:
+        return known[1]
+    principal = principal_json(facts, facts.tenant or bundle.tenant, subject, workloads)
+    made = entities(principal, question, bundle.tenant)
+    bundle.memory.entities.put(key, (facts, made))
+    return made

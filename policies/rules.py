@@ -1,0 +1,267 @@
+"""Cedar rules as values: scope, conditions, which inputs they read, and which of them can never apply.
+
+Decides what is wrong with a rule before anything is judged. Cedar's validator checks words and types against the
+schema; the checks here find what it cannot know: names of other tenants, workloads that no reference value defines,
+states that do not exist, conditions that exclude each other, permits that a forbid always covers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import cedarpy
+
+from policies.cedartext import Clause, RuleText, split_rules
+from policies.codes import BundleCode
+from policies.errors import BundleError
+from policies.model import ACTIONS
+from policies.tables import nearest, suggest, to_moment
+
+Json = Any
+_BLANK: Final = re.compile(r'@id\s*\(\s*""\s*\)')
+_QUOTED: Final = re.compile(r"`([^`]+)`")
+ENTITY_TYPES: Final = ("Tenant", "Path", "Workload", "Agent", "Secret", "Mailbox", "Topic", "Tool", "Target")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """`principal` or `resource` of a rule's head: the operator and what it names. `any` names nothing."""
+
+    op: str = "any"
+    kind: str = ""
+    entity: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a rule that must be true, with Cedar's own syntax tree of it."""
+
+    text: str
+    line: int
+    tree: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimeReads:
+    """How a rule reads the time: at which moments its answer can flip, or `always` when that cannot be told."""
+
+    always: bool = False
+    moments: tuple[datetime, ...] = ()
+    ages_s: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.always or bool(self.moments) or bool(self.ages_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One permit or forbid. `actions` empty means every action."""
+
+    id: str
+    effect: str
+    file: str
+    line: int
+    text: str
+    actions: frozenset[str]
+    principal: Scope
+    resource: Scope
+    conditions: tuple[Condition, ...]
+    time: TimeReads
+
+    @property
+    def permits(self) -> bool:
+        return self.effect == "permit"
+
+
+def read_rules(file: str, source: str, schema: cedarpy.Schema, problems: list[BundleError]) -> list[Rule]:
+    """Every well-formed rule of a file; each mistake goes to `problems` with its line."""
+    found: list[Rule] = []
+    for text in split_rules(source):
+        rule = _read_rule(file, text, schema, problems)
+        if rule:
+            found.append(rule)
+    return found
+
+
+def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list[BundleError]) -> Rule | None:
+    def no(code: BundleCode, line: int, detail: str, hint: str = "") -> None:
+        problems.append(BundleError(code, file, line, detail, hint))
+
+    if not text.complete:
+        no(BundleCode.SYNTAX, text.line, "the rule does not end", "every rule ends with a semicolon")
+        return None
+    try:
+        policies = json.loads(cedarpy.policies_to_json_str(text.text))
+    except ValueError as error:
+        no(BundleCode.SYNTAX, _blame(text, str(error)), _tidy(str(error)), _syntax_hint(str(error)))
+        return None
+    if policies["templates"]:
+        no(BundleCode.RULE_INVALID, text.line, "templates (?principal, ?resource) are not used here", "name the thing")
+        return None
+    if not text.id:
+        no(BundleCode.RULE_ID, text.id_line, "the rule has no @id", 'put @id("some-name") before it')
+        return None
+    (policy,) = policies["staticPolicies"].values()
+    before = len(problems)
+    for error in cedarpy.validate_policies(text.text, schema).errors:
+        detail = _tidy(error.error)
+        if not detail.startswith("unable to find an applicable action") or len(problems) == before:
+            no(BundleCode.RULE_INVALID, _blame(text, error.error), f"{text.id}: {detail}", _hint(error.error, text))
+    if len(problems) > before:
+        return None
+    conditions = tuple(_condition(clause) for clause in text.clauses)
+    return Rule(
+        id=text.id,
+        effect=policy["effect"],
+        file=file,
+        line=text.line,
+        text=text.text,
+        actions=_actions(policy["action"]),
+        principal=_scope(policy["principal"]),
+        resource=_scope(policy["resource"]),
+        conditions=conditions,
+        time=_time_reads([json.loads(condition.tree) for condition in conditions]),
+    )
+
+
+def _condition(clause: Clause) -> Condition:
+    policy = f"permit (principal, action, resource) when {{ {clause.expression} }};"
+    (parsed,) = json.loads(cedarpy.policies_to_json_str(policy))["staticPolicies"].values()
+    body = parsed["conditions"][0]["body"]
+    return Condition(clause.expression, clause.line, json.dumps(body, sort_keys=True))
+
+
+def _actions(scope: Json) -> frozenset[str]:
+    if scope["op"] == "All":
+        return frozenset()
+    entities = scope.get("entities") or [scope["entity"]]
+    return frozenset(entity["id"] for entity in entities)
+
+
+def _scope(scope: Json) -> Scope:
+    if scope["op"] == "All":
+        return Scope()
+    inner = scope.get("in", {}).get("entity") if scope["op"] == "is" else scope.get("entity")
+    entity = (inner["type"], inner["id"]) if inner else ("", "")
+    return Scope(scope["op"], scope.get("entity_type", ""), entity)
+
+
+# What the messages of Cedar's parser and validator become for the author of a rule.
+
+
+def _tidy(message: str) -> str:
+    message = re.sub(r"^for policy `[^`]*`, ", "", message)
+    return re.sub(r"^Policy parse error: |^(?:error|failed) parsing polic(?:y|ies)[^:]*: ", "", message).strip()
+
+
+def _blame(text: RuleText, message: str) -> int:
+    """The line of the first word in back quotes that stands in the rule, else of the rule itself."""
+    words = [*_QUOTED.findall(_tidy(message)), *re.findall(r"condition: (\w+)", message)]
+    for word in words:
+        for piece in (word, word.split('"')[-2] if '"' in word else word):
+            at = text.text.find(piece)
+            if at >= 0:
+                return text.line + text.text.count("\n", 0, at)
+    return text.line
+
+
+def _syntax_hint(message: str) -> str:
+    found = re.search(r"condition: (\w+)|unexpected token `(\w+)`", message)
+    word = next((group for group in (found.groups() if found else ()) if group), "")
+    near = nearest(word, ("when", "unless", "permit", "forbid", "principal", "action", "resource")) if word else ""
+    return f"did you mean {near!r}?" if near and near != word else ""
+
+
+def _hint(message: str, text: RuleText) -> str:
+    """The nearest word that the schema knows."""
+    tidy = _tidy(message)
+    words = _QUOTED.findall(tidy)
+    if "unrecognized action" in tidy:
+        return suggest(words[0].split('"')[-2], ACTIONS)
+    if "unrecognized entity type" in tidy:
+        return suggest(words[0], ENTITY_TYPES)
+    if "attribute" in tidy and "not found" in tidy:
+        return suggest(words[0], _attributes(words[1] if len(words) > 1 else "", text))
+    if "optional attribute" in tidy:
+        return f"guard it: principal has {words[0]} && …"
+    if "not compatible" in tidy:
+        return "compare values of one type: text in quotes, numbers without"
+    return ""
+
+
+def _attributes(owner: str, text: RuleText) -> set[str]:
+    """Attributes of an entity type or of the context, read from the shipped schema's own text."""
+    from policies.vocabulary import ATTRIBUTES, CONTEXT
+
+    if owner in ATTRIBUTES:
+        return set(ATTRIBUTES[owner])
+    return set(CONTEXT)
+
+
+# Which inputs a rule reads.
+
+
+def walk(tree: Json) -> Iterator[Json]:
+    yield tree
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from walk(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from walk(value)
+
+
+def path_of(tree: Json) -> str:
+    """`principal.tcb_status` for an attribute of a variable, else the empty string."""
+    if isinstance(tree, dict) and "." in tree:
+        left = tree["."]["left"]
+        if isinstance(left, dict) and "Var" in left:
+            return f"{left['Var']}.{tree['.']['attr']}"
+    return ""
+
+
+def paths_of(tree: Json) -> tuple[str, ...]:
+    """Every attribute of a variable that the condition reads, in order, and the variables of its `in` and `==`."""
+    found = [path for node in walk(tree) if (path := path_of(node))]
+    return tuple(dict.fromkeys(found))
+
+
+_COMPARISONS: Final = ("<", "<=", ">", ">=", "==", "!=")
+
+
+def _time_reads(trees: list[Json]) -> TimeReads:
+    moments: list[datetime] = []
+    ages: list[int] = []
+    reads = sum(path_of(node) in ("context.now", "context.age_s") for tree in trees for node in walk(tree))
+    for tree in trees:
+        for node in walk(tree):
+            if isinstance(node, dict) and len(node) == 1 and (op := next(iter(node))) in _COMPARISONS:
+                sides = (node[op]["left"], node[op]["right"])
+                for side, other in (sides, sides[::-1]):
+                    if path_of(side) == "context.now" and (moment := datetime_literal(other)):
+                        moments.append(moment)
+                    if path_of(side) == "context.age_s" and isinstance(literal(other), int):
+                        ages.append(int(literal(other)))
+    return TimeReads(always=reads > len(moments) + len(ages), moments=tuple(moments), ages_s=tuple(ages))
+
+
+def literal(tree: Json) -> Any:
+    """The literal's value, or None for anything else."""
+    return tree["Value"] if isinstance(tree, dict) and set(tree) == {"Value"} else None
+
+
+def datetime_literal(tree: Json) -> datetime | None:
+    """The moment of `datetime("…")` with a literal, else None."""
+    if isinstance(tree, dict) and set(tree) == {"datetime"}:
+        text = literal(tree["datetime"][0])
+        if isinstance(text, str):
+            try:
+                return to_moment(text)
+            except ValueError:
+                return None
+    return None
