@@ -36,10 +36,8 @@ def main(wanted: list[str]) -> int:
         found += _rows(name)
     print(show(found))
     seconds = time.perf_counter() - start
-    missed = [row.name for row in found if row.met is False]
-    print(
-        f"\n{len(found)} rows in {seconds:.0f} s; {sum(row.met is True for row in found)} bars met, {len(missed)} not met"
-    )
+    met, missed = ([row.name for row in found if row.met is answer] for answer in (True, False))
+    print(f"\n{len(found)} rows in {seconds:.0f} s; {len(met)} bars met, {len(missed)} not met")
     write(found, REPORT, python=platform.python_version(), machine=platform.machine(), seconds=seconds)
     print(f"written to {REPORT}")
     return 0

@@ -66,7 +66,7 @@ def _memory() -> Row:
     grown = told["after_mib"] - told["before_mib"]
     return Row(
         name=f"peak memory, {QUOTES:,} quotes of {PLATFORMS} platforms",
-        figure=f"{told['after_mib']:.0f} MiB in all, {grown:.1f} MiB more than before the first ({told['per_s']:,.0f}/s)",
+        figure=f"{told['after_mib']:.0f} MiB in all, {grown:.1f} MiB more than at the first ({told['per_s']:,.0f}/s)",
         values={**told, "grown_mib": grown},
     )
 

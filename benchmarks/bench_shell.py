@@ -31,7 +31,7 @@ def _verify() -> Row:
         folder = Path(name)
         (folder / "quote").write_bytes(sample.raw)
         (folder / "collateral.json").write_text(sample.collateral_json)
-        command = [CLOISTER, "verify", folder / "quote", "--collateral", folder / "collateral.json"]
+        command: list[str | Path] = [CLOISTER, "verify", folder / "quote", "--collateral", folder / "collateral.json"]
         command += ["--at", str(int(sample.at.timestamp())), "--accept", "any", "--json"]
         if sample.root_pem is not None:
             (folder / "root.pem").write_bytes(sample.root_pem)

@@ -1,7 +1,8 @@
 """How things are timed and shown. Decides nothing about what is measured.
 
 Compared things take turns within one run, so that a slow moment of the machine hits all of them. The figure is a
-median, and the bar is mostly a ratio. Processor time of the thread is counted where one thread does the work, else wall time.
+median, and the bar is mostly a ratio. Processor time of the thread is counted where one thread does the work, else
+wall time.
 """
 
 import gc
