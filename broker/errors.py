@@ -1,0 +1,246 @@
+"""What the broker refuses, as stable codes, and the exception that carries one.
+
+Decides the names and what they mean to the person who reads them. HTTP statuses stand in status.py; codes of evidence,
+policy and wire formats stand with those who raise them (`attestation.errors`, `policies.codes`, `broker.wire.errors`).
+"""
+
+from enum import StrEnum
+from typing import Final
+
+
+class BrokerCode(StrEnum):
+    """`family.what`. Public and stable: add, never rename or reuse."""
+
+    ADMIN_KEY_UNKNOWN = "admin.key_unknown"
+    ADMIN_PROOF_MISSING = "admin.proof_missing"
+    AGENT_QUARANTINED = "agent.quarantined"
+    AGENT_REVOKED = "agent.revoked"
+    AGENT_UNKNOWN = "agent.unknown"
+    ATTESTATION_ROLE = "attestation.role"
+    ATTESTATION_TENANT = "attestation.tenant_unknown"
+    ATTESTATION_WRONG_BROKER = "attestation.wrong_broker"
+    BROKER_INTERNAL = "broker.internal"
+    BROKER_STOPPING = "broker.stopping"
+    CHALLENGE_EXPIRED = "challenge.expired"
+    CHALLENGE_FORGED = "challenge.forged"
+    CHALLENGE_USED = "challenge.used"
+    CLOCK_BEHIND = "clock.behind"
+    COLLATERAL_PENDING = "collateral.pending"
+    CONFIG_INVALID = "config.invalid"
+    DPOP_BODY = "dpop.body_mismatch"
+    DPOP_KEY = "dpop.key_mismatch"
+    DPOP_METHOD = "dpop.method_mismatch"
+    DPOP_MISSING = "dpop.missing"
+    DPOP_NONCE = "dpop.nonce_required"
+    DPOP_REPLAYED = "dpop.replayed"
+    DPOP_TOKEN = "dpop.token_mismatch"
+    DPOP_URL = "dpop.url_mismatch"
+    GENERATION_MOVED = "generation.moved"
+    LEASE_LOST = "lease.lost"
+    LOG_ENTRY_UNKNOWN = "log.entry_unknown"
+    LOG_TAMPERED = "log.tampered"
+    MAILBOX_FULL = "mailbox.full"
+    MAILBOX_KEY_STALE = "mailbox.key_stale"
+    MAILBOX_NAME = "mailbox.name_invalid"
+    MAILBOX_NOT_OWNER = "mailbox.not_owner"
+    MAILBOX_UNKNOWN = "mailbox.unknown"
+    MESSAGE_EXPIRED = "message.expired"
+    MESSAGE_ID_REUSED = "message.id_reused"
+    MESSAGE_MAILBOX = "message.mailbox_mismatch"
+    MESSAGE_SENDER = "message.sender_mismatch"
+    POLICY_REFUSED = "policy.refused"
+    ROOT_FILE = "root.file_invalid"
+    ROOT_PASSPHRASE = "root.passphrase_wrong"
+    ROOT_WRONG = "root.wrong_key"
+    ROUTE_METHOD = "route.method_not_allowed"
+    ROUTE_UNKNOWN = "route.unknown"
+    SECRET_DESTROYED = "secret.destroyed"
+    SECRET_NAME = "secret.name_invalid"
+    SECRET_UNKNOWN = "secret.unknown"
+    SESSION_TOKEN_MISSING = "session.token_missing"
+    STORE_ROW_FORGED = "store.row_forged"
+    STORE_UNAVAILABLE = "store.unavailable"
+    STORE_VERSION = "store.version_unknown"
+    VERIFICATION_POLICY = "verification.policy_invalid"
+
+
+class BrokerError(Exception):
+    """`code` is for machines and goes to the caller; `detail` goes to the operator's log. Neither ever holds a secret.
+
+    `codes` are every reason's codes when there are several; `retry_after_s` is set when trying again makes sense.
+    """
+
+    def __init__(
+        self, code: BrokerCode, detail: str, *, codes: tuple[str, ...] = (), retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail, self.codes, self.retry_after_s = code, detail, codes, retry_after_s
+
+
+MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
+    BrokerCode.ADMIN_KEY_UNKNOWN: (
+        "The proof is by a key that is no administrator's.",
+        "Use the key file that `broker init` wrote, or add the key's thumbprint to the configuration.",
+    ),
+    BrokerCode.ADMIN_PROOF_MISSING: (
+        "An administrative request came without a Cloister-Admin proof.",
+        "Use `cloister` with --key-file, or send the proof that the documentation describes.",
+    ),
+    BrokerCode.AGENT_QUARANTINED: (
+        "The agent was admitted and no longer passes the policy.",
+        "`cloister agent show` lists the reasons; when they are mended the agent is let in again by attesting.",
+    ),
+    BrokerCode.AGENT_REVOKED: (
+        "An administrator revoked this agent's identity key.",
+        "Start the agent anew: it makes new keys and attests again.",
+    ),
+    BrokerCode.AGENT_UNKNOWN: (
+        "No agent of that name was admitted here.",
+        "Check the subject; the agent has to attest first.",
+    ),
+    BrokerCode.ATTESTATION_ROLE: (
+        "The evidence was made in another role than an agent's.",
+        "Make the binding with the role `agent`: evidence of brokers and peers admits nobody.",
+    ),
+    BrokerCode.ATTESTATION_TENANT: (
+        "No policy bundle is loaded for the tenant that the evidence names.",
+        "Check the tenant's name, or load a bundle for it.",
+    ),
+    BrokerCode.ATTESTATION_WRONG_BROKER: (
+        "The evidence was made for another broker.",
+        "Attest to the broker whose challenge you answered; evidence cannot be passed on.",
+    ),
+    BrokerCode.BROKER_INTERNAL: (
+        "The broker failed in a way that nobody foresaw, and refused.",
+        "Give the correlation id to the operator: the log has the rest.",
+    ),
+    BrokerCode.BROKER_STOPPING: ("The broker is stopping.", "Try again in a moment."),
+    BrokerCode.CHALLENGE_EXPIRED: (
+        "The nonce is older than 60 seconds.",
+        "Ask for a new challenge and quote at once.",
+    ),
+    BrokerCode.CHALLENGE_FORGED: (
+        "The nonce was not made by this broker for this purpose and caller.",
+        "Use the nonce that this broker gave for the client nonce you send.",
+    ),
+    BrokerCode.CHALLENGE_USED: (
+        "The nonce was used before.",
+        "Ask for a new challenge: each admits one attempt.",
+    ),
+    BrokerCode.CLOCK_BEHIND: (
+        "The broker's clock is behind a time that its own log has recorded.",
+        "Set the broker's clock right; until then it judges nothing.",
+    ),
+    BrokerCode.COLLATERAL_PENDING: (
+        "Nothing is known yet about this platform; its collateral is being fetched.",
+        "Try again with a new challenge after the time that Retry-After says.",
+    ),
+    BrokerCode.CONFIG_INVALID: ("A setting is wrong.", "The message names the setting and what it must be."),
+    BrokerCode.DPOP_BODY: ("The proof is about another body.", "Hash the body's bytes exactly as they are sent."),
+    BrokerCode.DPOP_KEY: (
+        "The proof is by another key than the one the token is bound to.",
+        "Sign with the identity key under which the agent attested: a token alone is worth nothing.",
+    ),
+    BrokerCode.DPOP_METHOD: ("The proof is for another method.", "Put the request's method into htm."),
+    BrokerCode.DPOP_MISSING: (
+        "The request has no DPoP proof, or more than one.",
+        "Send `Authorization: DPoP <token>` and one `DPoP: <proof>`.",
+    ),
+    BrokerCode.DPOP_NONCE: (
+        "The proof has no server nonce, or one that has ended.",
+        "Repeat the request with the nonce from the answer's DPoP-Nonce header.",
+    ),
+    BrokerCode.DPOP_REPLAYED: ("The proof was used before.", "Build a new proof for every request."),
+    BrokerCode.DPOP_TOKEN: ("The proof is about another token.", "Hash the token that you send into ath."),
+    BrokerCode.DPOP_URL: (
+        "The proof is for another address.",
+        "Put the broker's public URL of the endpoint into htu, without query.",
+    ),
+    BrokerCode.GENERATION_MOVED: (
+        "Policy, collateral or a revocation changed while the request was under way.",
+        "Try again: the request is judged anew.",
+    ),
+    BrokerCode.LEASE_LOST: (
+        "The lease on the message has ended, or was never given.",
+        "Receive again; handle messages within the lease, or ask for a longer one.",
+    ),
+    BrokerCode.LOG_ENTRY_UNKNOWN: ("The log has no such entry or tile.", "Compare with the checkpoint's size."),
+    BrokerCode.LOG_TAMPERED: (
+        "The stored log does not have the hashes that its signed checkpoint promises.",
+        "Keep the database as it is and find out who changed it; restore a copy that verifies.",
+    ),
+    BrokerCode.MAILBOX_FULL: (
+        "The mailbox holds as many messages or bytes as it may.",
+        "Try again after the time that Retry-After says; the receiver is slow.",
+    ),
+    BrokerCode.MAILBOX_KEY_STALE: (
+        "The message is sealed to a key or incarnation that the mailbox no longer has.",
+        "Fetch the mailbox again, check the new key, and seal anew.",
+    ),
+    BrokerCode.MAILBOX_NAME: (
+        "The name is not tenant/path/name, or differs between address and body.",
+        "Use 2 to 8 segments of A-Z a-z 0-9 _ . -, none starting with a dot.",
+    ),
+    BrokerCode.MAILBOX_NOT_OWNER: (
+        "The mailbox is open under another agent.",
+        "Open the mailbox first; if another agent took it over, that stands in the audit log.",
+    ),
+    BrokerCode.MAILBOX_UNKNOWN: (
+        "Nobody has opened a mailbox of that name.",
+        "Check the name; the receiver opens its mailbox when it starts.",
+    ),
+    BrokerCode.MESSAGE_EXPIRED: ("The message has expired, or lives too long.", "Send it with a later end."),
+    BrokerCode.MESSAGE_ID_REUSED: (
+        "Another message of this sender has the same id.",
+        "Give every message its own id; a resend has the very same bytes.",
+    ),
+    BrokerCode.MESSAGE_MAILBOX: (
+        "The header names another mailbox than the address.",
+        "Send each envelope to the mailbox that its header names.",
+    ),
+    BrokerCode.MESSAGE_SENDER: (
+        "The header names another sender than the agent that sends.",
+        "Name the subject, tenant and key thumbprint of your own token.",
+    ),
+    BrokerCode.POLICY_REFUSED: (
+        "The policy does not permit this.",
+        "`codes` names every rule's objection; the operator's log says what was expected and what would pass.",
+    ),
+    BrokerCode.ROOT_FILE: (
+        "The root key file is missing, malformed, or readable by others.",
+        "Name the right file; `chmod 600` it.",
+    ),
+    BrokerCode.ROOT_PASSPHRASE: ("The passphrase does not open the root key.", "Try again with the right one."),
+    BrokerCode.ROOT_WRONG: (
+        "The database was written under another root key.",
+        "Give the broker the root key that belongs to this database.",
+    ),
+    BrokerCode.ROUTE_METHOD: ("The endpoint does not have this method.", "See /openapi.json."),
+    BrokerCode.ROUTE_UNKNOWN: ("There is no such endpoint.", "See /openapi.json."),
+    BrokerCode.SECRET_DESTROYED: ("That version of the secret was destroyed.", "Ask for a newer version."),
+    BrokerCode.SECRET_NAME: (
+        "The name is not tenant/path/name.",
+        "Use 2 to 8 segments of A-Z a-z 0-9 _ . -, none starting with a dot.",
+    ),
+    BrokerCode.SECRET_UNKNOWN: ("There is no such secret or version.", "Check the name: `cloister secret list`."),
+    BrokerCode.SESSION_TOKEN_MISSING: (
+        "The request has no admission token.",
+        "Attest first, then send `Authorization: DPoP <token>`.",
+    ),
+    BrokerCode.STORE_ROW_FORGED: (
+        "A row that decides about security was changed outside the broker.",
+        "Keep the database as it is and find out who changed it; restore a copy that verifies.",
+    ),
+    BrokerCode.STORE_UNAVAILABLE: (
+        "The database could not be written, so nothing was done.",
+        "Look at the disk and the broker's log; then try again.",
+    ),
+    BrokerCode.STORE_VERSION: (
+        "The database was written by a newer version of the broker.",
+        "Run that version, or restore a copy from before the update.",
+    ),
+    BrokerCode.VERIFICATION_POLICY: (
+        "The caller's policy names a TCB state or allowance that does not exist.",
+        "Use Intel's spelling of TCB states and the allowances of the documentation.",
+    ),
+}

@@ -1,0 +1,184 @@
+"""The store in SQLite: WAL, synchronous=FULL, one writer thread that commits whatever has gathered as one group.
+
+Decides how units of work become durable; the tables and queries stand in sql_tables.py. Each unit runs in a savepoint
+of the group's transaction, so one that fails takes nothing of the others with it; nobody hears of success before the
+group's fsync. Queries run on a second connection, which sees only what is committed.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeVar, final
+
+from broker.errors import BrokerCode, BrokerError
+from broker.ports import Transaction
+from broker.sql_tables import MIGRATIONS, SqlTransaction
+
+T = TypeVar("T")
+MAX_GROUP: Final = 256  # units of work in one commit
+BUSY_MS: Final = 5000
+logger = logging.getLogger("cloister.broker.store")
+
+Work = Callable[[Transaction], Any]
+
+
+class _Unit:
+    """One unit of work and where its outcome is wanted."""
+
+    __slots__ = ("error", "future", "loop", "result", "work")
+
+    def __init__(self, work: Work, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any]) -> None:
+        self.work, self.loop, self.future = work, loop, future
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self) -> None:
+        """Called in the loop that waits."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
+
+
+@final
+class SqlStore:
+    """A `Store` in one SQLite file. `mac_key` protects the marks; it comes from the root key."""
+
+    def __init__(self, path: Path, *, mac_key: bytes) -> None:
+        self._path = path
+        self._writer = self._connect()
+        migrate(self._writer)
+        self._reader = self._connect()
+        self._reader.execute("PRAGMA query_only = ON")
+        self._reading = threading.Lock()
+        self._write = SqlTransaction(self._writer, mac_key)
+        self._view = SqlTransaction(self._reader, mac_key)
+        self._hooks: list[Callable[[Transaction], None]] = []
+        self._queue: SimpleQueue[_Unit | None] = SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="cloister-store", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=BUSY_MS / 1000
+        )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # a destroyed secret's pages are overwritten
+        return connection
+
+    def before_commit(self, hook: Callable[[Transaction], None]) -> None:
+        self._hooks.append(hook)
+
+    async def transact(self, work: Callable[[Transaction], T]) -> T:
+        if self._closed:
+            raise BrokerError(BrokerCode.STORE_UNAVAILABLE, "the store is closed")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put(_Unit(work, loop, future))
+        return await future
+
+    def read(self, query: Callable[[Transaction], T]) -> T:
+        with self._reading:
+            return query(self._view)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        with self._reading:
+            self._reader.close()
+        self._writer.close()
+
+    # ── the writer thread ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            group, going = self._gather()
+            if group:
+                self._carry_out(group)
+                _announce(group)
+
+    def _gather(self) -> tuple[list[_Unit], bool]:
+        """Wait for one unit, then take what else is there. False when the store is closing."""
+        first = self._queue.get()
+        if first is None:
+            return [], False
+        group = [first]
+        with contextlib.suppress(Empty):
+            while len(group) < MAX_GROUP:
+                unit = self._queue.get_nowait()
+                if unit is None:
+                    return group, False
+                group.append(unit)
+        return group, True
+
+    def _carry_out(self, group: Sequence[_Unit]) -> None:
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+            for unit in group:
+                self._one(unit)
+            for hook in self._hooks:
+                hook(self._write)
+            self._writer.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001  # whatever happened, nothing of the group may count as done
+            logger.error("store.unavailable", extra={"error": type(error).__name__, "why": str(error)})
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("ROLLBACK")
+            for unit in group:
+                if unit.error is None:
+                    unit.error = BrokerError(BrokerCode.STORE_UNAVAILABLE, type(error).__name__)
+
+    def _one(self, unit: _Unit) -> None:
+        self._writer.execute("SAVEPOINT unit")
+        try:
+            unit.result = unit.work(self._write)
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # noqa: BLE001  # handed to the caller, who asked for this work
+            unit.error = error
+            self._writer.execute("ROLLBACK TO unit")
+        self._writer.execute("RELEASE unit")
+
+
+def _announce(group: Sequence[_Unit]) -> None:
+    """Wake each waiting loop once. A loop that has gone meanwhile waits for nothing."""
+    waiting: dict[asyncio.AbstractEventLoop, list[_Unit]] = {}
+    for unit in group:
+        waiting.setdefault(unit.loop, []).append(unit)
+    for loop, units in waiting.items():
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_settle, units)
+
+
+def _settle(units: Sequence[_Unit]) -> None:
+    for unit in units:
+        unit.settle()
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the file to the newest version, one numbered step after the other, each in a transaction of its own.
+
+    Raises BrokerError store.version_unknown for a file from the future.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise BrokerError(BrokerCode.STORE_VERSION, f"version {version}, know {len(MIGRATIONS)}")
+    for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")

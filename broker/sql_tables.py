@@ -1,0 +1,390 @@
+"""Tables of the SQLite store, and the queries on them.
+
+Decides how rows look. Migrations are numbered by their place in the list: append, never edit. Units of work, durability
+and threads are sql.py's business.
+"""
+
+import hashlib
+import hmac
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+from broker.errors import BrokerCode, BrokerError
+from broker.ports import (
+    AgentRecord,
+    AgentState,
+    LeasedMessage,
+    LogHead,
+    LogRow,
+    MailboxRecord,
+    NewMessage,
+    Queued,
+    Quota,
+    SecretRecord,
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        "CREATE TABLE nonce (nonce BLOB PRIMARY KEY, expires_at_s INTEGER NOT NULL) WITHOUT ROWID",
+        "CREATE INDEX nonce_end ON nonce (expires_at_s)",
+        """CREATE TABLE agent (
+            subject TEXT PRIMARY KEY, tenant TEXT NOT NULL, jkt TEXT NOT NULL, state TEXT NOT NULL, codes TEXT NOT NULL,
+            evidence BLOB NOT NULL, collateral TEXT NOT NULL, generation INTEGER NOT NULL,
+            admitted_at_s INTEGER NOT NULL, judged_at_s INTEGER NOT NULL, expires_at_s INTEGER NOT NULL,
+            simulated INTEGER NOT NULL, tcb_status TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX agent_live ON agent (state, expires_at_s)",
+        "CREATE TABLE archive (digest BLOB PRIMARY KEY, blob BLOB NOT NULL) WITHOUT ROWID",
+        """CREATE TABLE secret (
+            name TEXT NOT NULL, version INTEGER NOT NULL, labels TEXT NOT NULL, created_at_s INTEGER NOT NULL,
+            wrapped_key BLOB NOT NULL, ciphertext BLOB NOT NULL, PRIMARY KEY (name, version)) WITHOUT ROWID""",
+        """CREATE TABLE mailbox (
+            name TEXT PRIMARY KEY, owner TEXT NOT NULL, key BLOB NOT NULL, incarnation BLOB NOT NULL,
+            not_after_s INTEGER NOT NULL, statement TEXT NOT NULL) WITHOUT ROWID""",
+        "CREATE TABLE mailbox_key (name TEXT, key BLOB, incarnation BLOB, PRIMARY KEY (name, key)) WITHOUT ROWID",
+        """CREATE TABLE message (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, mailbox TEXT NOT NULL, sender TEXT NOT NULL, key BLOB NOT NULL,
+            accepted_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL, visible_at_ms INTEGER NOT NULL,
+            attempt INTEGER NOT NULL DEFAULT 0, lease TEXT, octets INTEGER NOT NULL, envelope BLOB NOT NULL)""",
+        "CREATE INDEX message_next ON message (mailbox, id)",
+        "CREATE UNIQUE INDEX message_lease ON message (lease) WHERE lease IS NOT NULL",
+        # What a mailbox holds, kept by triggers, so that no way of removing a message can forget to count.
+        """CREATE TABLE load (mailbox TEXT PRIMARY KEY, messages INTEGER NOT NULL, octets INTEGER NOT NULL)
+           WITHOUT ROWID""",
+        """CREATE TRIGGER message_in AFTER INSERT ON message BEGIN
+            INSERT INTO load VALUES (new.mailbox, 1, new.octets)
+            ON CONFLICT DO UPDATE SET messages = messages + 1, octets = octets + new.octets; END""",
+        """CREATE TRIGGER message_out AFTER DELETE ON message BEGIN
+            UPDATE load SET messages = messages - 1, octets = octets - old.octets WHERE mailbox = old.mailbox; END""",
+        """CREATE TABLE seen (
+            mailbox TEXT NOT NULL, sender TEXT NOT NULL, msg_id BLOB NOT NULL, digest BLOB NOT NULL,
+            until_ms INTEGER NOT NULL, PRIMARY KEY (mailbox, sender, msg_id)) WITHOUT ROWID""",
+        "CREATE INDEX seen_end ON seen (until_ms)",
+        """CREATE TABLE edge (mailbox TEXT, sender TEXT, taken INTEGER NOT NULL, PRIMARY KEY (mailbox, sender))
+           WITHOUT ROWID""",
+        """CREATE TABLE log_entry (
+            idx INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL,
+            entry BLOB NOT NULL)""",
+        """CREATE TABLE log_node (level INTEGER, idx INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, idx))
+           WITHOUT ROWID""",
+        "CREATE TABLE log_head (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, note TEXT NOT NULL)",
+        "CREATE TABLE mark (name TEXT PRIMARY KEY, value TEXT NOT NULL, mac BLOB NOT NULL) WITHOUT ROWID",
+    ),
+)
+REMEMBER_MS: Final = 24 * 3600 * 1000  # ids of handled messages, at least until they expire
+PURGE_ROWS: Final = 64
+
+
+@final
+class _Nonces:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def consume(self, nonce: bytes, *, expires_at_s: int, now_s: int) -> bool:
+        self._db.execute("DELETE FROM nonce WHERE expires_at_s < ?", (now_s,))
+        done = self._db.execute("INSERT OR IGNORE INTO nonce VALUES (?, ?)", (nonce, expires_at_s))
+        return done.rowcount == 1
+
+
+def _agent(row: Sequence[Any]) -> AgentRecord:
+    return AgentRecord(
+        subject=row[0],
+        tenant=row[1],
+        jkt=row[2],
+        state=AgentState(row[3]),
+        codes=tuple(json.loads(row[4])),
+        evidence=row[5],
+        collateral=row[6],
+        generation=row[7],
+        admitted_at_s=row[8],
+        judged_at_s=row[9],
+        expires_at_s=row[10],
+        simulated=bool(row[11]),
+        tcb_status=row[12],
+        facts=row[13],
+    )
+
+
+@final
+class _Agents:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def get(self, subject: str) -> AgentRecord | None:
+        row = self._db.execute("SELECT * FROM agent WHERE subject = ?", (subject,)).fetchone()
+        return _agent(row) if row else None
+
+    def put(self, r: AgentRecord) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO agent VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (
+                *(r.subject, r.tenant, r.jkt, r.state, json.dumps(r.codes), r.evidence, r.collateral, r.generation),
+                *(r.admitted_at_s, r.judged_at_s, r.expires_at_s, int(r.simulated), r.tcb_status, r.facts),
+            ),
+        )
+
+    def page(self, *, tenant: str | None = None, after: str = "", limit: int = 100) -> Sequence[AgentRecord]:
+        rows = self._db.execute(
+            "SELECT * FROM agent WHERE subject > ? AND (? IS NULL OR tenant = ?) ORDER BY subject LIMIT ?",
+            (after, tenant, tenant, limit),
+        )
+        return [_agent(row) for row in rows]
+
+    def stale(self, *, generation: int, live_at_s: int, limit: int) -> Sequence[AgentRecord]:
+        rows = self._db.execute(
+            "SELECT * FROM agent WHERE state = 'admitted' AND expires_at_s > ? AND generation < ? LIMIT ?",
+            (live_at_s, generation, limit),
+        )
+        return [_agent(row) for row in rows]
+
+
+@final
+class _Archive:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def put(self, digest: bytes, blob: bytes) -> None:
+        self._db.execute("INSERT OR IGNORE INTO archive VALUES (?, ?)", (digest, blob))
+
+    def get(self, digest: bytes) -> bytes | None:
+        row = self._db.execute("SELECT blob FROM archive WHERE digest = ?", (digest,)).fetchone()
+        return row[0] if row else None
+
+
+def _secret(row: Sequence[Any]) -> SecretRecord:
+    return SecretRecord(
+        name=row[0],
+        version=row[1],
+        labels=tuple(json.loads(row[2])),
+        created_at_s=row[3],
+        wrapped_key=row[4],
+        ciphertext=row[5],
+    )
+
+
+@final
+class _Secrets:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def put(self, r: SecretRecord) -> None:
+        self._db.execute(
+            "INSERT INTO secret VALUES (?,?,?,?,?,?)",
+            (r.name, r.version, json.dumps(r.labels), r.created_at_s, r.wrapped_key, r.ciphertext),
+        )
+
+    def get(self, name: str, version: int | None = None) -> SecretRecord | None:
+        row = self._db.execute(
+            "SELECT * FROM secret WHERE name = ? AND (? IS NULL OR version = ?) ORDER BY version DESC LIMIT 1",
+            (name, version, version),
+        ).fetchone()
+        return _secret(row) if row else None
+
+    def page(self, *, tenant: str | None = None, after: str = "", limit: int = 100) -> Sequence[SecretRecord]:
+        rows = self._db.execute(
+            """SELECT name, version, labels, created_at_s, CASE WHEN wrapped_key = x'' THEN x'' ELSE x'00' END, x''
+               FROM secret WHERE name IN (
+                   SELECT DISTINCT name FROM secret WHERE name > ? AND (? IS NULL OR substr(name, 1, ?) = ?)
+                   ORDER BY name LIMIT ?)
+               ORDER BY name, version""",
+            (after, tenant, len(tenant or "") + 1, f"{tenant}/", limit),
+        )
+        return [_secret(row) for row in rows]
+
+    def destroy(self, name: str, version: int | None = None) -> int:
+        done = self._db.execute(
+            """UPDATE secret SET wrapped_key = x'', ciphertext = x''
+               WHERE name = ? AND (? IS NULL OR version = ?) AND wrapped_key <> x''""",
+            (name, version, version),
+        )
+        return done.rowcount
+
+
+@final
+class _Mail:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def open(self, r: MailboxRecord) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO mailbox VALUES (?,?,?,?,?,?)",
+            (r.name, r.owner, r.key, r.incarnation, r.not_after_s, r.statement),
+        )
+        self._db.execute("DELETE FROM mailbox_key WHERE name = ? AND incarnation <> ?", (r.name, r.incarnation))
+        self._db.execute("INSERT OR REPLACE INTO mailbox_key VALUES (?,?,?)", (r.name, r.key, r.incarnation))
+        self._db.execute(
+            "DELETE FROM message WHERE mailbox = ? AND key NOT IN (SELECT key FROM mailbox_key WHERE name = ?)",
+            (r.name, r.name),
+        )
+
+    def find(self, name: str) -> MailboxRecord | None:
+        row = self._db.execute("SELECT * FROM mailbox WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return None
+        return MailboxRecord(
+            name=row[0], owner=row[1], key=row[2], incarnation=row[3], not_after_s=row[4], statement=row[5]
+        )
+
+    def queue(self, m: NewMessage, quota: Quota) -> Queued:
+        self._db.execute(
+            "DELETE FROM seen WHERE (mailbox, sender, msg_id) IN "
+            "(SELECT mailbox, sender, msg_id FROM seen WHERE until_ms < ? LIMIT ?)",
+            (m.accepted_at_ms, PURGE_ROWS),
+        )
+        row = self._db.execute(
+            "SELECT digest FROM seen WHERE mailbox = ? AND sender = ? AND msg_id = ?", (m.mailbox, m.sender, m.msg_id)
+        ).fetchone()
+        if row is not None:
+            return Queued.DUPLICATE if hmac.compare_digest(row[0], m.digest) else Queued.ID_REUSED
+        if self._full(m, quota):
+            self._drop_expired(m.mailbox, m.accepted_at_ms)
+            if self._full(m, quota):
+                return Queued.FULL
+        until = max(m.expires_at_ms, m.accepted_at_ms + REMEMBER_MS)
+        self._db.execute("INSERT INTO seen VALUES (?,?,?,?,?)", (m.mailbox, m.sender, m.msg_id, m.digest, until))
+        self._db.execute(
+            """INSERT INTO message
+                (mailbox, sender, key, accepted_at_ms, expires_at_ms, visible_at_ms, octets, envelope)
+                VALUES (?,?,?,?,?,?,?,?)""",
+            (
+                *(m.mailbox, m.sender, m.key, m.accepted_at_ms, m.expires_at_ms, m.accepted_at_ms),
+                *(len(m.envelope), m.envelope),
+            ),
+        )
+        self._db.execute(
+            "INSERT INTO edge VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET taken = taken + 1", (m.mailbox, m.sender)
+        )
+        return Queued.QUEUED
+
+    def _full(self, m: NewMessage, quota: Quota) -> bool:
+        row = self._db.execute("SELECT messages, octets FROM load WHERE mailbox = ?", (m.mailbox,)).fetchone()
+        messages, octets = row or (0, 0)
+        return bool(messages >= quota.messages or octets + len(m.envelope) > quota.octets)
+
+    def _drop_expired(self, mailbox: str, now_ms: int) -> None:
+        self._db.execute("DELETE FROM message WHERE mailbox = ? AND expires_at_ms <= ?", (mailbox, now_ms))
+
+    def senders(self, mailbox: str) -> Sequence[str]:
+        rows = self._db.execute("SELECT DISTINCT sender FROM message WHERE mailbox = ?", (mailbox,))
+        return [row[0] for row in rows]
+
+    def lease(
+        self, mailbox: str, *, now_ms: int, until_ms: int, leases: Sequence[str], max_attempts: int
+    ) -> Sequence[LeasedMessage]:
+        self._db.execute(
+            "DELETE FROM message WHERE mailbox = ? AND visible_at_ms <= ? AND (expires_at_ms <= ? OR attempt >= ?)",
+            (mailbox, now_ms, now_ms, max_attempts),
+        )
+        rows = self._db.execute(
+            """SELECT id, sender, envelope, accepted_at_ms, attempt FROM message AS m
+               WHERE mailbox = ? AND visible_at_ms <= ?
+               AND EXISTS (SELECT 1 FROM agent WHERE subject = m.sender AND state = 'admitted')
+               ORDER BY id LIMIT ?""",
+            (mailbox, now_ms, len(leases)),
+        ).fetchall()
+        taken = list(zip(rows, leases, strict=False))
+        self._db.executemany(
+            "UPDATE message SET lease = ?, visible_at_ms = ?, attempt = attempt + 1 WHERE id = ?",
+            [(lease, until_ms, row[0]) for row, lease in taken],
+        )
+        return [
+            LeasedMessage(sender=row[1], envelope=row[2], accepted_at_ms=row[3], attempt=row[4] + 1, lease=lease)
+            for row, lease in taken
+        ]
+
+    def acknowledge(self, mailbox: str, lease: str, *, now_ms: int) -> bool:
+        done = self._db.execute(
+            "DELETE FROM message WHERE lease = ? AND mailbox = ? AND visible_at_ms > ?", (lease, mailbox, now_ms)
+        )
+        return done.rowcount == 1
+
+    def give_back(self, mailbox: str, lease: str, *, now_ms: int, visible_at_ms: int) -> bool:
+        done = self._db.execute(
+            "UPDATE message SET lease = NULL, visible_at_ms = ? WHERE lease = ? AND mailbox = ? AND visible_at_ms > ?",
+            (visible_at_ms, lease, mailbox, now_ms),
+        )
+        return done.rowcount == 1
+
+    def waiting(self, mailbox: str) -> int:
+        row = self._db.execute("SELECT messages FROM load WHERE mailbox = ?", (mailbox,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def next_seq(self, mailbox: str, sender: str) -> int:
+        row = self._db.execute("SELECT taken FROM edge WHERE mailbox = ? AND sender = ?", (mailbox, sender)).fetchone()
+        return int(row[0]) + 1 if row else 1
+
+
+@final
+class _Log:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def size(self) -> int:
+        (size,) = self._db.execute("SELECT coalesce(max(idx) + 1, 0) FROM log_entry").fetchone()
+        return int(size)
+
+    def append(self, *, at_ms: int, kind: str, subject: str, entry: bytes) -> int:
+        index = self.size()
+        self._db.execute("INSERT INTO log_entry VALUES (?,?,?,?,?)", (index, at_ms, kind, subject, entry))
+        return index
+
+    def put_node(self, level: int, index: int, digest: bytes) -> None:
+        self._db.execute("INSERT INTO log_node VALUES (?,?,?)", (level, index, digest))
+
+    def node(self, level: int, index: int) -> bytes | None:
+        row = self._db.execute("SELECT hash FROM log_node WHERE level = ? AND idx = ?", (level, index)).fetchone()
+        return row[0] if row else None
+
+    def entry(self, index: int) -> LogRow | None:
+        rows = self.page(start=index, limit=1)
+        return rows[0] if rows and rows[0].index == index else None
+
+    def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
+        rows = self._db.execute(
+            """SELECT idx, at_ms, kind, subject, entry FROM log_entry
+               WHERE idx >= ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR subject = ?) ORDER BY idx LIMIT ?""",
+            (start, kind, kind, subject, subject, limit),
+        )
+        return [LogRow(index=row[0], at_ms=row[1], kind=row[2], subject=row[3], entry=row[4]) for row in rows]
+
+    def head(self) -> LogHead | None:
+        row = self._db.execute("SELECT size, note FROM log_head").fetchone()
+        return LogHead(size=row[0], note=row[1]) if row else None
+
+    def set_head(self, head: LogHead) -> None:
+        self._db.execute("INSERT OR REPLACE INTO log_head VALUES (1, ?, ?)", (head.size, head.note))
+
+
+@final
+class _Marks:
+    def __init__(self, db: sqlite3.Connection, key: bytes) -> None:
+        self._db, self._key = db, key
+
+    def _mac(self, name: str, value: str) -> bytes:
+        return hmac.digest(self._key, f"{len(name)}:{name}{value}".encode(), hashlib.sha256)
+
+    def get(self, name: str) -> str | None:
+        row = self._db.execute("SELECT value, mac FROM mark WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            return None
+        if not hmac.compare_digest(self._mac(name, row[0]), row[1]):
+            raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"mark {name}")
+        return str(row[0])
+
+    def put(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO mark VALUES (?,?,?)", (name, value, self._mac(name, value)))
+
+
+@final
+class SqlTransaction:
+    """The tables as a `Transaction`, on one connection."""
+
+    def __init__(self, db: sqlite3.Connection, mac_key: bytes) -> None:
+        self.nonces = _Nonces(db)
+        self.agents = _Agents(db)
+        self.archive = _Archive(db)
+        self.secrets = _Secrets(db)
+        self.mail = _Mail(db)
+        self.log = _Log(db)
+        self.marks = _Marks(db, mac_key)

@@ -1,0 +1,86 @@
+"""Secrets at rest: each version under a data key of its own, the data key wrapped by the root key.
+
+Decides the encryption (AES-256-GCM, AAD = tenant, name, version, so that no row can stand for another) and hands a
+plaintext to nobody but `open_permitted`, which wants a `Permit`. Who may have it is the policy's decision, how it
+travels release.py's.
+"""
+
+import secrets
+from typing import TYPE_CHECKING, Final, final
+
+from attestation.encoding import framed
+from broker.errors import BrokerCode, BrokerError
+from broker.ports import SecretRecord, Transaction
+from broker.rootkey.root import RootKey, seal, unseal
+from broker.wire.names import is_resource, tenant_of
+
+if TYPE_CHECKING:
+    from policies.permit import Permit
+
+DATA_KEY_LEN: Final = 32
+DRAWN_LEN: Final = 32  # bytes of a value that the broker draws itself
+_PURPOSE: Final = "secret"
+
+
+def _aad(name: str, version: int) -> bytes:
+    return framed(b"cloister/secret/v1", tenant_of(name).encode(), name.encode(), version.to_bytes(8, "big"))
+
+
+def checked_name(name: str) -> str:
+    """The name, if it is tenant/path/name. Raises BrokerError secret.name_invalid."""
+    if not is_resource(name):
+        raise BrokerError(BrokerCode.SECRET_NAME, f"{name[:80]!a}")
+    return name
+
+
+@final
+class Vault:
+    """Encrypts, stores and opens versions of secrets under one root key."""
+
+    def __init__(self, root: RootKey) -> None:
+        self._root = root
+
+    def encrypt(self, name: str, version: int, value: bytes, *, labels: tuple[str, ...], at_s: int) -> SecretRecord:
+        data_key = secrets.token_bytes(DATA_KEY_LEN)
+        aad = _aad(name, version)
+        return SecretRecord(
+            name=name,
+            version=version,
+            labels=tuple(sorted(set(labels))),
+            created_at_s=at_s,
+            wrapped_key=self._root.wrap(_PURPOSE, data_key, aad=aad),
+            ciphertext=seal(data_key, value, aad),
+        )
+
+    def put(
+        self, tx: Transaction, name: str, value: bytes | None, *, labels: tuple[str, ...] | None, at_s: int
+    ) -> SecretRecord:
+        """Store the next version. Without a value 32 random bytes are drawn; without labels the last ones stay."""
+        last = tx.secrets.get(name)
+        kept = last.labels if last and labels is None else labels or ()
+        drawn = secrets.token_bytes(DRAWN_LEN) if value is None else value
+        record = self.encrypt(name, last.version + 1 if last else 1, drawn, labels=kept, at_s=at_s)
+        tx.secrets.put(record)
+        return record
+
+    def open_permitted(self, permit: "Permit", record: SecretRecord) -> bytes:
+        """The plaintext, for a permit about this very secret.
+
+        Raises BrokerError: secret.destroyed, root.wrong_key.
+        """
+        if permit.action != "ReleaseSecret" or permit.resource != record.name:
+            raise TypeError("the permit is about something else")
+        if record.destroyed:
+            raise BrokerError(BrokerCode.SECRET_DESTROYED, f"{record.name} version {record.version}")
+        aad = _aad(record.name, record.version)
+        return unseal(self._root.unwrap(_PURPOSE, record.wrapped_key, aad=aad), record.ciphertext, aad)
+
+
+def find(tx: Transaction, name: str, version: int | None) -> SecretRecord:
+    """Raises BrokerError: secret.unknown, secret.destroyed."""
+    record = tx.secrets.get(name, version)
+    if record is None:
+        raise BrokerError(BrokerCode.SECRET_UNKNOWN, f"{name[:80]!a}, version {version or 'newest'}")
+    if record.destroyed:
+        raise BrokerError(BrokerCode.SECRET_DESTROYED, f"{name} version {record.version}")
+    return record
