@@ -1,0 +1,305 @@
+"""Bindings, proofs and evidence: one encoding per meaning, nothing unbounded, nothing off the curve."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestation import es256
+from attestation.encoding import b64url, compact_json, framed, from_b64url, strict_json
+from attestation.errors import AttestationError, Code, MalformedEvidence
+from attestation.evidence import (
+    MLKEM768_X25519,
+    X25519,
+    Binding,
+    Evidence,
+    Role,
+    proof_message,
+    sign_proof,
+    verify_proof,
+)
+from attestation.quote import MAX_QUOTE
+
+KEY = ec.derive_private_key(7, ec.SECP256R1())
+OTHER = ec.derive_private_key(8, ec.SECP256R1())
+SPKI = es256.dump_public(KEY.public_key())
+FIELDS: dict[str, Any] = {
+    "role": Role.AGENT,
+    "tenant": "acme",
+    "broker_id": b"b" * 32,
+    "nonce": b"n" * 32,
+    "identity_key": SPKI,
+    "suite": X25519,
+    "sealing_key": b"s" * 32,
+    "trust_file_digest": b"t" * 32,
+}
+CLIENT = b"c" * 32
+
+
+def binding(**changes: Any) -> Binding:
+    return Binding(**(FIELDS | changes))
+
+
+def evidence(key: ec.EllipticCurvePrivateKey = KEY, log: bytes | None = b"log", **changes: Any) -> Evidence:
+    message = proof_message(FIELDS["broker_id"], CLIENT, FIELDS["nonce"], b"quote", log)
+    plain: dict[str, Any] = {
+        "quote": b"quote",
+        "event_log": log,
+        "binding": binding(),
+        "proof": sign_proof(key, message),
+    }
+    return Evidence(**(plain | changes))
+
+
+def code_of(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except AttestationError as error:
+        return error.code
+    return "ok"
+
+
+def test_report_data_is_sha512_over_the_tag_and_length_prefixed_fields() -> None:
+    fields = (
+        b"cloister/binding/v1",
+        b"\0\0\0\1",
+        b"agent",
+        b"acme",
+        b"b" * 32,
+        b"n" * 32,
+        SPKI,
+        b"x25519",
+        b"s" * 32,
+        b"",
+        b"t" * 32,
+    )
+    encoded = b"".join(len(field).to_bytes(4, "big") + field for field in fields)
+    assert binding().encode() == encoded
+    assert binding().report_data == hashlib.sha512(encoded).digest()
+
+
+bindings = st.builds(
+    Binding,
+    role=st.sampled_from(Role),
+    tenant=st.from_regex(r"[a-c_][a-c._-]{0,3}", fullmatch=True),
+    broker_id=st.sampled_from([b"a" * 32, b"b" * 32]),
+    nonce=st.binary(min_size=32, max_size=32),
+    identity_key=st.sampled_from([SPKI, es256.dump_public(OTHER.public_key())]),
+    suite=st.just(X25519),
+    sealing_key=st.sampled_from([b"s" * 32, b"t" * 32]),
+    init_data_digest=st.sampled_from([b"", b"i" * 32, b"i" * 48]),
+    trust_file_digest=st.sampled_from([b"a" * 32, b"t" * 32]),
+)
+
+
+@given(one=bindings, other=bindings)
+def test_different_bindings_never_have_the_same_encoding(one: Binding, other: Binding) -> None:
+    assert (one == other) == (one.encode() == other.encode()) == (one.report_data == other.report_data)
+
+
+@given(one=st.lists(st.binary(max_size=6), max_size=5), other=st.lists(st.binary(max_size=6), max_size=5))
+def test_framing_tells_every_two_lists_apart(one: list[bytes], other: list[bytes]) -> None:
+    assert (one == other) == (framed(*one) == framed(*other))
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Binding) if field.name != "version"])
+def test_every_field_is_bound(name: str) -> None:
+    other: dict[str, Any] = {
+        "role": Role.PEER,
+        "tenant": "acmf",
+        "identity_key": es256.dump_public(OTHER.public_key()),
+        "suite": MLKEM768_X25519,
+        "init_data_digest": b"i" * 48,
+    }
+    changes = {name: other.get(name, b"x" * 32)}
+    if name == "suite":
+        changes["sealing_key"] = b"s" * 1216
+    assert binding(**changes).report_data != binding().report_data
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"version": 2}, Code.EVIDENCE_FIELD),
+        ({"tenant": ""}, Code.EVIDENCE_FIELD),
+        ({"tenant": ".hidden"}, Code.EVIDENCE_FIELD),
+        ({"tenant": "a/b"}, Code.EVIDENCE_FIELD),
+        ({"tenant": "a\n"}, Code.EVIDENCE_FIELD),
+        ({"tenant": "a" * 65}, Code.EVIDENCE_FIELD),
+        ({"broker_id": b"b" * 31}, Code.EVIDENCE_FIELD),
+        ({"nonce": b"n" * 33}, Code.EVIDENCE_FIELD),
+        ({"nonce": b""}, Code.EVIDENCE_FIELD),
+        ({"trust_file_digest": b""}, Code.EVIDENCE_FIELD),
+        ({"init_data_digest": b"i" * 20}, Code.EVIDENCE_FIELD),
+        ({"suite": "x448"}, Code.EVIDENCE_SUITE),
+        ({"suite": MLKEM768_X25519}, Code.EVIDENCE_KEY),
+        ({"sealing_key": b"s" * 31}, Code.EVIDENCE_KEY),
+        ({"identity_key": SPKI[:-1]}, Code.EVIDENCE_KEY),
+        ({"identity_key": SPKI + b"\0"}, Code.EVIDENCE_KEY),
+        ({"identity_key": SPKI[:-1] + bytes([SPKI[-1] ^ 1])}, Code.EVIDENCE_KEY),
+        ({"identity_key": SPKI[:27] + bytes(64)}, Code.EVIDENCE_KEY),
+    ],
+    ids=repr,
+)
+def test_a_field_of_another_form_is_refused(changes: dict[str, Any], code: Code) -> None:
+    assert code_of(lambda: binding(**changes)) == code
+
+
+def test_keys_of_other_curves_and_compressed_points_are_refused() -> None:
+    other_curve = ec.derive_private_key(7, ec.SECP384R1()).public_key()
+    compressed = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    for wrong in (
+        other_curve.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        SPKI[:26] + compressed,
+    ):
+        assert code_of(lambda wrong=wrong: binding(identity_key=wrong)) == Code.EVIDENCE_KEY  # type: ignore[misc]
+    with pytest.raises(ValueError):
+        es256.dump_public(other_curve)
+
+
+def test_the_thumbprint_is_that_of_rfc_7638() -> None:
+    key = es256.jwk(SPKI)
+    text = compact_json({name: key[name] for name in sorted(key)})
+    assert binding().jkt == b64url(hashlib.sha256(text).digest())
+    assert es256.from_jwk({**key, "kid": "ignored"}) == SPKI
+
+
+@pytest.mark.parametrize("wrong", [{"kty": "RSA"}, {"crv": "P-384"}, {"x": "AA"}, {"x": 1}, {"d": "AA"}, {"y": "!"}])
+def test_a_jwk_that_is_no_public_p256_key_is_a_value_error(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        es256.from_jwk({**es256.jwk(SPKI), **wrong})
+
+
+def test_the_holder_of_the_identity_key_passes() -> None:
+    for log in (b"log", b"", None):
+        verify_proof(evidence(log=log), client_nonce=CLIENT)
+
+
+def test_a_proof_by_another_key_or_for_another_exchange_is_refused() -> None:
+    good = evidence()
+    refused = [
+        (evidence(OTHER), CLIENT),
+        (good, b"d" * 32),
+        (dataclasses.replace(good, quote=b"quotf"), CLIENT),
+        (dataclasses.replace(good, event_log=b"loh"), CLIENT),
+        (dataclasses.replace(good, event_log=None), CLIENT),
+        (dataclasses.replace(evidence(log=None), event_log=b""), CLIENT),
+        (dataclasses.replace(good, binding=binding(nonce=b"m" * 32)), CLIENT),
+        (dataclasses.replace(good, binding=binding(broker_id=b"c" * 32)), CLIENT),
+        (dataclasses.replace(good, proof=bytes(64)), CLIENT),
+        (dataclasses.replace(good, proof=b"\xff" * 64), CLIENT),
+    ]
+    for wrong, nonce in refused:
+        assert code_of(lambda w=wrong, n=nonce: verify_proof(w, client_nonce=n)) == Code.EVIDENCE_PROOF  # type: ignore[misc]
+
+
+def test_a_proof_is_never_a_binding_or_another_message() -> None:
+    assert proof_message(b"", b"", b"", b"", b"").startswith(framed(b"cloister/proof/v1"))
+    assert binding().encode().startswith(framed(b"cloister/binding/v1"))
+    with pytest.raises(ValueError):
+        es256.sign(ec.derive_private_key(7, ec.SECP384R1()), b"")
+
+
+@pytest.mark.parametrize("log", [b"log", b"", None])
+def test_evidence_survives_the_wire(log: bytes | None) -> None:
+    sent = evidence(log=log)
+    assert Evidence.from_dict(strict_json(compact_json(sent.to_dict()))) == sent
+
+
+def mutations() -> list[tuple[str, Any, Code]]:
+    good = evidence().to_dict()
+    inner = good["binding"]
+    lacking = [({k: v for k, v in good.items() if k != name}, name) for name in ("quote", "binding", "proof")]
+    inner_lacking = [({k: v for k, v in inner.items() if k != name}, name) for name in inner]
+    return [
+        *[(f"without {name}", value, Code.EVIDENCE_MALFORMED) for value, name in lacking],
+        *[
+            (f"binding without {name}", good | {"binding": value}, Code.EVIDENCE_MALFORMED)
+            for value, name in inner_lacking
+        ],
+        ("a list", [good], Code.EVIDENCE_MALFORMED),
+        ("another member", good | {"collateral": ""}, Code.EVIDENCE_MALFORMED),
+        ("another binding member", good | {"binding": inner | {"x": 1}}, Code.EVIDENCE_MALFORMED),
+        ("an empty quote", good | {"quote": ""}, Code.EVIDENCE_FIELD),
+        ("a quote that is no text", good | {"quote": 1}, Code.EVIDENCE_FIELD),
+        ("padding", good | {"quote": "AA=="}, Code.EVIDENCE_FIELD),
+        ("stray bits", good | {"quote": "AB"}, Code.EVIDENCE_FIELD),
+        ("standard base64", good | {"quote": "+/+/"}, Code.EVIDENCE_FIELD),
+        ("a blank", good | {"quote": "AA AA"}, Code.EVIDENCE_FIELD),
+        ("umlauts", good | {"quote": "ÄÄÄÄ"}, Code.EVIDENCE_FIELD),
+        ("a huge quote", good | {"quote": "A" * (MAX_QUOTE * 4 // 3 + 8)}, Code.EVIDENCE_TOO_LARGE),
+        ("a huge log", good | {"event_log": "A" * (MAX_QUOTE * 4 // 3 + 8)}, Code.EVIDENCE_TOO_LARGE),
+        ("a long proof", good | {"proof": "A" * 100}, Code.EVIDENCE_TOO_LARGE),
+        ("a short proof", good | {"proof": "AAAA"}, Code.EVIDENCE_FIELD),
+        ("another role", good | {"binding": inner | {"role": "root"}}, Code.EVIDENCE_FIELD),
+        ("a role that is no text", good | {"binding": inner | {"role": []}}, Code.EVIDENCE_FIELD),
+        ("version true", good | {"binding": inner | {"version": True}}, Code.EVIDENCE_FIELD),
+        ("version 1.0", good | {"binding": inner | {"version": 1.0}}, Code.EVIDENCE_FIELD),
+        ("version 2", good | {"binding": inner | {"version": 2}}, Code.EVIDENCE_FIELD),
+        ("a tenant that is no text", good | {"binding": inner | {"tenant": None}}, Code.EVIDENCE_FIELD),
+        ("a suite that is a list", good | {"binding": inner | {"suite": ["x25519"]}}, Code.EVIDENCE_FIELD),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "code"), mutations(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_evidence_of_another_form_is_refused(what: str, value: Any, code: Code) -> None:
+    assert code_of(lambda: Evidence.from_dict(value)) == code
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(member=st.sampled_from(["quote", "event_log", "proof", *binding().to_dict()]), value=json_values)
+def test_any_json_in_any_member_is_evidence_or_malformed(member: str, value: Any) -> None:
+    good = evidence().to_dict()
+    changed = good | {member: value} if member in good else good | {"binding": good["binding"] | {member: value}}
+    try:
+        Evidence.from_dict(changed)
+    except MalformedEvidence as error:
+        assert error.code.startswith("evidence.")
+
+
+@given(data=st.binary(max_size=40))
+def test_base64url_goes_there_and_back(data: bytes) -> None:
+    assert from_b64url(b64url(data)) == data
+
+
+@given(text=st.text(alphabet="ABab01-_=+/ \n", max_size=12))
+def test_base64url_has_one_spelling(text: str) -> None:
+    try:
+        assert b64url(from_b64url(text)) == text
+    except ValueError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a":1,"a":1}', "1.0", "1e3", "NaN", "-Infinity", "[" * 9 + "]" * 9, "[" * 100_000, '"\\ud800"', "", "1" * 5000]
+    + ['{"\\ud800":1}'],
+    ids=lambda text: text[:12],
+)
+def test_json_with_two_meanings_or_none_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        strict_json(text)
+    with pytest.raises(ValueError):
+        strict_json(b"\xff" + text.encode())
+
+
+@given(value=json_values)
+def test_strict_json_reads_what_compact_json_writes_unless_it_has_fractions(value: Any) -> None:
+    try:
+        assert strict_json(compact_json(value)) == value
+    except ValueError:
+        assert "." in repr(value) or "e" in repr(value) or "ud" in repr(value)
