@@ -23,12 +23,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, final
 
-from broker.wire.errors import WireError
-from broker.wire.fields import parse_object
 from broker.wire.jose import b64u, unb64u
 from enclave.errors import AgentError, Code, MessageError
 
-MAX_JSON: Final = 256 * 1024
 MAX_DEPTH: Final = 32
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PLAIN: Final[Mapping[type, str]] = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -65,10 +62,10 @@ class MessageType:
     def decode(self, body: bytes) -> Any:
         """The message in a body. Raises MessageError message.schema_mismatch; details name places, never values."""
         try:
-            found = parse_object(body, max_len=MAX_JSON)
-        except WireError as error:
+            found = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
             raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: {type(error).__name__}") from None
-        if found.get("schema") != self.digest or set(found) != {"schema", "data"}:
+        if not isinstance(found, dict) or set(found) != {"schema", "data"} or found["schema"] != self.digest:
             raise MessageError(Code.MESSAGE_SCHEMA, f"another schema of {self.name} than {self.digest}")
         if not self._pydantic:
             return _decode(self.kind, found["data"], self.name)
@@ -76,6 +73,18 @@ class MessageType:
             return self.kind.model_validate(found["data"])  # type: ignore[attr-defined]  # duck-typed
         except ValueError as error:
             raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: {type(error).__name__}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A name that occurs twice has no one meaning."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a JSON name occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _fields(kind: Any) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, final
 
+from attestation.errors import AttestationError
 from attestation.pki import TrustRoots
 from broker.wire.log import broker_id as id_of
 from broker.wire.names import TENANT
@@ -152,8 +153,8 @@ def _roots(table: _Table) -> TrustRoots:
         return TrustRoots.intel()
     try:
         return TrustRoots.from_pem(pem.encode("utf-8"))
-    except ValueError as error:
-        raise _bad(f"roots.pem: {error}") from None
+    except AttestationError as error:
+        raise _bad(f"roots.pem: {error.detail}") from None
 
 
 def _hex(text: str, name: str, size: int | None) -> bytes:
