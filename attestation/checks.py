@@ -7,13 +7,14 @@ check names the refusal. What each step demands is decided where it runs (`chain
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple, ParamSpec, TypeVar, final
 
 from attestation.errors import Code
 from attestation.tcb import Shortfall
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -33,12 +34,16 @@ class Check(NamedTuple):
 
 
 @final
-class Step(NamedTuple):
-    """A row of STEPS."""
+class Step:
+    """A row of the list below: what is demanded, and what a failure is called."""
 
-    name: str
-    code: Code
-    passes: str  # what is known once the step has passed
+    __slots__ = ("code", "name", "passed", "position")
+
+    def __init__(self, name: str, code: Code, passes: str, position: int) -> None:
+        self.name = name
+        self.code = code
+        self.position = position
+        self.passed = Check(name, code, True, passes)
 
 
 class Unmet(Exception):
@@ -51,13 +56,14 @@ class Unmet(Exception):
         self.short = short
 
 
+STEPS: Final[dict[str, Step]] = {}
+"""Every step by name, in the order in which they are reported."""
+
+
 def _step(name: str, code: Code, passes: str) -> Step:
-    step = Step(name, code, passes)
-    _ORDER[name] = len(_ORDER)
+    step = STEPS[name] = Step(name, code, passes, len(STEPS))
     return step
 
-
-_ORDER: Final[dict[str, int]] = {}
 
 # The floor, before anything else can be said
 DEBUG = _step("debug", Code.QUOTE_DEBUG, "DEBUG is off")
@@ -83,6 +89,7 @@ CRL_FORM = _step("crl_form", Code.CRL_MALFORMED, "both CRLs are well formed")
 CRL_PROFILE = _step("crl_profile", Code.CRL_PROFILE, "both CRLs are full lists with number, key id and end")
 CRL_ISSUER = _step("crl_issuer", Code.CRL_ISSUER, "each CRL is issued by the CA that it speaks for")
 CRL_SIGNATURES = _step("crl_signatures", Code.CRL_SIGNATURE, "each CRL is signed by its issuer")
+CRL_COVERS = _step("crl_covers", Code.CRL_ISSUER, "the PCK CRL is issued by the CA of the quote's chain")
 CHAIN_REVOKED = _step("chain_revoked", Code.CHAIN_REVOKED, "neither the PCK certificate nor its CA is revoked")
 SIGNER_REVOKED = _step("signer_revoked", Code.SIGNER_REVOKED, "no signer of collateral is revoked")
 # TCB info and QE identity
@@ -134,13 +141,13 @@ EVALUATION = _step(
 )
 
 
-def in_order(checks: list[Check]) -> tuple[Check, ...]:
+def in_order(checks: Iterable[Check]) -> tuple[Check, ...]:
     """The checks as they are reported."""
     return tuple(sorted(checks, key=_position))
 
 
 def _position(check: Check) -> int:
-    return _ORDER[check.name]
+    return STEPS[check.name].position
 
 
 @final
@@ -154,7 +161,7 @@ class Ledger:
         self.ok = True
 
     def passed(self, step: Step, detail: str = "") -> None:
-        self.checks.append(Check(step.name, step.code, True, detail or step.passes))
+        self.checks.append(step.passed._replace(detail=detail) if detail else step.passed)
 
     def warn(self, step: Step, detail: str, remedy: str = "") -> None:
         self.checks.append(Check(step.name, step.code, True, detail, remedy, warning=True))
@@ -170,5 +177,22 @@ class Ledger:
         except Unmet as unmet:
             self.failed(step, unmet)
             return None
-        self.passed(step)
+        self.checks.append(step.passed)
         return value
+
+    def each(self, step: Step, items: Mapping[str, S], demand: Callable[[S], T]) -> dict[str, T]:
+        """Run one demand on several labelled things as one check. What met it comes back under its label."""
+        met: dict[str, T] = {}
+        unmet: list[tuple[str, Unmet]] = []
+        for label, item in items.items():
+            try:
+                met[label] = demand(item)
+            except Unmet as error:
+                unmet.append((label, error))
+        if unmet:
+            details = "; ".join(f"{label}: {error.detail}" for label, error in unmet)
+            short = tuple(item for _, error in unmet for item in error.short)
+            self.failed(step, Unmet(details, unmet[0][1].remedy, short))
+        elif met:
+            self.checks.append(step.passed)
+        return met
