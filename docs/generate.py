@@ -23,6 +23,10 @@ PARTS: Final = {
         "Between agent and broker",
         "Found by either side in what the other one sent.",
     ),
+    "broker.errors": (
+        "The broker",
+        "Answered by the broker about requests, sessions, secrets and mailboxes.",
+    ),
     "enclave.errors": (
         "Inside the trust domain",
         "Found by an agent itself. A refusal by the broker keeps the broker's code.",
