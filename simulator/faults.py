@@ -1,24 +1,17 @@
 """Named ways to be wrong: the public door to all faults.
 
-Decides how a fault is played on a machine and how an exhibit is judged. The faults themselves stand in `faults_quote`
+Decides how a fault is played on a machine. The faults themselves stand in `faults_quote`
 (bytes and claims of a quote, its quoting enclave), `faults_chain` (certificates and revocation lists),
 `faults_collateral` (TCB info and QE identity), `faults_tcb` (states of platforms) and `faults_evidence` (event logs,
-bindings). `vectors` writes test vectors from them.
+bindings). `judging` asks our verifier about them, `vectors` writes test vectors from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from attestation.collateral import Collateral
-from attestation.errors import AttestationError
-from attestation.eventlog import EventLog
-from attestation.evidence import Evidence, verify_proof
-from attestation.pki import TrustRoots
-from attestation.quote import Quote
-from attestation.verifier import VerifiedQuote, verify_quote
+from attestation.errors import Code
 from simulator import faults_chain, faults_collateral, faults_evidence, faults_quote, faults_tcb
 from simulator.errors import SimulatorCode, SimulatorError
 from simulator.machine import Machine
@@ -38,12 +31,15 @@ __all__ = [
     "exhibit",
     "find",
     "good",
-    "judge",
-    "outcome",
 ]
 
 PARTS: Final = (faults_quote, faults_chain, faults_collateral, faults_tcb, faults_evidence)
 """Importing them is what fills the list."""
+
+_CODES: Final = list(Code)
+_SORTED: Final = sorted(FAULTS.values(), key=lambda fault: _CODES.index(fault.code))
+FAULTS.clear()
+FAULTS.update({fault.name: fault for fault in _SORTED})
 
 _REPORT_DATA: Final = bytes(range(1, 65))
 
@@ -70,43 +66,6 @@ def exhibit(machine: Machine, name: str, *, report_data: bytes = _REPORT_DATA, *
 def good(machine: Machine, *, report_data: bytes = _REPORT_DATA, **scene: Any) -> Exhibit:
     """The same without a fault."""
     return Scene(machine, report_data=report_data, **scene).exhibit()
-
-
-def judge(shown: Exhibit) -> VerifiedQuote:
-    """All that a verifier does with an exhibit, UpToDate alone accepted. Raises AttestationError."""
-    expected: Any = shown.report_data
-    quote_bytes, log = shown.quote, shown.event_log
-    if shown.evidence is not None:
-        evidence = Evidence.from_dict(shown.evidence)
-        verify_proof(evidence, client_nonce=shown.client_nonce)
-        expected, quote_bytes, log = evidence.binding, evidence.quote, evidence.event_log or b""
-    quote = Quote.parse(quote_bytes)
-    verified = verify_quote(
-        quote,
-        Collateral.from_json(shown.collateral),
-        report_data=expected,
-        roots=TrustRoots.from_pem(shown.root_pem),
-        at=datetime.fromtimestamp(shown.at, UTC),
-    )
-    if log:
-        check_log(log, quote)
-    return verified
-
-
-def check_log(log: bytes, quote: Quote) -> None:
-    """The log is whole, belongs to a TD, replays to its registers, and its launch events are what they say."""
-    events = EventLog.parse(log)
-    events.check(quote.td)
-    events.launches()
-
-
-def outcome(shown: Exhibit) -> str:
-    """`ok`, or the code of the refusal."""
-    try:
-        judge(shown)
-    except AttestationError as error:
-        return str(error.code)
-    return "ok"
 
 
 def evidence_source(names: Iterable[str] | None = None, *, machine: Machine | None = None) -> dict[str, Exhibit]:

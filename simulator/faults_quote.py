@@ -11,7 +11,7 @@ from simulator import quoting
 from simulator.domain import DEBUG, MIGRATABLE, SEPT_VE_DISABLE, ServiceTd
 from simulator.registry import Exhibit, fault
 from simulator.scene import Parts, Scene
-from simulator.seed import sha256, sha384, sign
+from simulator.seed import public_point, sha256, sha384, sign
 
 _MIB: Final = 1 << 20
 _PLATFORM_ID: Final = {2: 276, 3: 404}
@@ -189,7 +189,7 @@ def _unsigned_qe(scene: Scene) -> Exhibit:
 @fault("key-not-bound", Code.QE_KEY_NOT_BOUND, "a genuine QE report beside an attestation key of the attacker's own")
 def _not_bound(scene: Scene) -> Exhibit:
     parts, key = scene.parts(), scene.key("attestation")
-    certified = replace(parts.certified, attestation_key=quoting.public_point(key))
+    certified = replace(parts.certified, attestation_key=public_point(key))
     return scene.exhibit(replace(parts, key=key, certified=certified))
 
 

@@ -7,12 +7,14 @@ machine: everything follows from the seed and the recorded events, so both serve
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from simulator import collateral as documents_of
@@ -40,6 +42,7 @@ DEFAULT_PLATFORMS: Final = (
 """Two TDX servers with different modules, and a client that knows SGX alone, under the Processor CA."""
 
 _CACHED_DOCUMENTS: Final = 64
+_CACHED_LEDGERS: Final = 64
 
 Moment = datetime | float | None
 """An aware datetime, Unix seconds, or None for the machine's own clock."""
@@ -53,8 +56,10 @@ class Machine:
         self._store = store
         self._seed = Seed(state.seed)
         self._platforms: dict[PlatformSpec, Platform] = {}
+        self._lock = Lock()
         self._documents: OrderedDict[tuple[Any, ...], Documents] = OrderedDict()
-        self._ledger: tuple[tuple[Any, ...], Ledger] | None = None
+        self._events: tuple[Event, ...] = ()
+        self._ledgers: dict[int, Ledger] = {}
         self.pki: Hierarchy = hierarchy(self._seed)
         self.clock = Clock(lambda: store.read().clock, self._move_clock)
 
@@ -110,6 +115,11 @@ class Machine:
     @property
     def root_der(self) -> bytes:
         return self.pki.root.der
+
+    @property
+    def root_sha256(self) -> str:
+        """Lower-case hex SHA-256 of the root's DER."""
+        return hashlib.sha256(self.root_der).hexdigest()
 
     @property
     def roots(self) -> TrustRoots:
@@ -181,10 +191,16 @@ class Machine:
         """Evaluation sets and revocations as of a moment."""
         state = self._store.read()
         moment = int(state.clock.read() if at is None else seconds(at))
-        key = (id(state.events), len(state.events), moment)
-        if self._ledger is None or self._ledger[0] != key:
-            self._ledger = key, replay(state.events, moment)
-        return self._ledger[1]
+        if state.events is not self._events:  # recorded since, here or by another process
+            with self._lock:
+                self._events, self._ledgers = state.events, {}
+                self._documents.clear()
+        ledger = self._ledgers.get(moment)
+        if ledger is None:
+            if len(self._ledgers) >= _CACHED_LEDGERS:
+                self._ledgers = {}
+            ledger = self._ledgers[moment] = replay(state.events, moment)
+        return ledger
 
     def documents(
         self,
@@ -205,13 +221,14 @@ class Machine:
         tcb = tcb_set or ledger.current(update)
         identity = identity_set or ledger.current(update)
         key = (tee, fmspc.upper(), ca, tcb.number, identity.number, documents_of.issued_at(ledger), ledger.revision)
-        found = self._documents.get(key)
-        if found is None:
-            found = self._documents[key] = documents_of.documents(
-                ledger, self.pki, tee=tee, fmspc=fmspc.upper(), ca=ca, tcb_set=tcb, identity_set=identity
-            )
-            if len(self._documents) > _CACHED_DOCUMENTS:
-                self._documents.popitem(last=False)
+        with self._lock:
+            found = self._documents.get(key)
+            if found is None:
+                found = self._documents[key] = documents_of.documents(
+                    ledger, self.pki, tee=tee, fmspc=fmspc.upper(), ca=ca, tcb_set=tcb, identity_set=identity
+                )
+                if len(self._documents) > _CACHED_DOCUMENTS:
+                    self._documents.popitem(last=False)
         return found
 
     def collateral(

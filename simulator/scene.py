@@ -106,7 +106,8 @@ class Scene:
 
     def td(self, **options: Any) -> SimulatedTd:
         """A domain as asked for by the caller, except for `options`."""
-        return self.machine.launch(**{"platform": self.index, "label": "fault"} | self._options | options)
+        chosen: dict[str, Any] = {"platform": self.index, "label": "fault", **self._options, **options}
+        return self.machine.launch(**chosen)
 
     def quote(self, td: SimulatedTd | None = None, report_data: bytes | None = None) -> bytes:
         """A good quote in the wanted version."""
