@@ -15,7 +15,8 @@ from benchmarks import corpus
 from benchmarks.corpus import Sample
 from benchmarks.harness import PartMissing, Row, faster_row, ratio_row, take_turns
 
-ROUNDS = 120
+ROUNDS = 20
+BURST = 10
 ALL = frozenset(Allowance)
 
 
@@ -73,7 +74,9 @@ def _known(origin: str, samples: list[Sample]) -> Iterator[Row]:
     ours, floor, theirs = [], [], []
     for sample in samples:
         taken = take_turns(
-            {"ours": known(sample), "floor": one_signature(sample), "theirs": sample.yardstick()}, rounds=ROUNDS
+            {"ours": known(sample), "floor": one_signature(sample), "theirs": sample.yardstick()},
+            rounds=ROUNDS,
+            burst=BURST,
         )
         ours.append(taken["ours"])
         floor.append(taken["floor"])
@@ -90,7 +93,7 @@ def _new_platform(origin: str, samples: list[Sample]) -> Iterator[Row]:
         raise PartMissing("new platform, known collateral: two platforms under one collateral set")
     ours, theirs = [], []
     for seen, new in chosen:
-        taken = take_turns({"theirs": new.yardstick()}, rounds=ROUNDS // 4)
+        taken = take_turns({"theirs": new.yardstick()}, rounds=ROUNDS)
         theirs.append(taken["theirs"])
         ours.append(_after(seen, new))
     name = f"new platform, known collateral, {len(chosen)} pairs of {origin}"
@@ -112,15 +115,15 @@ def _after(seen: Sample, new: Sample) -> float:
             )
         )
 
-    for _ in range(ROUNDS // 4 + 1):
+    for _ in range(ROUNDS + 1):
         prepare()
-    return take_turns({"ours": lambda: pending.pop()()}, rounds=ROUNDS // 4)["ours"]
+    return take_turns({"ours": lambda: pending.pop()()}, rounds=ROUNDS)["ours"]
 
 
 def _cold(origin: str, samples: list[Sample]) -> Iterator[Row]:
     ours, theirs = [], []
     for sample in samples:
-        taken = take_turns({"ours": cold(sample), "theirs": sample.yardstick()}, rounds=ROUNDS // 4)
+        taken = take_turns({"ours": cold(sample), "theirs": sample.yardstick()}, rounds=ROUNDS, burst=2)
         ours.append(taken["ours"])
         theirs.append(taken["theirs"])
     name = f"everything cold, {len(samples)} {origin}"

@@ -38,9 +38,9 @@ class PartMissing(Exception):
 
 
 def take_turns(
-    candidates: dict[str, Callable[[], object]], *, rounds: int, clock: Clock = thread_ns
+    candidates: dict[str, Callable[[], object]], *, rounds: int, burst: int = 1, clock: Clock = thread_ns
 ) -> dict[str, float]:
-    """Median seconds of one call of each candidate; each is called once in every round, in changing order."""
+    """Median seconds of one call of each candidate; each gets a burst of calls in every round, in changing order."""
     names = list(candidates)
     for name in names:
         candidates[name]()
@@ -52,8 +52,9 @@ def take_turns(
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
                 call = candidates[name]
                 start = clock()
-                call()
-                taken[name].append(clock() - start)
+                for _ in range(burst):
+                    call()
+                taken[name].append((clock() - start) // burst)
     finally:
         gc.enable()
     return {name: median(times) / 1e9 for name, times in taken.items()}
