@@ -62,6 +62,8 @@ def _guarded(parser: argparse.ArgumentParser, line: list[str]) -> int:
         return carry_out(options)
     except SimulatorError as error:
         print(f"cloister sim: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        raise  # the caller knows what to do when nobody reads on
     except OSError as error:
         print(f"cloister sim: {error.filename or 'file'}: {error.strerror}", file=sys.stderr)
     return USAGE

@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.errors import Code
-from attestation.evidence import Binding, Evidence, Role, proof_message, sign_proof
+from attestation.evidence import Binding, Evidence, Role, proof_message
 from simulator import ccel
 from simulator.domain import SimulatedTd
 from simulator.registry import BINDING, EVENT_LOG, Exhibit, fault
 from simulator.scene import Scene
-from simulator.seed import SigningKey, sha256, sha384
+from simulator.seed import SigningKey, sha256, sha384, sign
 
 _LAUNCH_TAG: Final = b"cloister/launch/v1\0"
 _MAX_LOG: Final = 4 << 20
@@ -191,7 +191,7 @@ def _sent(scene: Scene, *, made_for: dict[str, Any] | None = None, signer: Signi
     quote = scene.quote(td, replace(expected, **made_for or {}).report_data)
     client_nonce = sha256(b"client nonce")
     message = proof_message(expected.broker_id, client_nonce, expected.nonce, quote, td.event_log())
-    proof = sign_proof(signer or scene.key("identity"), message)
+    proof = sign(signer or scene.key("identity"), message)
     sent = Evidence(quote=quote, event_log=td.event_log(), binding=expected, proof=proof)
     exhibit = scene.exhibit(
         quote,
