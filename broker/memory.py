@@ -294,6 +294,10 @@ class _Marks:
     def get(self, name: str) -> str | None:
         return self._rows.get(name)
 
+    def under(self, prefix: str) -> dict[str, str]:
+        rows = self._rows.rows
+        return {name.removeprefix(prefix): rows[name] for name in sorted(rows) if name.startswith(prefix)}
+
     def put(self, name: str, value: str) -> None:
         self._rows.put(name, value)
 

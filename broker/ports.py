@@ -223,6 +223,8 @@ class Marks(Protocol):
 
     def get(self, name: str) -> str | None: ...
     def put(self, name: str, value: str) -> None: ...
+    def under(self, prefix: str) -> dict[str, str]:
+        """Every mark whose name begins so, without the prefix, in order."""
 
 
 class Transaction(Protocol):

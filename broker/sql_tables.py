@@ -366,11 +366,18 @@ class _Marks:
 
     def get(self, name: str) -> str | None:
         row = self._db.execute("SELECT value, mac FROM mark WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            return None
-        if not hmac.compare_digest(self._mac(name, row[0]), row[1]):
+        return None if row is None else self._checked(name, *row)
+
+    def _checked(self, name: str, value: str, mac: bytes) -> str:
+        if not hmac.compare_digest(self._mac(name, value), mac):
             raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"mark {name}")
-        return str(row[0])
+        return value
+
+    def under(self, prefix: str) -> dict[str, str]:
+        rows = self._db.execute(
+            "SELECT name, value, mac FROM mark WHERE substr(name, 1, ?) = ? ORDER BY name", (len(prefix), prefix)
+        )
+        return {row[0].removeprefix(prefix): self._checked(*row) for row in rows}
 
     def put(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO mark VALUES (?,?,?)", (name, value, self._mac(name, value)))

@@ -1,0 +1,263 @@
+"""The audit log: what an entry says, that it is durable before its effect, and how anybody can check it later.
+
+Decides the form of entries and the moment of signing: a checkpoint closes every group of transactions that added
+entries, inside the same commit, so no entry is ever durable without a signed head over it. Which events are worth an
+entry is the use-cases' decision. Entries hold names, digests and codes, never values.
+"""
+
+import base64
+import json
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final, TypeVar, final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker import tree
+from broker.errors import BrokerCode, BrokerError
+from broker.ports import LogHead, LogRow, Store, Transaction
+from broker.wire.log import EMPTY_ROOT, Checkpoint, Receipt, raw_log_key
+
+T = TypeVar("T")
+TILE: Final = 256  # hashes or entries in a full tile (C2SP tlog-tiles)
+TILE_HEIGHT: Final = 8
+CACHED_NODES: Final = 65_536
+SALT_LEN: Final = 16
+
+
+class Kind(StrEnum):
+    """What happened. Public and stable: add, never rename or reuse."""
+
+    BROKER_STARTED = "broker.started"
+    GENERATION_CHANGED = "generation.changed"
+    AGENT_ADMITTED = "agent.admitted"
+    AGENT_REFUSED = "agent.refused"
+    AGENT_QUARANTINED = "agent.quarantined"
+    AGENT_RESTORED = "agent.restored"
+    AGENT_REVOKED = "agent.revoked"
+    SECRET_RELEASED = "secret.released"
+    SECRET_REFUSED = "secret.refused"
+    SECRET_PUT = "secret.put"
+    SECRET_DESTROYED = "secret.destroyed"
+    MAILBOX_OPENED = "mailbox.opened"
+    MAILBOX_REFUSED = "mailbox.refused"
+    EDGE_PERMITTED = "edge.permitted"
+    EDGE_REFUSED = "edge.refused"
+    VERIFICATION = "verification"
+    REFUSALS_COUNTED = "refusals.counted"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One event. `codes` are empty when it went well; digests are hex; `more` holds small extra facts."""
+
+    kind: Kind
+    at: datetime
+    subject: str = ""
+    tenant: str = ""
+    resource: str = ""
+    codes: tuple[str, ...] = ()
+    policy: str = ""
+    evidence: str = ""
+    collateral: str = ""
+    permit: str = ""
+    generation: int = 0
+    correlation_id: str = ""
+    more: Mapping[str, str | int | list[str]] = field(default_factory=dict)
+
+    @property
+    def at_ms(self) -> int:
+        return int(self.at.timestamp() * 1000)
+
+    def to_bytes(self) -> bytes:
+        """Compact JSON, members sorted, empty ones left out. The salt keeps a leaf's hash from telling its entry."""
+        members: dict[str, Any] = {
+            "v": 1,
+            "salt": base64.b64encode(secrets.token_bytes(SALT_LEN)).decode("ascii"),
+            "at_ms": self.at_ms,
+            "kind": self.kind,
+            "subject": self.subject,
+            "tenant": self.tenant,
+            "resource": self.resource,
+            "codes": list(self.codes),
+            "policy": self.policy,
+            "evidence": self.evidence,
+            "collateral": self.collateral,
+            "permit": self.permit,
+            "generation": self.generation,
+            "correlation_id": self.correlation_id,
+            **self.more,
+        }
+        told = {name: value for name, value in members.items() if value not in ("", [], 0)}
+        return json.dumps(told, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode("ascii")
+
+
+@final
+class Audit:
+    """Appends entries through the store and answers for them. `key` signs the checkpoints."""
+
+    def __init__(self, store: Store, *, key: Ed25519PrivateKey, origin: str) -> None:
+        self._store = store
+        self._key = key
+        self.log_key: Final[bytes] = raw_log_key(key.public_key())
+        self.origin: Final[str] = origin
+        self._nodes: dict[tuple[int, int], bytes] = {}
+        store.before_commit(self._sign_head)
+
+    async def record(self, entry: Entry, work: Callable[[Transaction], T]) -> tuple[T, Receipt]:
+        """Do `work` and append the entry, both or neither; the receipt exists when both are durable.
+
+        Raises what `work` raises, and BrokerError store.unavailable; then there is no entry.
+        """
+
+        def unit(tx: Transaction) -> tuple[T, int, bytes]:
+            done = work(tx)
+            index, raw = append(tx, entry)
+            return done, index, raw
+
+        done, index, raw = await self._store.transact(unit)
+        return done, self.receipt(index, raw)
+
+    def _sign_head(self, tx: Transaction) -> None:
+        head, size = tx.log.head(), tx.log.size()
+        if head is None or head.size != size:
+            signed = Checkpoint.sign(self.origin, size, tree.root(size, _getter(tx)), self._key)
+            tx.log.set_head(LogHead(size=size, note=signed.note))
+
+    # ── what readers ask ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def head(self) -> LogHead:
+        """The newest durable checkpoint; an empty log has one too."""
+        found = self._store.read(lambda tx: tx.log.head())
+        return found or LogHead(size=0, note=Checkpoint.sign(self.origin, 0, EMPTY_ROOT, self._key).note)
+
+    def receipt(self, index: int, entry: bytes) -> Receipt:
+        """Proof that the entry stands at `index` of the newest checkpoint."""
+
+        def query(tx: Transaction) -> Receipt:
+            head = tx.log.head()
+            if head is None or index >= head.size:
+                raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
+            proof = tree.inclusion(index, head.size, self._cached(tx))
+            return Receipt(index=index, entry=entry, proof=proof, checkpoint=head.note)
+
+        return self._store.read(query)
+
+    def prove(self, index: int) -> Receipt:
+        """Raises BrokerError log.entry_unknown."""
+        return self.receipt(index, self.entry(index).entry)
+
+    def entry(self, index: int) -> LogRow:
+        row = self._store.read(lambda tx: tx.log.entry(index))
+        if row is None:
+            raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
+        return row
+
+    def consistency(self, old: int, size: int) -> tuple[bytes, ...]:
+        """That the first `old` entries begin the first `size`. Raises BrokerError log.entry_unknown."""
+        head = self.head()
+        if not 0 < old <= size <= head.size:
+            raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"sizes {old} and {size} in a log of {head.size}")
+        return self._store.read(lambda tx: tree.consistency(old, size, self._cached(tx)))
+
+    def tile(self, level: int, index: int) -> bytes:
+        """Up to 256 hashes of level 8·`level`, as far as the newest checkpoint covers them: tlog-tiles' `tile/L/N`.
+
+        Raises BrokerError log.entry_unknown for a tile that is empty.
+        """
+        at = level * TILE_HEIGHT
+
+        def query(tx: Transaction) -> bytes:
+            head = tx.log.head()
+            end = min((index + 1) * TILE, (head.size if head else 0) >> at)
+            get = self._cached(tx)
+            return b"".join(get(at, number) for number in range(index * TILE, end))
+
+        found = self._store.read(query) if 0 <= level < 8 and index >= 0 else b""
+        if not found:
+            raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"tile {level}/{index}")
+        return found
+
+    def _cached(self, tx: Transaction) -> tree.GetNode:
+        """Nodes never change once committed, so what was read once is kept; the oldest half goes when it is full."""
+        stored = _getter(tx)
+
+        def get(level: int, index: int) -> bytes:
+            found = self._nodes.get((level, index))
+            if found is None:
+                found = stored(level, index)
+                if len(self._nodes) >= CACHED_NODES:
+                    self._nodes = dict(list(self._nodes.items())[CACHED_NODES // 2 :])
+                self._nodes[level, index] = found
+            return found
+
+        return get
+
+
+def append(tx: Transaction, entry: Entry) -> tuple[int, bytes]:
+    """Add the entry to the log inside a transaction; its index and exact bytes."""
+    raw = entry.to_bytes()
+    index = tx.log.append(at_ms=entry.at_ms, kind=entry.kind, subject=entry.subject, entry=raw)
+    tree.grow(raw, index, _getter(tx), tx.log.put_node)
+    return index, raw
+
+
+def _getter(tx: Transaction) -> tree.GetNode:
+    def get(level: int, index: int) -> bytes:
+        found = tx.log.node(level, index)
+        if found is None:
+            raise BrokerError(BrokerCode.LOG_TAMPERED, f"node {level}/{index} is missing")
+        return found
+
+    return get
+
+
+def rows(store: Store, *, start: int = 0, page: int = 1000) -> Iterator[LogRow]:
+    """Every entry from `start`, read page by page."""
+    while found := _page(store, start, page):
+        yield from found
+        start = found[-1].index + 1
+
+
+def _page(store: Store, start: int, limit: int) -> Sequence[LogRow]:
+    return store.read(lambda tx: tx.log.page(start=start, limit=limit))
+
+
+def verify_store(store: Store, log_key: bytes) -> Checkpoint:
+    """Recompute the whole tree from the stored entries and compare it with the signed head.
+
+    The public key is all it takes. Raises BrokerError log.tampered; WireError log.malformed, log.signature_invalid.
+    """
+    head = store.read(lambda tx: tx.log.head())
+    if head is None:
+        raise BrokerError(BrokerCode.LOG_TAMPERED, "no checkpoint")
+    checkpoint = Checkpoint.open(head.note, log_key)
+    found = recompute((row.index, row.entry) for row in rows(store))
+    if found != (checkpoint.size, checkpoint.root):
+        raise BrokerError(BrokerCode.LOG_TAMPERED, f"{found[0]} entries do not give the root of {checkpoint.size}")
+    return checkpoint
+
+
+def recompute(entries: Iterable[tuple[int, bytes]]) -> tuple[int, bytes]:
+    """Number and root hash of entries that come in order, in constant memory.
+
+    Raises BrokerError log.tampered for a gap.
+    """
+    peaks: dict[tuple[int, int], bytes] = {}  # the complete subtrees that no larger one has swallowed
+
+    def put(level: int, index: int, digest: bytes) -> None:
+        peaks[level, index] = digest
+        if level:
+            del peaks[level - 1, 2 * index], peaks[level - 1, 2 * index + 1]
+
+    size = 0
+    for index, entry in entries:
+        if index != size:
+            raise BrokerError(BrokerCode.LOG_TAMPERED, f"entry {size} is missing")
+        tree.grow(entry, index, lambda level, at: peaks[level, at], put)
+        size += 1
+    return size, tree.root(size, lambda level, at: peaks[level, at])

@@ -1,0 +1,72 @@
+"""One number that voids every permit at once.
+
+Decides when a decision has grown old: whenever policy, collateral, revocations or the rules of time change, the number
+rises, in the same transaction as the change and its log entry. Whoever acts on an earlier decision finds out inside the
+transaction of the act (`expect`), and decides again. What is judged again, and how, is sessions.py's business.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final, TypeVar, final
+
+from broker.audit import Audit, Entry, Kind
+from broker.errors import BrokerCode, BrokerError
+from broker.ports import Store, Transaction
+from broker.wire.log import Receipt
+
+T = TypeVar("T")
+MARK: Final = "generation"
+_POLICY_MARK: Final = "policies"
+
+
+def stored(tx: Transaction) -> int:
+    """The generation in force inside a transaction."""
+    return int(tx.marks.get(MARK) or 1)
+
+
+@final
+class Generation:
+    """The current generation, as this process knows it, and the only way to raise it."""
+
+    def __init__(self, store: Store, audit: Audit) -> None:
+        self._store = store
+        self._audit = audit
+        self.current: int = store.read(stored)
+        self._listeners: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Called in the event loop after every rise."""
+        self._listeners.append(listener)
+
+    def expect(self, tx: Transaction, generation: int) -> None:
+        """Raises BrokerError generation.moved, when what was decided in `generation` no longer counts."""
+        found = stored(tx)
+        if found != generation:
+            raise BrokerError(BrokerCode.GENERATION_MOVED, f"decided in {generation}, now {found}", retry_after_s=1)
+
+    async def rise(
+        self, why: str, work: Callable[[Transaction], T], *, at: datetime, entry: Entry | None = None
+    ) -> tuple[T, Receipt]:
+        """Do `work` and raise the number, in one transaction with an entry that says why."""
+
+        def unit(tx: Transaction) -> tuple[T, int]:
+            done = work(tx)
+            following = stored(tx) + 1
+            tx.marks.put(MARK, str(following))
+            return done, following
+
+        told = entry or Entry(kind=Kind.GENERATION_CHANGED, at=at, generation=self.current + 1, more={"why": why})
+        (done, following), receipt = await self._audit.record(told, unit)
+        self.current = max(self.current, following)
+        for listener in self._listeners:
+            listener()
+        return done, receipt
+
+    async def follow_policies(self, digest: str, *, at: datetime) -> None:
+        """At start: rise, if the policies are not those with which the store was last used."""
+
+        def compare(tx: Transaction) -> bool:
+            return tx.marks.get(_POLICY_MARK) == digest
+
+        if not self._store.read(compare):
+            await self.rise("policies", lambda tx: tx.marks.put(_POLICY_MARK, digest), at=at)
