@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.evidence import Binding, Evidence, Role, proof_message
 from attestation.quote import Quote
-from attestation.verdict import Verdict, open_token
+from attestation.verdict import Verdict, open_admission
 from broker.wire.bodies import AttestationRequest, AttestationResponse
 from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse
 from broker.wire.jose import p256_from_spki
@@ -101,7 +101,7 @@ class Admission:
     verdict: Verdict
     subject: str
     issued_at_s: float
-    expires_at_s: int
+    expires_at_s: float
     broker: Broker
     receipt: Receipt
 
@@ -184,9 +184,10 @@ class Session:
         assert binding is not None
         with _Failing(self):
             at = self._time.now()
-            verdict = open_token(
+            opened = open_admission(
                 answer.token, keys=broker.token_keys, issuer=broker.issuer, audience=broker.issuer, at=at
             )
+            verdict = opened.verdict
             same = (
                 verdict.identity_key == binding.identity_key
                 and verdict.sealing_key == binding.sealing_key
@@ -204,7 +205,7 @@ class Session:
                 verdict=verdict,
                 subject=answer.subject,
                 issued_at_s=at.timestamp(),
-                expires_at_s=answer.expires_at_s,
+                expires_at_s=opened.expires_at.timestamp(),
                 broker=broker,
                 receipt=answer.receipt,
             )
