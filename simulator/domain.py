@@ -7,26 +7,20 @@ Decides what a launch leaves in MRTD and the RTMRs and what restart, clone and m
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Self, final
+from typing import Any, Final, Protocol, Self, final
 
 from simulator import ccel, tdreport
 from simulator.errors import SimulatorCode, SimulatorError
-from simulator.machine import Machine
+from simulator.platform import Platform
 from simulator.quoting import ExtendedFacts
-from simulator.seed import sha256, sha384
-
-if TYPE_CHECKING:
-    from simulator.platform import Platform
+from simulator.seed import Seed, sha256, sha384
 
 NAME: Final = "cloister-sim"
-MACHINE_VARIABLE: Final = "CLOISTER_MACHINE"
-"""Environment variable: the machine's folder, for `simulated_trust_domain`."""
 
 DEBUG, SEPT_VE_DISABLE, MIGRATABLE = 1 << 0, 1 << 28, 1 << 29
 """Bits of ATTRIBUTES."""
@@ -114,6 +108,17 @@ class Configuration:
             raise _invalid("ATTRIBUTES and XFAM have 64 bits")
 
 
+class Host(Protocol):
+    """Where domains run: a machine."""
+
+    def platform(self, index: int = 0) -> Platform:
+        """In its present state. Raises SimulatorError platform.unknown."""
+
+    @property
+    def seed(self) -> Seed:
+        """What TD_IDs are made from."""
+
+
 @final
 class SimulatedTd:
     """A running trust domain. Threads may share it."""
@@ -134,7 +139,7 @@ class SimulatedTd:
     simulated: Final = True
     name: Final = NAME
 
-    def __init__(self, machine: Machine, platform: int, label: str, configuration: Configuration) -> None:
+    def __init__(self, machine: Host, platform: int, label: str, configuration: Configuration) -> None:
         self._machine = machine
         self._platform_index = platform
         self.label = label
@@ -146,7 +151,7 @@ class SimulatedTd:
     @classmethod
     def launch(
         cls,
-        machine: Machine,
+        machine: Host,
         label: str = "td",
         *,
         image: Image | bytes | Path | str = "default",
@@ -282,18 +287,6 @@ class SimulatedTd:
         if self._machine.platform(platform).spec.ca != "platform":
             raise _invalid(f"platform {platform} has no TDX")
         self._platform_index = platform
-
-
-def simulated_trust_domain(machine: Path | str | None = None, *, label: str = "td", **options: Any) -> SimulatedTd:
-    """A fresh domain on a machine: the folder given, else the one that CLOISTER_MACHINE names.
-
-    Raises SimulatorError machine.missing when neither names one, and whatever opening it raises.
-    """
-    folder = machine or os.environ.get(MACHINE_VARIABLE)
-    if not folder:
-        detail = f"name the machine's folder, as an argument or in {MACHINE_VARIABLE}"
-        raise SimulatorError(SimulatorCode.MACHINE_MISSING, detail)
-    return Machine.open(folder, create=True).launch(label, **options)
 
 
 def _invalid(detail: str) -> SimulatorError:

@@ -8,6 +8,7 @@ machine: everything follows from the seed and the recorded events, so both serve
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,24 +16,22 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
+from attestation.collateral import Collateral
+from attestation.pki import TrustRoots
 from simulator import collateral as documents_of
 from simulator.catalogue import FMSPCS, EvaluationSet
 from simulator.clock import Clock, ClockState, seconds
 from simulator.collateral import Documents
+from simulator.domain import SimulatedTd
 from simulator.errors import SimulatorCode, SimulatorError
 from simulator.pki import Hierarchy, hierarchy
 from simulator.platform import Platform, PlatformSpec
 from simulator.recovery import Event, Ledger, check, replay
 from simulator.seed import Seed
+from simulator.source import MachineSource
 from simulator.store import FolderStore, MemoryStore, State, Store, with_clock
-
-if TYPE_CHECKING:
-    from attestation.collateral import Collateral
-    from attestation.pki import TrustRoots
-    from simulator.domain import SimulatedTd
-    from simulator.source import MachineSource
 
 DEFAULT_PLATFORMS: Final = (
     PlatformSpec(identity="p0", fmspc="90C06F000000"),
@@ -43,6 +42,9 @@ DEFAULT_PLATFORMS: Final = (
 
 _CACHED_DOCUMENTS: Final = 64
 _CACHED_LEDGERS: Final = 64
+
+MACHINE_VARIABLE: Final = "CLOISTER_MACHINE"
+"""Environment variable: the machine's folder, for `simulated_trust_domain`."""
 
 Moment = datetime | float | None
 """An aware datetime, Unix seconds, or None for the machine's own clock."""
@@ -123,8 +125,6 @@ class Machine:
 
     @property
     def roots(self) -> TrustRoots:
-        from attestation.pki import TrustRoots
-
         return TrustRoots.from_pem(self.root_pem)
 
     @property
@@ -241,8 +241,6 @@ class Machine:
         ca: str | None = None,
     ) -> Collateral:
         """The same as a verifier takes it. Raises SimulatorError collateral.unknown."""
-        from attestation.collateral import Collateral
-
         return Collateral.from_json(self.documents(tee, fmspc, at, update, ca=ca).to_json())
 
     def recover(self, kind: str, *, at: Moment = None, platform: int | None = None, **arguments: Any) -> Event:
@@ -271,20 +269,28 @@ class Machine:
 
     def as_source(self, update: str = "standard") -> MachineSource:
         """A CollateralSource that asks this machine directly, without a network."""
-        from simulator.source import MachineSource
-
         return MachineSource(self, update)
 
     # --- trust domains ---
 
     def launch(self, label: str = "td", **options: Any) -> SimulatedTd:
         """Launch a trust domain; see `domain.SimulatedTd.launch` for the options."""
-        from simulator.domain import SimulatedTd
-
         return SimulatedTd.launch(self, label, **options)
 
     def _move_clock(self, change: Callable[[ClockState], ClockState]) -> None:
         self._store.update(lambda state: with_clock(state, change))
+
+
+def simulated_trust_domain(machine: Path | str | None = None, *, label: str = "td", **options: Any) -> SimulatedTd:
+    """A fresh domain on a machine: the folder given, else the one that CLOISTER_MACHINE names.
+
+    Raises SimulatorError machine.missing when neither names one, and whatever opening it raises.
+    """
+    folder = machine or os.environ.get(MACHINE_VARIABLE)
+    if not folder:
+        detail = f"name the machine's folder, as an argument or in {MACHINE_VARIABLE}"
+        raise SimulatorError(SimulatorCode.MACHINE_MISSING, detail)
+    return Machine.open(folder, create=True).launch(label, **options)
 
 
 def _seed_bytes(seed: bytes | str | int | None) -> bytes:

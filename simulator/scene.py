@@ -19,11 +19,11 @@ from cryptography import x509
 from simulator import quoting
 from simulator.collateral import Documents
 from simulator.domain import SimulatedTd
+from simulator.exhibit import Exhibit
 from simulator.machine import Machine
 from simulator.pki import Identity, Profile, RevocationList, issue, profile
 from simulator.platform import AUTH_DATA, Platform
 from simulator.quoting import Certified, EnclaveFacts
-from simulator.registry import Exhibit
 from simulator.seed import SigningKey, sign
 
 DAY_S: Final = 86_400

@@ -5,7 +5,7 @@ Decides only which documents a quote's PCK certificate asks for. `pcs_server` se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cryptography import x509
 
@@ -15,14 +15,18 @@ from attestation.quote import Quote
 from simulator.errors import SimulatorError
 from simulator.sgx_extension import fmspc_of
 
-if TYPE_CHECKING:
-    from simulator.machine import Machine
+
+class Publisher(Protocol):
+    """Who signs collateral: a machine."""
+
+    def collateral(self, tee: str, fmspc: str, *, update: str, ca: str | None) -> Collateral:
+        """What is in force now. Raises SimulatorError collateral.unknown."""
 
 
 class MachineSource:
     """Asks `machine` for what its clock says is in force."""
 
-    def __init__(self, machine: Machine, update: str = "standard") -> None:
+    def __init__(self, machine: Publisher, update: str = "standard") -> None:
         self._machine = machine
         self._update = update
 

@@ -34,7 +34,11 @@ ORDER: dict[str, str] = {
     "broker/wire": (
         "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox bodies"
     ),
-    "simulator": "__init__ machine domain faults vectors pcs_server guest lab demo cli pytest_plugin",
+    "simulator": (
+        "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral ccel domain "
+        "source store machine exhibit scene registry faults_quote faults_chain faults_collateral faults_tcb "
+        "faults_evidence faults judging vectors pcs_server guest lab demo cli pytest_plugin"
+    ),
     "simulator/guest": "__init__",
 }
 
