@@ -344,7 +344,7 @@ class Agent:
     @staticmethod
     def _address(name: str, tenant: str) -> str:
         """The mailbox of an agent's name; a name with slashes is a mailbox already."""
-        return name if "/" in name else f"{tenant}/inbox/{name}"
+        return name if "/" in name else f"{tenant}/mail/{name}"
 
 
 def _check_arguments(handler: Handler, count: int) -> None:

@@ -21,9 +21,9 @@ import httpx2
 from attestation.errors import AttestationError
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
-from broker.wire.envelope import Header
+from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
-from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, ReceiveRequest, SendStatus
+from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, ReceiveRequest, SendResult, SendStatus
 from broker.wire.release import ReleaseRequest
 from enclave.client import AsyncClient, BrokerCalls, Call
 from enclave.clock import BrokerTime
@@ -41,6 +41,7 @@ ATTEST_PATIENCE_S: Final = 60.0  # collateral of a platform that the broker has 
 KEY_CACHE_S: Final = 30.0
 WAIT_S: Final = 10
 LEASE_S: Final = 30
+KEY_CODES: Final = frozenset({"mailbox.key_stale"})  # sent to a key that is no longer the mailbox's
 _RETRY: Final = frozenset({429, 503})
 
 
@@ -198,28 +199,35 @@ class Runtime:
         """
         # One at a time per mailbox: the order of sequence numbers is the order of sending.
         async with self._sending.setdefault(mailbox, asyncio.Lock()):
-            found = await self._mailbox(mailbox)
-            envelope = self._outbox.seal(
-                found,
-                mailbox=mailbox,
-                admission=self.admission,
-                kind=kind,
-                plaintext=plaintext,
-                labels=labels,
-                in_reply_to=in_reply_to,
-                reply_to=reply_to,
-                ttl_s=ttl_s,
-            )
-            if announce is not None:
-                announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
-            response = await self._authorised(lambda: self._calls.send(mailbox, [envelope]))
-        result = response.results[0] if len(response.results) == 1 else None
-        if result is None:
-            raise TransportFailed(Code.CLIENT_ANSWER, f"{len(response.results)} results for one envelope")
+            for attempt in (1, 2):
+                found = await self._mailbox(mailbox)
+                envelope = self._outbox.seal(
+                    found,
+                    mailbox=mailbox,
+                    admission=self.admission,
+                    kind=kind,
+                    plaintext=plaintext,
+                    labels=labels,
+                    in_reply_to=in_reply_to,
+                    reply_to=reply_to,
+                    ttl_s=ttl_s,
+                )
+                if announce is not None:
+                    announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
+                result = await self._send(mailbox, envelope)
+                if result.code not in KEY_CODES or attempt == 2:
+                    break
+                self._found.pop(mailbox, None)  # the owner has restarted, or rolled its key: seal to the new one
         if result.status is SendStatus.REFUSED:
             self._found.pop(mailbox, None)
             raise BrokerRefused(status=403, code=result.code, detail=f"a {kind} to {mailbox} was not taken")
         return result.msg_id
+
+    async def _send(self, mailbox: str, envelope: Envelope) -> SendResult:
+        response = await self._authorised(lambda: self._calls.send(mailbox, [envelope]))
+        if len(response.results) != 1:
+            raise TransportFailed(Code.CLIENT_ANSWER, f"{len(response.results)} results for one envelope")
+        return response.results[0]
 
     async def _mailbox(self, name: str) -> MailboxInfo:
         now = asyncio.get_running_loop().time()
