@@ -20,8 +20,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 # What the simulator's guests and its firmware tests use, each with a program or file that shows it is there.
-PACKAGES := bubblewrap:/usr/bin/bwrap fuse3:/usr/bin/fusermount3 libfuse3-3:/usr/share/doc/libfuse3-3 \
-	ovmf:/usr/share/OVMF/OVMF_CODE.fd swtpm:/usr/bin/swtpm
+PACKAGES := bubblewrap:/usr/bin/bwrap fuse3:/usr/bin/fusermount3 ovmf:/usr/share/OVMF
 
 .PHONY: help
 help:  ## list the targets
@@ -99,10 +98,12 @@ $(INSTALLED): requirements/dev.txt pyproject.toml | $(PY)
 # Best effort: a part whose package is missing is skipped by its tests, which name the package.
 $(SYSTEM): Makefile | $(PY)
 	@missing=""; for entry in $(PACKAGES); do [ -e "$${entry#*:}" ] || missing="$$missing $${entry%%:*}"; done; \
-	if [ -n "$$missing" ]; then \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			echo "Installing system packages:$$missing (once)"; \
-			{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \
-				>/dev/null 2>&1 </dev/null || echo "They could not be installed; what needs them is skipped:$$missing"; \
-		else echo "Not installed, so what needs them is skipped:$$missing"; fi; fi
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing system packages:$$missing (once)"; \
+		apt-get update -qq >/dev/null 2>&1 </dev/null || true; \
+		for name in $$missing; do \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$name" >/dev/null 2>&1 </dev/null \
+				|| echo "Could not be installed, so what needs it is skipped: $$name"; \
+		done; \
+	elif [ -n "$$missing" ]; then echo "Not installed, so what needs them is skipped:$$missing"; fi
 	@touch $@
