@@ -86,4 +86,5 @@ def test_every_entry_point_leads_to_something() -> None:
     groups = [*PROJECT["entry-points"].values(), PROJECT["scripts"]]
     for value in (value for group in groups for value in group.values()):
         module, _, attribute = value.partition(":")
-        assert not attribute or hasattr(import_module(module), attribute), value
+        loaded = import_module(module)
+        assert not attribute or hasattr(loaded, attribute), value
