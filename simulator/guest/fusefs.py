@@ -183,9 +183,12 @@ def mounted(files: GuestFiles, where: Path) -> Iterator[None]:
         except RuntimeError as error:  # what mfusepy makes of libfuse's exit status
             failure.append(error)
 
+    here = Path.cwd()
     thread = threading.Thread(target=serve, name="cloister-fuse", daemon=True)
     thread.start()
-    if not _wait(files.started, thread):
+    ready = _wait(files.started, thread)
+    os.chdir(here)  # libfuse goes to the root directory
+    if not ready:
         raise OSError(errno.EIO, f"libfuse could not mount {where} (status {failure[0] if failure else 'none'})")
     try:
         yield

@@ -71,6 +71,8 @@ class Guest:
     mischief: Mischief = field(default_factory=Mischief)
     other_attributes: bool = False
     """Show the report files that the driver of TDX hides (auxblob, privlevel, privlevel_floor)"""
+    dstack: bool = False
+    """Extend RTMR3 with what dstack's images measure at boot"""
     qgs_port: int | None = None
     """Answer QGS on this TCP port of the loopback interface too; 0 lets the kernel choose"""
     quiet: bool = False
@@ -150,7 +152,7 @@ def _served(machine: Machine, td: SimulatedTd, guest: Guest, work: Path) -> Iter
         except OSError as error:
             raise SandboxError(str(error.strerror)) from None
         qgs = stack.enter_context(QgsServer(machine, guest.platform, unix=sockets / "qgs", port=guest.qgs_port))
-        stack.enter_context(serving(GuestAgent(td), sockets / "dstack"))
+        stack.enter_context(serving(GuestAgent(machine, td, booted=guest.dstack), sockets / "dstack"))
         if not guest.quiet:
             _announce(td, qgs.address)
         yield {
@@ -189,6 +191,7 @@ def _supervise(
     status_read, status_write = os.pipe()
     command = [
         *("bwrap", "--die-with-parent", "--unshare-pid", "--as-pid-1", "--dev-bind", "/", "/", "--proc", "/proc"),
+        *("--chdir", str(Path.cwd())),
         *mounts.plan(grafts),
         *("--info-fd", str(info_write), "--", sys.executable, "-I", "-S", init.__file__, str(status_write)),
         *(",".join(str(int(number)) for number in mask), *program),
