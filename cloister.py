@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,23 +101,17 @@ def _load(name: str, reference: str, extra: str) -> object | None:
 
 
 def _call(name: str, command: Any, rest: list[str]) -> int:
+    """Run a subcommand; parsers leave by SystemExit, which becomes a status here."""
     typer = sys.modules.get("typer")
-    if typer is not None and isinstance(command, typer.Typer):
-        return run_typer(command, rest, f"cloister {name}")
-    status = command(rest)
-    return status if isinstance(status, int) else 0
-
-
-def run_typer(app: Callable[..., Any], arguments: Sequence[str], program: str) -> int:
-    """Run a typer application as `program` and return its exit status instead of leaving the interpreter."""
+    is_typer = typer is not None and isinstance(command, typer.Typer)
     try:
-        app(list(arguments), prog_name=program)
+        status: object = command(rest, prog_name=f"cloister {name}") if is_typer else command(rest)
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
             return 1
         return end.code or 0
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _help() -> str:

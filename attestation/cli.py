@@ -1,129 +1,114 @@
 """The options of `cloister verify`, `cloister quote` and `cloister measure`.
 
 Decides names and help texts of options alone; each command lives in a file of its own, which is imported when it runs.
+
+The standard library parses the line here, not typer: typer brings pydantic, and the two cost more than everything
+else that `cloister verify` does from a cold start.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
-
-import typer
 
 from attestation.terminal import prepare_output
 
-verify: Final = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-quote: Final = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-measure: Final = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+_STATUS = "Exit status: 0 fine, 1 refused, 2 usage, 3 malformed evidence, 4 could not judge."
 
 
-@verify.command(name="verify")
-def _verify(
-    quote: Annotated[
-        str, typer.Argument(metavar="QUOTE", help="The quote: raw bytes, or a file of hex digits; - is stdin.")
-    ],
-    collateral: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Collateral as JSON; without it the PCS is asked.")
-    ] = None,
-    at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Judge as of this time: RFC 3339 or Unix seconds. Default: now.")
-    ] = None,
-    report_data: Annotated[
-        str | None, typer.Option(metavar="HEX", help="The 64 bytes that REPORT_DATA must be; without it, not compared.")
-    ] = None,
-    event_log: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Event log (CCEL data or dstack JSON) that must replay to the RTMRs."),
-    ] = None,
-    root: Annotated[str | None, typer.Option(metavar="PEM", help="Trust this root instead of Intel's.")] = None,
-    bundle: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A policy bundle that decides what is accepted.")
-    ] = None,
-    accept: Annotated[
-        str | None, typer.Option(metavar="STATUS,…|any", help="TCB states that pass. Default: UpToDate alone.")
-    ] = None,
-    allow: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="sept_ve_disable_clear, migratable, service_td or unknown_attributes; may be repeated.",
-        ),
-    ] = None,
-    pcs: Annotated[str | None, typer.Option(metavar="URL", help="Ask this PCS or PCCS. Default: Intel's.")] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Where fetched collateral is kept. Default: the user's cache folder."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Verify a quote: is it genuine, up to date, and about what you expect?
-
-    Exit status: 0 fine, 1 refused, 2 usage, 3 malformed evidence, 4 could not judge.
-    """
+def verify(arguments: Sequence[str]) -> int:
+    """`cloister verify`; returns the exit status."""
+    parser = _parser("verify", "Verify a quote: is it genuine, up to date, and about what you expect?")
+    add = parser.add_argument
+    add("quote", metavar="QUOTE", help="the quote: raw bytes, or a file of hex digits and white space; - is stdin")
+    add("--collateral", metavar="FILE", help="collateral as JSON; without it the PCS is asked")
+    add("--at", metavar="TIME", help="judge as of this time, RFC 3339 or Unix seconds (default: now)")
+    add("--report-data", metavar="HEX", help="the 64 bytes that REPORT_DATA must be; without it, not compared")
+    add("--event-log", metavar="FILE", help="event log (CCEL data or dstack JSON) that must replay to the RTMRs")
+    add("--root", metavar="PEM", help="trust the roots in this file instead of Intel's")
+    add("--bundle", metavar="DIR", help="a policy bundle, which then decides what is accepted")
+    add("--accept", metavar="STATUS,…|any", help="TCB states that pass (default: UpToDate alone)")
+    add(
+        "--allow",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="sept_ve_disable_clear, migratable, service_td or unknown_attributes; may be repeated",
+    )
+    add("--pcs", metavar="URL", help="ask this PCS or PCCS (default: Intel's)")
+    add("--cache", metavar="DIR", help="where fetched collateral is kept (default: the user's cache folder)")
+    _json(parser)
+    options = parser.parse_args(arguments)
     from attestation import verify_cli
 
     prepare_output()
-    options = verify_cli.Options(
-        quote=quote,
-        collateral=collateral,
-        at=at,
-        report_data=report_data,
-        event_log=event_log,
-        root=root,
-        bundle=bundle,
-        accept=accept,
-        allow=tuple(allow or ()),
-        pcs=pcs,
-        cache=cache,
-        as_json=as_json,
+    return verify_cli.verify(
+        verify_cli.Options(
+            quote=options.quote,
+            collateral=options.collateral,
+            at=options.at,
+            report_data=options.report_data,
+            event_log=options.event_log,
+            root=options.root,
+            bundle=options.bundle,
+            accept=options.accept,
+            allow=tuple(options.allow),
+            pcs=options.pcs,
+            cache=options.cache,
+            as_json=options.json,
+        )
     )
-    raise typer.Exit(verify_cli.verify(options))
 
 
-@quote.callback()
-def _quote() -> None:
-    """Show what a quote claims. Nothing is verified."""
-
-
-@quote.command(name="inspect")
-def _inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A quote; - is stdin.")], as_json: Json = False
-) -> None:
-    """Every field with offset, length, value and meaning, and what the certificates say."""
+def quote(arguments: Sequence[str]) -> int:
+    """`cloister quote inspect` and `cloister quote diff`; returns the exit status."""
+    parser = _parser("quote", "Show what a quote claims. Nothing is verified.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    text = "every field with offset, length, value and meaning, and what the certificates say"
+    inspect = commands.add_parser("inspect", help=text, description=text, allow_abbrev=False)
+    inspect.add_argument("file", metavar="FILE", help="a quote: raw bytes or hex; - is stdin")
+    text = "the fields in which two quotes differ"
+    diff = commands.add_parser("diff", help=text, description=text, allow_abbrev=False)
+    diff.add_argument("first", metavar="A", help="a quote")
+    diff.add_argument("second", metavar="B", help="another one")
+    for each in (inspect, diff):
+        _json(each)
+    options = parser.parse_args(arguments)
     from attestation import inspect_cli
 
     prepare_output()
-    raise typer.Exit(inspect_cli.inspect(file, as_json=as_json))
+    if options.command == "inspect":
+        return inspect_cli.inspect(options.file, as_json=options.json)
+    return inspect_cli.diff(options.first, options.second, as_json=options.json)
 
 
-@quote.command(name="diff")
-def _diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A quote.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
-    as_json: Json = False,
-) -> None:
-    """The fields in which two quotes differ."""
-    from attestation import inspect_cli
-
-    prepare_output()
-    raise typer.Exit(inspect_cli.diff(first, second, as_json=as_json))
-
-
-@measure.command(name="measure")
-def _measure(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A TDVF firmware image.")],
-    variant: Annotated[
-        str, typer.Option(metavar="NAME", help="Order in which the VMM measures pages: single-pass or two-pass.")
-    ] = "single-pass",
-    event_log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An event log; its replay predicts the RTMRs.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Predict MRTD, and with an event log the RTMRs, of a trust domain started from an image."""
+def measure(arguments: Sequence[str]) -> int:
+    """`cloister measure`; returns the exit status."""
+    parser = _parser(
+        "measure", "Predict MRTD, and with an event log the RTMRs, of a trust domain started from an image."
+    )
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="a TDVF firmware image")
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        default="single-pass",
+        help="the order in which the VMM measures pages: single-pass (default) or two-pass",
+    )
+    parser.add_argument("--event-log", metavar="FILE", type=Path, help="an event log, whose replay predicts the RTMRs")
+    _json(parser)
+    options = parser.parse_args(arguments)
     from attestation import measure_cli
 
     prepare_output()
-    raise typer.Exit(measure_cli.measure(image, variant=variant, event_log=event_log, as_json=as_json))
+    return measure_cli.measure(
+        options.image, variant=options.variant, event_log=options.event_log, as_json=options.json
+    )
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"cloister {name}", description=description, epilog=_STATUS, allow_abbrev=False)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
