@@ -2,7 +2,7 @@
 
 Decides how a case is written and what counts as covered. A case takes its facts from a table in the same file, from
 recorded evidence, or from a named fault of the simulator; it says which decision it expects and, for a refusal, the
-exact set of codes. The simulator is found through the entry point group `cloister.evidence` and nowhere else.
+exact set of codes (a fault is judged at its own time, not at the case's).
 
     [facts.good]                          # named facts; `like = "other"` starts from another table
     tcb_status = "UpToDate"
@@ -22,10 +22,9 @@ exact set of codes. The simulator is found through the entry point group `cloist
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from attestation.errors import AttestationError
 from policies.bundle import Bundle
@@ -35,10 +34,6 @@ from policies.errors import BundleError, Reason, raise_all
 from policies.model import ACTIONS, Action, Context, Facts, LaunchFact, parse_action
 from policies.tables import Table, nearest, read_toml, suggest, to_moment
 
-if TYPE_CHECKING:
-    from policies.recording import Recording
-
-EVIDENCE_GROUP: Final = "cloister.evidence"
 DEFAULT_AGE: Final = timedelta(seconds=60)
 DEFAULT_LIFE: Final = timedelta(days=1)
 _TIMES: Final = ("tcb_date", "verified_at", "valid_until")
@@ -60,7 +55,6 @@ class Case:
     facts: Facts | None = None
     evidence: str = ""
     fault: str = ""
-    options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +66,7 @@ class Outcome:
     codes: frozenset[str]
     reasons: tuple[Reason, ...] = ()
     rules: tuple[str, ...] = ()
-    facts: Facts | None = field(default=None, repr=False)
+    workloads: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -161,7 +155,6 @@ def _read_case(bundle: Bundle, file: str, table: Table, named: dict[str, Any]) -
     if evidence and f"tests/{evidence}" not in bundle.files:
         present = [path.removeprefix("tests/") for path in bundle.files if path.startswith("tests/")]
         table.complain("evidence", BundleCode.TEST_CASE, f"no file tests/{evidence}", suggest(evidence, present))
-    options = table.table("options").data
     table.done()
     if len(table.document.problems) > before or action is None or context is None:
         return None
@@ -177,7 +170,6 @@ def _read_case(bundle: Bundle, file: str, table: Table, named: dict[str, Any]) -
         facts=facts,
         evidence=evidence,
         fault=fault,
-        options=tuple(options.items()),
     )
 
 
@@ -268,47 +260,33 @@ def run_cases(bundle: Bundle, cases: Iterable[Case]) -> tuple[Outcome, ...]:
 
 
 def _run(bundle: Bundle, case: Case) -> Outcome:
-    facts = case.facts
+    facts, context = case.facts, case.context
     if facts is None:
-        from policies.recording import facts_of  # the whole verifier; cases with plain facts need none of it
-
-        recording = _recording(bundle, case)
         try:
-            facts = facts_of(recording, at=case.context.at, allow=bundle.allowances(case.context.at))
+            facts, context = _evidence(bundle, case)
         except AttestationError as error:
             return Outcome(case=case, permitted=False, codes=frozenset({error.code.value}))
-    result = judge(bundle, facts, case.action, context=case.context)
+    result = judge(bundle, facts, case.action, context=context)
     return Outcome(
         case=case,
         permitted=result.permitted,
         codes=frozenset(reason.code.value for reason in result.reasons),
         reasons=result.reasons,
         rules=result.rules,
-        facts=facts,
+        workloads=result.workloads,
     )
 
 
-def _recording(bundle: Bundle, case: Case) -> Recording:
-    from policies.recording import Recording
+def _evidence(bundle: Bundle, case: Case) -> tuple[Facts, Context]:
+    """Facts from recorded evidence at the case's time, or from a fault at the time for which it was played."""
+    from policies import faults, recording  # the whole verifier; cases with plain facts need none of it
 
-    if case.evidence:
-        return Recording.from_json(f"tests/{case.evidence}", bundle.files[f"tests/{case.evidence}"])
-    source = evidence_source(case)
-    names = list(source.names())
-    if case.fault not in names:
-        hint = suggest(case.fault, names)
-        raise BundleError(BundleCode.TEST_CASE, case.file, case.line, f"no fault {case.fault!r}", hint)
-    made = source.make(case.fault, at=case.context.at, **dict(case.options))
-    return Recording.from_members(f"fault {case.fault}", made)
-
-
-def evidence_source(case: Case | None = None) -> Any:
-    """The simulator's faults. Raises BundleError naming the extra when no simulator is installed."""
-    for entry in entry_points(group=EVIDENCE_GROUP):
-        return entry.load()()
-    file, line = (case.file, case.line) if case else ("", 0)
-    detail = "this case wants a simulated fault, and no simulator is installed"
-    raise BundleError(BundleCode.TEST_CASE, file, line, detail, "pip install 'cloister[simulator]'")
+    at = case.context.at
+    if case.fault:
+        facts, at = faults.facts_of_fault(case.fault, bundle.allowances, where=(case.file, case.line))
+        return facts, replace(case.context, at=at)
+    recorded = recording.Recording.from_json(f"tests/{case.evidence}", bundle.files[f"tests/{case.evidence}"])
+    return recording.facts_of(recorded, at=at, allow=bundle.allowances(at)), case.context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,11 +307,7 @@ def coverage(bundle: Bundle, outcomes: Iterable[Outcome]) -> Coverage:
     seen = list(outcomes)
     fired = {name for outcome in seen for name in outcome.rules}
     fired |= {reason.rule for outcome in seen for reason in outcome.reasons if reason.code == "policy.forbidden"}
-    matched: set[str] = set()
-    for outcome in seen:
-        if outcome.facts:
-            found = judge(bundle, outcome.facts, outcome.case.action, context=outcome.case.context)
-            matched.update(found.workloads)
+    matched = {name for outcome in seen for name in outcome.workloads}
     permitted = {type(outcome.case.action).action for outcome in seen if outcome.permitted}
     offered: set[str] = set()
     for rule in bundle.rules.rules:

@@ -174,3 +174,11 @@ def read_recordings(path: Path) -> Iterator[Recording]:
         raise BundleError(BundleCode.RECORDING, str(path), 0, "no *.json in this directory")
     for file in files:
         yield Recording.from_json(file.name, file.read_bytes())
+
+
+def collateral_file(path: Path) -> Collateral:
+    """A collateral file on its own. Raises BundleError bundle.recording."""
+    try:
+        return Collateral.from_json(path.read_bytes())
+    except AttestationError as error:
+        raise _bad(str(path), str(error)) from error

@@ -21,6 +21,7 @@ from policies.codes import BundleCode
 from policies.errors import BundleError
 from policies.model import ACTIONS
 from policies.tables import nearest, suggest, to_moment
+from policies.vocabulary import ATTRIBUTES, CONTEXT
 
 Json = Any
 _BLANK: Final = re.compile(r'@id\s*\(\s*""\s*\)')
@@ -108,10 +109,15 @@ def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list
         return None
     (policy,) = policies["staticPolicies"].values()
     before = len(problems)
-    for error in cedarpy.validate_policies(text.text, schema).errors:
-        detail = _tidy(error.error)
+    for complaint in cedarpy.validate_policies(text.text, schema).errors:
+        detail = _tidy(complaint.error)
         if not detail.startswith("unable to find an applicable action") or len(problems) == before:
-            no(BundleCode.RULE_INVALID, _blame(text, error.error), f"{text.id}: {detail}", _hint(error.error, text))
+            no(
+                BundleCode.RULE_INVALID,
+                _blame(text, complaint.error),
+                f"{text.id}: {detail}",
+                _hint(complaint.error, text),
+            )
     if len(problems) > before:
         return None
     conditions = tuple(_condition(clause) for clause in text.clauses)
@@ -196,8 +202,6 @@ def _hint(message: str, text: RuleText) -> str:
 
 def _attributes(owner: str, text: RuleText) -> set[str]:
     """Attributes of an entity type or of the context, read from the shipped schema's own text."""
-    from policies.vocabulary import ATTRIBUTES, CONTEXT
-
     if owner in ATTRIBUTES:
         return set(ATTRIBUTES[owner])
     return set(CONTEXT)
