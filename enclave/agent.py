@@ -104,7 +104,8 @@ class Agent:
         return register
 
     def on_start(self, handler: H) -> H:
-        """Run `handler(ctx)` once, after the first admission."""
+        """Run `handler(ctx)` once, after the first admission. It may take as long as it likes; if it raises, the agent
+        ends."""
         _check_arguments(handler, 1)
         self._on_start.append(handler)
         return handler
@@ -141,8 +142,7 @@ class Agent:
             await self.stop()
             raise
         self._tasks = [asyncio.create_task(self._renew(runtime)), asyncio.create_task(self._receive(runtime))]
-        for handler in self._on_start:
-            await self._call(handler, Context(self))
+        self._tasks += [asyncio.create_task(self._begin(handler)) for handler in self._on_start]
         return admission.verdict
 
     async def stop(self) -> None:
@@ -161,8 +161,13 @@ class Agent:
 
     async def wait(self) -> None:
         """Return when the agent was stopped; raise what ended it otherwise."""
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks)
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            if not task.cancelled():
+                task.result()
+
+    async def _begin(self, handler: Handler) -> None:
+        await self._call(handler, Context(self))
 
     def context(self) -> Context:
         """A context of its own, outside any message: for programs that drive an agent themselves."""
