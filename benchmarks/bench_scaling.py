@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import resource
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import corpus
 from benchmarks.bench_verify import known
-from benchmarks.harness import Row
+from benchmarks.harness import Row, memory_mib
 
 SECONDS = 2.0
 QUOTES, PLATFORMS = 10_000, 100
@@ -66,7 +65,7 @@ def _memory() -> Row:
     grown = told["after_mib"] - told["before_mib"]
     return Row(
         name=f"peak memory, {QUOTES:,} quotes of {PLATFORMS} platforms",
-        figure=f"{told['after_mib']:.0f} MiB in all, {grown:.1f} MiB more than at the first ({told['per_s']:,.0f}/s)",
+        figure=f"{told['after_mib']:.0f} MiB in all, {grown:.1f} MiB more than before ({told['per_s']:,.0f}/s)",
         values={**told, "grown_mib": grown},
     )
 
@@ -98,18 +97,14 @@ def _verify_quotes(folder: Path) -> dict[str, float]:
     verifier = Verifier(TrustRoots.from_pem((folder / "root.pem").read_bytes()))
     collateral = Collateral.from_json((folder / "collateral").read_text())
     at = datetime.fromisoformat((folder / "at").read_text())
-    before, start, number = _peak_mib(), time.perf_counter(), 0
+    before, start, number = memory_mib()[0], time.perf_counter(), 0
     with (folder / "quotes").open("rb") as file:
         while size := file.read(4):
             number += 1
             quote = Quote.parse(file.read(int.from_bytes(size, "big")))
             verifier.verify(quote, collateral, report_data=number.to_bytes(64, "big"), at=at)
     taken = time.perf_counter() - start
-    return {"before_mib": before, "after_mib": _peak_mib(), "quotes": number, "per_s": number / taken}
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"before_mib": before, "after_mib": memory_mib()[1], "quotes": number, "per_s": number / taken}
 
 
 if __name__ == "__main__":

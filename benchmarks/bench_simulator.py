@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from benchmarks.harness import Row
+from benchmarks.harness import Row, memory_mib
 
 SECONDS = 1.5
 DOMAINS = 1000
@@ -38,20 +38,18 @@ def rows() -> Iterator[Row]:
 
 def _many() -> dict[str, float]:
     """Launch them in a process of their own, each with a register extended, and say what they weigh."""
-    import resource
-
     from simulator.machine import Machine
 
     machine = Machine.create(seed="bench")
     machine.launch("first").quote(bytes(63) + b"\1")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory_mib()[0]
     start = time.perf_counter()
     domains = [machine.launch(f"td{number}") for number in range(DOMAINS)]
     for domain in domains:
         domain.extend(3, bytes(48))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"kib_each": (peak - before) / DOMAINS, "peak_mib": peak / 1024, "seconds": seconds}
+    peak = memory_mib()[1]
+    return {"kib_each": (peak - before) * 1024 / DOMAINS, "peak_mib": peak, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -88,6 +88,13 @@ def micro(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} µs" if seconds < 0.01 else f"{seconds * 1e3:.0f} ms"
 
 
+def memory_mib() -> tuple[float, float]:
+    """Of this process: memory in use, and its peak since it began. From /proc, because getrusage inherits a peak."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines())
+    now, peak = (int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
 def show(rows: Iterable[Row]) -> str:
     """The table as text."""
     lines = [(row.name, row.figure, row.bar, row.answer) for row in rows]
