@@ -46,7 +46,6 @@ class Kind(StrEnum):
     MAILBOX_REFUSED = "mailbox.refused"
     EDGE_PERMITTED = "edge.permitted"
     EDGE_REFUSED = "edge.refused"
-    VERIFICATION = "verification"
     REFUSALS_COUNTED = "refusals.counted"
 
 

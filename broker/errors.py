@@ -13,6 +13,7 @@ class BrokerCode(StrEnum):
 
     ADMIN_KEY_UNKNOWN = "admin.key_unknown"
     ADMIN_PROOF_MISSING = "admin.proof_missing"
+    AGENT_EXPIRED = "agent.expired"
     AGENT_QUARANTINED = "agent.quarantined"
     AGENT_REVOKED = "agent.revoked"
     AGENT_UNKNOWN = "agent.unknown"
@@ -85,6 +86,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.ADMIN_PROOF_MISSING: (
         "An administrative request came without a Cloister-Admin proof.",
         "Use `cloister` with --key-file, or send the proof that the documentation describes.",
+    ),
+    BrokerCode.AGENT_EXPIRED: (
+        "The agent's admission has ended and it has not attested again.",
+        "Wait until it is back; an agent renews its admission by itself while it runs.",
     ),
     BrokerCode.AGENT_QUARANTINED: (
         "The agent was admitted and no longer passes the policy.",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar, final
 
 from broker.ports import (
+    MAX_KEYS,
     AgentRecord,
     AgentState,
     LeasedMessage,
@@ -152,7 +153,7 @@ class _Message:
 class _Mail:
     def __init__(self, undo: Undo, agents: _Agents) -> None:
         self._boxes: _Table[str, MailboxRecord] = _Table(undo)
-        self._keys: _Table[tuple[str, bytes], bytes] = _Table(undo)
+        self._keys: _Table[str, tuple[tuple[bytes, bytes], ...]] = _Table(undo)  # (key, incarnation), newest first
         self._messages: _Table[int, _Message] = _Table(undo)
         self._seen: _Table[tuple[str, str, bytes], tuple[bytes, int]] = _Table(undo)
         self._edges: _Table[tuple[str, str], int] = _Table(undo)
@@ -161,13 +162,15 @@ class _Mail:
 
     def open(self, record: MailboxRecord) -> None:
         self._boxes.put(record.name, record)
-        for key, incarnation in list(self._keys.rows.items()):
-            if key[0] == record.name and incarnation != record.incarnation:
-                self._keys.drop(key)
-        self._keys.put((record.name, record.key), record.incarnation)
+        pair = (record.key, record.incarnation)
+        older = (old for old in self._keys.get(record.name) or () if old[1] == record.incarnation and old != pair)
+        self._keys.put(record.name, (pair, *older)[:MAX_KEYS])
         for number, message in self._of(record.name):
-            if self._keys.get((record.name, message.new.key)) is None:
+            if not self.accepts(record.name, message.new.key):
                 self._messages.drop(number)
+
+    def accepts(self, name: str, key: bytes) -> bool:
+        return any(key == known for known, _ in self._keys.get(name) or ())
 
     def find(self, name: str) -> MailboxRecord | None:
         return self._boxes.get(name)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Protocol, TypeVar, final
 
 T = TypeVar("T")
+MAX_KEYS = 4  # epochs of a mailbox to which senders may still seal
 Clock = Callable[[], datetime]  # aware, UTC
 
 
@@ -72,7 +73,7 @@ class MailboxRecord:
     owner: str
     key: bytes  # thumbprint
     incarnation: bytes
-    not_after_s: int
+    epoch: int
     statement: str
 
 
@@ -179,6 +180,9 @@ class Mail(Protocol):
         """Make or replace. Messages sealed to another incarnation's keys can never be read: they are dropped."""
 
     def find(self, name: str) -> MailboxRecord | None: ...
+    def accepts(self, name: str, key: bytes) -> bool:
+        """Whether that thumbprint is one of the mailbox's newest MAX_KEYS keys of its present incarnation."""
+
     def queue(self, message: NewMessage, quota: Quota) -> Queued: ...
     def senders(self, mailbox: str) -> Sequence[str]:
         """Whose messages wait there, in no order."""

@@ -13,6 +13,7 @@ from typing import Any, Final, final
 
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import (
+    MAX_KEYS,
     AgentRecord,
     AgentState,
     LeasedMessage,
@@ -41,8 +42,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             wrapped_key BLOB NOT NULL, ciphertext BLOB NOT NULL, PRIMARY KEY (name, version)) WITHOUT ROWID""",
         """CREATE TABLE mailbox (
             name TEXT PRIMARY KEY, owner TEXT NOT NULL, key BLOB NOT NULL, incarnation BLOB NOT NULL,
-            not_after_s INTEGER NOT NULL, statement TEXT NOT NULL) WITHOUT ROWID""",
-        "CREATE TABLE mailbox_key (name TEXT, key BLOB, incarnation BLOB, PRIMARY KEY (name, key)) WITHOUT ROWID",
+            epoch INTEGER NOT NULL, statement TEXT NOT NULL) WITHOUT ROWID""",
+        """CREATE TABLE mailbox_key (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, key BLOB NOT NULL, incarnation BLOB NOT NULL,
+            UNIQUE (name, key))""",
         """CREATE TABLE message (
             id INTEGER PRIMARY KEY AUTOINCREMENT, mailbox TEXT NOT NULL, sender TEXT NOT NULL, key BLOB NOT NULL,
             accepted_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL, visible_at_ms INTEGER NOT NULL,
@@ -209,10 +212,17 @@ class _Mail:
     def open(self, r: MailboxRecord) -> None:
         self._db.execute(
             "INSERT OR REPLACE INTO mailbox VALUES (?,?,?,?,?,?)",
-            (r.name, r.owner, r.key, r.incarnation, r.not_after_s, r.statement),
+            (r.name, r.owner, r.key, r.incarnation, r.epoch, r.statement),
         )
         self._db.execute("DELETE FROM mailbox_key WHERE name = ? AND incarnation <> ?", (r.name, r.incarnation))
-        self._db.execute("INSERT OR REPLACE INTO mailbox_key VALUES (?,?,?)", (r.name, r.key, r.incarnation))
+        self._db.execute(
+            "INSERT OR REPLACE INTO mailbox_key (name, key, incarnation) VALUES (?,?,?)", (r.name, r.key, r.incarnation)
+        )
+        self._db.execute(
+            """DELETE FROM mailbox_key WHERE name = ? AND number NOT IN
+               (SELECT number FROM mailbox_key WHERE name = ? ORDER BY number DESC LIMIT ?)""",
+            (r.name, r.name, MAX_KEYS),
+        )
         self._db.execute(
             "DELETE FROM message WHERE mailbox = ? AND key NOT IN (SELECT key FROM mailbox_key WHERE name = ?)",
             (r.name, r.name),
@@ -222,9 +232,11 @@ class _Mail:
         row = self._db.execute("SELECT * FROM mailbox WHERE name = ?", (name,)).fetchone()
         if row is None:
             return None
-        return MailboxRecord(
-            name=row[0], owner=row[1], key=row[2], incarnation=row[3], not_after_s=row[4], statement=row[5]
-        )
+        return MailboxRecord(name=row[0], owner=row[1], key=row[2], incarnation=row[3], epoch=row[4], statement=row[5])
+
+    def accepts(self, name: str, key: bytes) -> bool:
+        query = "SELECT 1 FROM mailbox_key WHERE name = ? AND key = ?"
+        return self._db.execute(query, (name, key)).fetchone() is not None
 
     def queue(self, m: NewMessage, quota: Quota) -> Queued:
         self._db.execute(

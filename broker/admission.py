@@ -1,0 +1,203 @@
+"""Admission: evidence → verdict → permit → token.
+
+Decides the order, which keeps garbage cheap: form, broker, role and nonce first, then the proof of possession, then the
+PCK chain; only what has passed these may cause a fetch or a log entry of its own. A nonce is claimed before anything is
+computed and settled in the transaction that admits or refuses, so it serves once. Refusals without an entry are counted.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, final
+
+from attestation.errors import VerificationFailed
+from attestation.evidence import Evidence, Role, verify_proof
+from attestation.quote import Quote
+from broker.archive import Packed, pack
+from broker.audit import Audit, Entry, Kind
+from broker.challenges import Challenges, Claim
+from broker.errors import BrokerCode, BrokerError
+from broker.generation import Generation
+from broker.identity import Identity, Issued
+from broker.judging import Judge, Judged, chain_holds
+from broker.ports import Clock, Transaction
+from broker.reasons import codes_of, told
+from broker.sessions import Session, Sessions, record_of, require_unrevoked
+from broker.wire.bodies import AttestationRequest, AttestationResponse
+from broker.wire.challenge import ChallengeRequest, ChallengeResponse
+from broker.wire.log import Receipt
+from policies.errors import Refused
+
+MAX_RETRIES: Final = 3
+logger = logging.getLogger("cloister.broker.admission")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """Evidence whose sender holds the identity key, under a nonce that nobody else can use any more."""
+
+    evidence: Evidence
+    quote: Quote
+    packed: Packed
+    claim: Claim
+    source_ip: str | None
+    correlation_id: str
+
+
+@final
+class AdmissionDesk:
+    """Issues challenges and admits agents."""
+
+    def __init__(
+        self,
+        *,
+        challenges: Challenges,
+        judge: Judge,
+        identity: Identity,
+        audit: Audit,
+        generation: Generation,
+        sessions: Sessions,
+        clock: Clock,
+    ) -> None:
+        self._challenges = challenges
+        self._judge = judge
+        self._identity = identity
+        self._audit = audit
+        self._generation = generation
+        self._sessions = sessions
+        self._clock = clock
+
+    def challenge(self, request: ChallengeRequest) -> ChallengeResponse:
+        """A nonce for this caller, and the broker's proof of being itself. Nothing is remembered."""
+        at = self._clock()
+        nonce = self._challenges.issue(request.client_nonce, at)
+        return self._identity.answer(
+            client_nonce=request.client_nonce, nonce=nonce, expires_s=self._challenges.life_s, at=at
+        )
+
+    async def attest(
+        self, request: AttestationRequest, *, source_ip: str | None = None, correlation_id: str = ""
+    ) -> AttestationResponse:
+        """Raises MalformedEvidence evidence.*, quote.*; BrokerError attestation.*, challenge.*, agent.revoked,
+        collateral.pending; VerificationFailed; Refused; CollateralUnavailable.
+        """
+        at = self._clock()
+        attempt = self._begin(request, at, source_ip, correlation_id)
+        try:
+            for _ in range(MAX_RETRIES):
+                try:
+                    return await self._admit(attempt, at)
+                except BrokerError as error:
+                    if error.code is not BrokerCode.GENERATION_MOVED:
+                        raise
+            return await self._admit(attempt, at)
+        except (VerificationFailed, Refused) as error:
+            if isinstance(error, Refused) or chain_holds(error):
+                await self._record_refusal(attempt, error, at)
+            raise
+
+    def _begin(self, request: AttestationRequest, at: datetime, source_ip: str | None, correlation_id: str) -> _Attempt:
+        evidence = Evidence.from_dict(request.evidence)
+        binding = evidence.binding
+        if binding.broker_id != self._identity.broker_id:
+            raise BrokerError(BrokerCode.ATTESTATION_WRONG_BROKER, f"made for broker {binding.broker_id.hex()}")
+        if binding.role is not Role.AGENT:
+            raise BrokerError(BrokerCode.ATTESTATION_ROLE, f"role {binding.role}")
+        self._judge.bundles.of(binding.tenant)
+        claim = self._challenges.claim(binding.nonce, request.client_nonce, at)
+        quote = Quote.parse(evidence.quote)
+        verify_proof(evidence, client_nonce=request.client_nonce)
+        return _Attempt(
+            evidence=evidence,
+            quote=quote,
+            packed=pack(evidence, request.client_nonce),
+            claim=claim,
+            source_ip=source_ip,
+            correlation_id=correlation_id,
+        )
+
+    async def _admit(self, attempt: _Attempt, at: datetime) -> AttestationResponse:
+        generation = self._generation.current
+        judged = self._judge.judge(attempt.evidence, attempt.quote, at=at, source_ip=attempt.source_ip)
+        issued = self._identity.admission(
+            judged.verdict, at=at, appraisal=judged.appraisal, policy=judged.bundle.digest
+        )
+        session = self._session(attempt, judged, issued, generation, at)
+
+        def work(tx: Transaction) -> None:
+            attempt.claim.settle(tx)
+            self._generation.expect(tx, generation)
+            require_unrevoked(tx, session.subject)
+            attempt.packed.put(tx)
+            tx.agents.put(session.record)
+
+        receipt = await self._record(Kind.AGENT_ADMITTED, attempt, at, work, judged=judged, generation=generation)
+        self._sessions.admit(session)
+        return AttestationResponse(
+            token=issued.token, subject=session.subject, expires_at_s=issued.expires_at_s, receipt=receipt
+        )
+
+    def _session(self, attempt: _Attempt, judged: Judged, issued: Issued, generation: int, at: datetime) -> Session:
+        record = record_of(
+            judged,
+            evidence=attempt.packed.digest,
+            generation=generation,
+            at=at,
+            admitted_at_s=int(at.timestamp()),
+            expires_at_s=issued.expires_at_s,
+        )
+        return Session(verdict=judged.verdict, record=record, bundle=judged.bundle)
+
+    async def _record_refusal(self, attempt: _Attempt, error: VerificationFailed | Refused, at: datetime) -> None:
+        def work(tx: Transaction) -> None:
+            attempt.claim.settle(tx)
+            attempt.packed.put(tx)
+
+        await self._record(Kind.AGENT_REFUSED, attempt, at, work, error=error)
+        logger.warning(
+            "agent.refused",
+            extra={
+                "tenant": attempt.evidence.binding.tenant,
+                "codes": list(codes_of(error)),
+                "reasons": told(error),
+                "correlation_id": attempt.correlation_id,
+            },
+        )
+
+    async def _record(
+        self,
+        kind: Kind,
+        attempt: _Attempt,
+        at: datetime,
+        work: Callable[[Transaction], None],
+        *,
+        judged: Judged | None = None,
+        error: VerificationFailed | Refused | None = None,
+        generation: int = 0,
+    ) -> Receipt:
+        binding = attempt.evidence.binding
+        entry = Entry(
+            kind=kind,
+            at=at,
+            subject=f"{binding.role}/{binding.tenant}/{binding.jkt}",
+            tenant=binding.tenant,
+            codes=codes_of(error) if error else (),
+            policy=self._judge.bundles.of(binding.tenant).digest,
+            evidence=attempt.packed.digest.hex(),
+            collateral=judged.verdict.collateral_digest if judged else "",
+            permit=judged.permit.digest.hex() if judged else "",
+            generation=generation,
+            correlation_id=attempt.correlation_id,
+            more={"reasons": told(error)} if error else _platform(judged),
+        )
+        _, receipt = await self._audit.record(entry, work)
+        return receipt
+
+
+def _platform(judged: Judged | None) -> dict[str, str | int | list[str]]:
+    if judged is None:
+        return {}
+    verdict = judged.verdict
+    return {"ppid": verdict.ppid, "fmspc": verdict.fmspc, "mr_td": verdict.mr_td, "simulated": int(verdict.simulated)}

@@ -1,0 +1,176 @@
+"""Collateral at hand: kept by platform family, fetched in the background, never on a request's path.
+
+Decides when the source is asked (an unknown family, once and not by every request at the same time; everything known,
+at intervals) and that what is older than what was seen before is not taken. A changed set voids every permit. Whether a
+set is genuine is judged each time with the quote, by the verifier.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, final
+
+from attestation.chains import claimed_platform
+from attestation.collateral import Collateral
+from attestation.errors import AttestationError, Code, CollateralUnavailable
+from attestation.ports import CollateralSource
+from attestation.quote import Quote
+from broker.errors import BrokerCode, BrokerError
+from broker.generation import Generation
+from broker.ports import Clock, Store, Transaction
+
+RETRY_S: Final = 1  # what a client is told to wait for a first fetch
+PAUSE_S: Final = 5  # after a failed fetch, before the source is asked again for the same family
+MAX_FAMILIES: Final = 1024
+MAX_FETCHES: Final = 16
+_MARK: Final = "collateral/"
+logger = logging.getLogger("cloister.broker.collateral")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    collateral: Collateral
+    quote: Quote  # one that asked for it: the source is asked by quote
+
+
+@final
+class CollateralCache:
+    """Collateral by (TEE, FMSPC, CA)."""
+
+    def __init__(self, source: CollateralSource, store: Store, generation: Generation, clock: Clock) -> None:
+        self._source = source
+        self._store = store
+        self._generation = generation
+        self._clock = clock
+        self._known: dict[str, _Known] = store.read(_load)
+        self._failed: dict[str, tuple[float, CollateralUnavailable]] = {}
+        self._fetching: dict[str, asyncio.Task[None]] = {}
+
+    def find(self, quote: Quote) -> Collateral | None:
+        """What is at hand for the platform that the quote claims. Raises MalformedEvidence chain.*."""
+        known = self._known.get(_family(quote))
+        return known.collateral if known else None
+
+    def wanted(self, quote: Quote) -> BrokerError | AttestationError:
+        """Have it fetched, and say what to answer meanwhile. Only for quotes whose PCK chain holds."""
+        family = _family(quote)
+        failed = self._failed.get(family)
+        if failed is not None and self._clock().timestamp() - failed[0] < PAUSE_S:
+            return failed[1]
+        if family not in self._fetching and len(self._fetching) < MAX_FETCHES:
+            self._spawn(family, self._fetch(family, quote))
+        return BrokerError(BrokerCode.COLLATERAL_PENDING, f"fetching for {family}", retry_after_s=RETRY_S)
+
+    def outdated(self, quote: Quote) -> None:
+        """What is at hand has ended: have it fetched again, unless that is under way or just failed."""
+        self.wanted(quote)
+
+    async def refresh(self) -> bool:
+        """Ask the source again about every known family; whether anything changed."""
+        before = {family: known.collateral.digest for family, known in self._known.items()}
+        for family, known in list(self._known.items()):
+            await self._fetch(family, known.quote)
+        return before != {family: known.collateral.digest for family, known in self._known.items()}
+
+    async def prefetch(self, quote: Quote) -> None:
+        """Fetch now, for callers that prepare a platform before its first agent. Raises CollateralUnavailable."""
+        family = _family(quote)
+        await self._fetch(family, quote)
+        if family not in self._known:
+            raise self._failed[family][1]
+
+    @property
+    def families(self) -> dict[str, str]:
+        """Family → hex digest of its collateral."""
+        return {family: known.collateral.digest.hex() for family, known in self._known.items()}
+
+    def stop(self) -> None:
+        for task in self._fetching.values():
+            task.cancel()
+
+    def _spawn(self, family: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._fetching[family] = task
+        task.add_done_callback(lambda _: self._fetching.pop(family, None))
+
+    async def _fetch(self, family: str, quote: Quote) -> None:
+        """One question to the source, in a thread; failures are remembered, not raised."""
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(None, self._source.fetch, quote)
+        except CollateralUnavailable as error:
+            self._fail(family, error)
+            return
+        except Exception as error:  # noqa: BLE001  # a source may be anybody's; whatever it does, nobody is admitted
+            self._fail(family, CollateralUnavailable(Code.COLLATERAL_UNREACHABLE, type(error).__name__))
+            return
+        await self._keep(family, quote, found)
+
+    def _fail(self, family: str, error: CollateralUnavailable) -> None:
+        logger.warning("collateral.fetch_failed", extra={"family": family, "code": error.code, "why": error.detail})
+        self._failed[family] = self._clock().timestamp(), error
+
+    async def _keep(self, family: str, quote: Quote, found: Collateral) -> None:
+        old = self._known.get(family)
+        if old is not None and old.collateral.digest == found.digest:
+            return
+        if old is not None and _numbers(found) < _numbers(old.collateral):
+            self._fail(family, CollateralUnavailable(Code.COLLATERAL_ROLLBACK, f"{family}: older than what was seen"))
+            return
+        if old is None and len(self._known) >= MAX_FAMILIES:
+            self._fail(family, CollateralUnavailable(Code.COLLATERAL_PLATFORM, f"{MAX_FAMILIES} families are known"))
+            return
+        known = _Known(collateral=found, quote=quote)
+        if old is None:
+            await self._store.transact(lambda tx: _save(tx, family, known))
+        else:
+            await self._generation.rise(f"collateral {family}", lambda tx: _save(tx, family, known), at=self._clock())
+        self._known[family] = known
+        self._failed.pop(family, None)
+        logger.info("collateral.kept", extra={"family": family, "digest": found.digest.hex()})
+
+
+def _family(quote: Quote) -> str:
+    facts = claimed_platform(quote)
+    return f"{quote.tee}/{facts.fmspc.hex()}/{facts.ca}"
+
+
+def _numbers(collateral: Collateral) -> tuple[int, int]:
+    """Evaluation number and issue date (as a sortable number) of the TCB info; zeros when it has none."""
+    try:
+        document = json.loads(collateral.tcb_info)
+        issued = datetime.fromisoformat(document["issueDate"].replace("Z", "+00:00"))
+        return int(document["tcbEvaluationNumber"]), int(issued.timestamp())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0, 0
+
+
+def _save(tx: Transaction, family: str, known: _Known) -> None:
+    """The set under its own digest, which log entries name too, so that old decisions can be taken again."""
+    raw_quote = known.quote.signed + _tail(known.quote)
+    places = (
+        (known.collateral.digest, known.collateral.to_json().encode()),
+        (hashlib.sha256(raw_quote).digest(), raw_quote),
+    )
+    for digest, blob in places:
+        tx.archive.put(digest, blob)
+    tx.marks.put(_MARK + family, json.dumps([digest.hex() for digest, _ in places]))
+
+
+def _tail(quote: Quote) -> bytes:
+    """Signature data as in the quote: length, signature, and all that certifies the key."""
+    signature_data = quote.signature + quote.certified
+    return len(signature_data).to_bytes(4, "little") + signature_data
+
+
+def _load(tx: Transaction) -> dict[str, _Known]:
+    found: dict[str, _Known] = {}
+    for family, value in tx.marks.under(_MARK).items():
+        text, raw_quote = (tx.archive.get(bytes.fromhex(digest)) for digest in json.loads(value))
+        if text is not None and raw_quote is not None:
+            found[family] = _Known(collateral=Collateral.from_json(text), quote=Quote.parse(raw_quote))
+    return found

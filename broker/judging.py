@@ -1,0 +1,130 @@
+"""Evidence → verdict → permission to be an agent: the one way in which the broker judges, now and again later.
+
+Decides the order: bundle of the tenant, collateral at hand, quote, event log, `Admit`. Whether evidence is fresh is
+admission.py's business; the same judgement without freshness serves whoever was admitted before.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, final
+
+from attestation.chains import judge_pck_chain
+from attestation.checks import Check
+from attestation.ear import Appraisal, Executables
+from attestation.errors import Code, VerificationFailed
+from attestation.eventlog import EventLog
+from attestation.evidence import Evidence
+from attestation.pki import TrustRoots
+from attestation.quote import Quote
+from attestation.tcb import ANY_TCB
+from attestation.verdict import Verdict
+from attestation.verifier import Verifier
+from broker.bundles import Bundles
+from broker.collateral import CollateralCache
+from policies.bundle import Bundle
+from policies.engine import decide
+from policies.model import Admit, Context
+from policies.permit import Permit
+
+OUTDATED: Final = frozenset(
+    {
+        Code.COLLATERAL_EXPIRED,
+        Code.COLLATERAL_NOT_YET_VALID,
+        Code.CRL_EXPIRED,
+        Code.CRL_NOT_YET_VALID,
+        Code.SIGNER_EXPIRED,
+        Code.SIGNER_NOT_YET_VALID,
+    }
+)
+"""What fresh collateral may mend."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """An agent that may be here: the verdict, and the permit for `Admit` with its bundle."""
+
+    verdict: Verdict
+    permit: Permit
+    bundle: Bundle
+
+    @property
+    def appraisal(self) -> Appraisal:
+        return appraisal_of(self.bundle, self.verdict)
+
+
+def appraisal_of(bundle: Bundle, verdict: Verdict) -> Appraisal:
+    """What the token may say about the policy: nothing about the platform when the bundle says `any`."""
+    return Appraisal(
+        policy_digest=bundle.digest,
+        platform_listed=True if bundle.settings.platforms.any_until is None else None,
+        executables=Executables.RUNTIME if verdict.launches else Executables.BOOT,
+    )
+
+
+@final
+class Judge:
+    """Judges with one verifier, so what was proved once is not proved again."""
+
+    def __init__(self, roots: TrustRoots, bundles: Bundles, collateral: CollateralCache) -> None:
+        self._roots = roots
+        self._verifier = Verifier(roots)
+        self.bundles: Final = bundles
+        self.collateral: Final = collateral
+
+    def judge(self, evidence: Evidence, quote: Quote, *, at: datetime, source_ip: str | None = None) -> Judged:
+        """Raises MalformedEvidence, VerificationFailed, Refused; BrokerError collateral.pending and
+        CollateralUnavailable when there is nothing to judge by; BrokerError attestation.tenant_unknown.
+        """
+        bundle = self.bundles.of(evidence.binding.tenant)
+        collateral = self.collateral.find(quote)
+        if collateral is None:
+            self.require_chain(quote)
+            raise self.collateral.wanted(quote)
+        try:
+            verified = self._verifier.verify(
+                quote,
+                collateral,
+                report_data=evidence.binding,
+                at=at,
+                accept=ANY_TCB,
+                allow=bundle.allowances(at),
+            )
+        except VerificationFailed as error:
+            if error.code in OUTDATED:
+                self.collateral.outdated(quote)
+            raise
+        log = EventLog.parse(evidence.event_log) if evidence.event_log is not None else None
+        verdict = Verdict.of(verified, event_log=log, binding=evidence.binding)
+        permit = decide(bundle, verdict, Admit(), context=Context(at=at, source_ip=source_ip))
+        return Judged(verdict=verdict, permit=permit, bundle=bundle)
+
+    def require_chain(self, quote: Quote) -> None:
+        """The PCK chain alone: what a stranger must show before anything is fetched or written for him.
+
+        Raises VerificationFailed chain.*
+        """
+        judged = judge_pck_chain(quote, self._roots)
+        if not judged.ok:
+            raise refusal_of(judged.checks)
+
+    @property
+    def verifier(self) -> Verifier:
+        return self._verifier
+
+
+def refusal_of(checks: tuple[Check, ...]) -> VerificationFailed:
+    """The refusal that the first failed check asks for, carrying all of them."""
+    first = next(check for check in checks if not check.ok)
+    return VerificationFailed(first.code, first.detail, checks)
+
+
+_IN_FORCE: Final = frozenset({Code.CHAIN_REVOKED, Code.CHAIN_EXPIRED, Code.CHAIN_NOT_YET_VALID})
+
+
+def chain_holds(error: VerificationFailed) -> bool:
+    """Whether the refused quote comes from a platform that was certified once: strangers earn no log entry."""
+    if error.code.startswith("eventlog."):
+        return True  # compared only with a quote that had been verified
+    chain = [check for check in error.checks if check.code.startswith("chain.") and check.code not in _IN_FORCE]
+    return bool(chain) and all(check.ok for check in chain)

@@ -1,0 +1,314 @@
+"""Admitted agents: who holds a token now, and whether they would still be admitted.
+
+Decides when somebody is judged again: at the next use after the generation rose, and when what the verdict rests on has
+ended. Judging again takes the archived evidence and today's policy and collateral. Who no longer passes is quarantined,
+by a log entry that says why: tokens are refused, queued mail is held, releases are refused. Who passes under a later
+generation is let in again; a revoked key never is.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final, final
+
+from attestation.errors import AttestationError, CollateralUnavailable
+from attestation.quote import Quote
+from attestation.verdict import Admission, Verdict
+from broker.archive import unpack
+from broker.audit import Audit, Entry, Kind
+from broker.errors import BrokerCode, BrokerError
+from broker.generation import Generation
+from broker.identity import Identity, Issued
+from broker.judging import Judge, Judged, appraisal_of
+from broker.ports import AgentRecord, AgentState, Clock, Store, Transaction
+from broker.reasons import codes_of, told
+from policies.bundle import Bundle
+from policies.errors import Refused
+
+MAX_LIVE: Final = 16_384
+MAX_TOKENS: Final = 16_384
+SWEEP_AT_ONCE: Final = 32
+MAX_RETRIES: Final = 3
+PEER_TOKEN_RENEW_S: Final = 120
+REVOKED_MARK: Final = "revoked/"
+logger = logging.getLogger("cloister.broker.sessions")
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """An agent that may act now. `generation` is the one in which it was last judged."""
+
+    verdict: Verdict
+    record: AgentRecord
+    bundle: Bundle
+    peer_token: Issued | None = field(default=None, repr=False)
+
+    @property
+    def subject(self) -> str:
+        return self.record.subject
+
+    @property
+    def generation(self) -> int:
+        return self.record.generation
+
+
+def record_of(
+    judged: Judged, *, evidence: bytes, generation: int, at: datetime, admitted_at_s: int, expires_at_s: int
+) -> AgentRecord:
+    """How an admitted agent is remembered."""
+    verdict = judged.verdict
+    facts = {
+        "fmspc": verdict.fmspc,
+        "ppid": verdict.ppid,
+        "mr_td": verdict.mr_td,
+        "launches": [{"digest": launch.digest, "name": launch.name} for launch in verdict.launches],
+        "workloads": list(judged.permit.workloads),
+        "policy": judged.bundle.digest,
+        "valid_until": verdict.valid_until.isoformat(),
+    }
+    return AgentRecord(
+        subject=verdict.subject,
+        tenant=verdict.tenant,
+        jkt=verdict.jkt,
+        state=AgentState.ADMITTED,
+        codes=(),
+        evidence=evidence,
+        collateral=verdict.collateral_digest,
+        generation=generation,
+        admitted_at_s=admitted_at_s,
+        judged_at_s=int(at.timestamp()),
+        expires_at_s=expires_at_s,
+        simulated=verdict.simulated,
+        tcb_status=str(verdict.tcb_status),
+        facts=json.dumps(facts, sort_keys=True),
+    )
+
+
+@final
+class Sessions:
+    """Everybody who was admitted, by subject."""
+
+    def __init__(
+        self, *, store: Store, audit: Audit, generation: Generation, judge: Judge, identity: Identity, clock: Clock
+    ) -> None:
+        self._store = store
+        self._audit = audit
+        self._generation = generation
+        self._judge = judge
+        self._identity = identity
+        self._clock = clock
+        self._live: OrderedDict[str, Session] = OrderedDict()
+        self._tokens: OrderedDict[bytes, Admission] = OrderedDict()
+        self._judging: dict[str, asyncio.Task[Session]] = {}
+
+    def admit(self, session: Session) -> None:
+        """Take in an agent that has just been admitted."""
+        self._live[session.subject] = session
+        self._live.move_to_end(session.subject)
+        if len(self._live) > MAX_LIVE:
+            self._live.popitem(last=False)
+
+    async def of_token(self, token: str, at: datetime) -> Session:
+        """The session of whoever holds the token; that he holds its key is for the caller to check.
+
+        Raises TokenRefused token.*; BrokerError agent.*; what judging raises.
+        """
+        admission = self._opened(token, at)
+        return await self.of_subject(admission.verdict.subject, at)
+
+    def _opened(self, token: str, at: datetime) -> Admission:
+        """A token is verified once; its end is looked at every time."""
+        name = hashlib.sha256(token.encode("utf-8", "replace")).digest()
+        known = self._tokens.get(name)
+        if known is None or at >= known.expires_at or at >= known.verdict.valid_until:
+            known = self._identity.open(token, at)
+            self._tokens[name] = known
+            if len(self._tokens) > MAX_TOKENS:
+                self._tokens.popitem(last=False)
+        return known
+
+    async def of_subject(self, subject: str, at: datetime) -> Session:
+        """The agent, judged in the present generation.
+
+        Raises BrokerError agent.unknown, agent.quarantined, agent.revoked; what judging raises.
+        """
+        session = self._live.get(subject)
+        if session is not None and self._current(session.record) and at < session.verdict.valid_until:
+            return session
+        record = self._store.read(lambda tx: tx.agents.get(subject))
+        if record is None:
+            raise BrokerError(BrokerCode.AGENT_UNKNOWN, subject)
+        if record.state is AgentState.REVOKED:
+            raise BrokerError(BrokerCode.AGENT_REVOKED, subject)
+        if record.state is AgentState.QUARANTINED and self._current(record):
+            raise BrokerError(BrokerCode.AGENT_QUARANTINED, subject, codes=record.codes)
+        return await self._judge_again(record)
+
+    def _current(self, record: AgentRecord) -> bool:
+        return record.generation == self._generation.current
+
+    async def _judge_again(self, record: AgentRecord) -> Session:
+        """Once at a time for each agent, whoever waits for it."""
+        task = self._judging.get(record.subject)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._rejudge(record))
+            self._judging[record.subject] = task
+            task.add_done_callback(lambda _: self._judging.pop(record.subject, None))
+        return await asyncio.shield(task)
+
+    async def _rejudge(self, record: AgentRecord) -> Session:
+        """From the start again when the generation rises meanwhile."""
+        for _ in range(MAX_RETRIES):
+            try:
+                return await self._rejudge_once(record)
+            except BrokerError as error:
+                if error.code is not BrokerCode.GENERATION_MOVED:
+                    raise
+        return await self._rejudge_once(record)
+
+    async def _rejudge_once(self, record: AgentRecord) -> Session:
+        at = self._clock()
+        generation = self._generation.current
+        evidence, _ = self._store.read(lambda tx: unpack(tx, record.evidence))
+        try:
+            judged = self._judge.judge(evidence, Quote.parse(evidence.quote), at=at)
+        except CollateralUnavailable:
+            raise
+        except (AttestationError, Refused) as error:
+            await self._quarantine(record, generation, error, at)
+            raise BrokerError(BrokerCode.AGENT_QUARANTINED, record.subject, codes=codes_of(error)) from error
+        fresh = record_of(
+            judged,
+            evidence=record.evidence,
+            generation=generation,
+            at=at,
+            admitted_at_s=record.admitted_at_s,
+            expires_at_s=record.expires_at_s,
+        )
+        await self._keep(record, fresh, at)
+        session = Session(verdict=judged.verdict, record=fresh, bundle=judged.bundle)
+        self.admit(session)
+        return session
+
+    async def _keep(self, old: AgentRecord, fresh: AgentRecord, at: datetime) -> None:
+        def work(tx: Transaction) -> None:
+            self._generation.expect(tx, fresh.generation)
+            require_unrevoked(tx, fresh.subject)
+            tx.agents.put(fresh)
+
+        if old.state is AgentState.ADMITTED:
+            await self._store.transact(work)
+            return
+        entry = Entry(
+            kind=Kind.AGENT_RESTORED,
+            at=at,
+            subject=fresh.subject,
+            tenant=fresh.tenant,
+            evidence=fresh.evidence.hex(),
+            collateral=fresh.collateral,
+            generation=fresh.generation,
+        )
+        await self._audit.record(entry, work)
+
+    async def _quarantine(
+        self, record: AgentRecord, generation: int, error: AttestationError | Refused, at: datetime
+    ) -> None:
+        codes = codes_of(error)
+        fallen = replace(
+            record, state=AgentState.QUARANTINED, codes=codes, generation=generation, judged_at_s=int(at.timestamp())
+        )
+        entry = Entry(
+            kind=Kind.AGENT_QUARANTINED,
+            at=at,
+            subject=record.subject,
+            tenant=record.tenant,
+            codes=codes,
+            evidence=record.evidence.hex(),
+            collateral=record.collateral,
+            generation=generation,
+            more={"reasons": told(error)},
+        )
+
+        def work(tx: Transaction) -> None:
+            self._generation.expect(tx, generation)
+            require_unrevoked(tx, record.subject)
+            tx.agents.put(fallen)
+
+        self._live.pop(record.subject, None)
+        await self._audit.record(entry, work)
+        logger.warning("agent.quarantined", extra={"subject": record.subject, "codes": list(codes)})
+
+    async def sweep(self, *, most: int = 10_000) -> int:
+        """Judge everybody again who is admitted and was last judged earlier; how many were looked at."""
+        at_s = int(self._clock().timestamp())
+        generation = self._generation.current
+        stale = self._store.read(lambda tx: tx.agents.stale(generation=generation, live_at_s=at_s, limit=most))
+        for start in range(0, len(stale), SWEEP_AT_ONCE):
+            waiting = [self._judge_again(record) for record in stale[start : start + SWEEP_AT_ONCE]]
+            for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+                if isinstance(outcome, BaseException) and not isinstance(outcome, BrokerError | AttestationError):
+                    raise outcome
+        return len(stale)
+
+    async def settle(self, subjects: tuple[str, ...], at: datetime) -> dict[str, Session]:
+        """Bring each subject's judgement up to date; the sessions of those who may still act."""
+        found: dict[str, Session] = {}
+        for subject in subjects:
+            try:
+                found[subject] = await self.of_subject(subject, at)
+            except (BrokerError, AttestationError) as error:
+                logger.info("mail.held", extra={"subject": subject, "code": str(error.code)})
+        return found
+
+    def peer_token(self, session: Session, at: datetime) -> str:
+        """The agent's verdict for its peers, made anew when less than half of it is left."""
+        issued = session.peer_token
+        if issued is None or issued.expires_at_s - at.timestamp() < PEER_TOKEN_RENEW_S:
+            issued = self._identity.for_peers(
+                session.verdict,
+                at=at,
+                appraisal=appraisal_of(session.bundle, session.verdict),
+                policy=session.bundle.digest,
+            )
+            session.peer_token = issued
+        return issued.token
+
+    async def peer(self, subject: str, at: datetime) -> Session:
+        """An agent that is here now, for those who want to talk to it. Raises BrokerError agent.*"""
+        session = await self.of_subject(subject, at)
+        if session.record.expires_at_s <= at.timestamp():
+            raise BrokerError(BrokerCode.AGENT_EXPIRED, subject)
+        return session
+
+    async def revoke(self, subject: str, *, why: str, by: str, at: datetime) -> None:
+        """End an agent's rights for good: its key is never admitted again. Raises BrokerError agent.unknown."""
+        generation = self._generation.current + 1
+
+        def work(tx: Transaction) -> None:
+            record = tx.agents.get(subject)
+            if record is None:
+                raise BrokerError(BrokerCode.AGENT_UNKNOWN, subject)
+            tx.marks.put(REVOKED_MARK + subject, json.dumps({"at_s": int(at.timestamp()), "by": by}))
+            tx.agents.put(replace(record, state=AgentState.REVOKED, codes=(BrokerCode.AGENT_REVOKED.value,)))
+
+        entry = Entry(
+            kind=Kind.AGENT_REVOKED,
+            at=at,
+            subject=subject,
+            codes=(BrokerCode.AGENT_REVOKED,),
+            generation=generation,
+            more={"why": why[:256], "by": by},
+        )
+        await self._generation.rise("revocation", work, at=at, entry=entry)
+        self._live.pop(subject, None)
+
+
+def require_unrevoked(tx: Transaction, subject: str) -> None:
+    """Raises BrokerError agent.revoked."""
+    if tx.marks.get(REVOKED_MARK + subject) is not None:
+        raise BrokerError(BrokerCode.AGENT_REVOKED, subject)
