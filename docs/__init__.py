@@ -1,0 +1,1 @@
+"""Documents, and the file that writes the generated one."""
