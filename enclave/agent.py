@@ -34,6 +34,7 @@ from broker.wire.errors import WireError
 from enclave.context import BlockingContext, Context
 from enclave.errors import AgentError, BrokerRefused, Code, EnclaveError, MessageError
 from enclave.mailbox import Judge, everyone
+from enclave.main import run_agent
 from enclave.messages import MessageType
 from enclave.release import Secret
 from enclave.runtime import Received, Runtime
@@ -112,8 +113,6 @@ class Agent:
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT, in the trust domain that `cloister run` prepared. Failures exit the process."""
-        from enclave.main import run_agent
-
         run_agent(self)
 
     async def start(

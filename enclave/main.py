@@ -12,24 +12,43 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
+
+import httpx2
 
 from attestation.errors import AttestationError
 from attestation.ports import TrustDomain
+from attestation.verdict import Verdict
 from broker.wire.errors import WireError
 from enclave.domain import RemoteDomain
 from enclave.errors import AgentError, BrokerRefused, Code, EnclaveError, TransportFailed
 from enclave.trustfile import TrustFile
-
-if TYPE_CHECKING:
-    from enclave.agent import Agent
 
 BROKER_VARIABLE: Final = "CLOISTER_BROKER"
 TRUST_VARIABLE: Final = "CLOISTER_TRUST_FILE"
 log: Final = logging.getLogger("cloister.agent")
 
 
-def run_agent(agent: Agent) -> None:
+class Runnable(Protocol):
+    """What this file needs of an `enclave.agent.Agent`."""
+
+    name: str
+
+    async def start(
+        self,
+        *,
+        domain: TrustDomain,
+        trust: TrustFile,
+        broker_url: str,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> Verdict: ...
+
+    async def wait(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+def run_agent(agent: Runnable) -> None:
     """Does not return on failure."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="cloister: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -57,7 +76,7 @@ def _surroundings() -> tuple[TrustDomain, TrustFile, str]:
     return domain, trust, broker_url
 
 
-async def _run(agent: Agent, domain: TrustDomain, trust: TrustFile, broker_url: str) -> None:
+async def _run(agent: Runnable, domain: TrustDomain, trust: TrustFile, broker_url: str) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)

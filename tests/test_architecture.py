@@ -26,7 +26,10 @@ ORDER: dict[str, str] = {
     ),
     "attestation/net": "__init__ pcs",
     "policies": ("__init__ model appraisal authorisation baseline engine bundle explain replay forecast cli"),
-    "enclave": "__init__ tdx keys trustfile launch session channel mailbox client agent cli",
+    "enclave": (
+        "errors clock keys trustfile tdx replay messages domain packages launch session release mailbox client runtime "
+        "context main agent supervise cli __init__"
+    ),
     "broker": (
         "__init__ wire ports audit generation identity dpop rootkey challenges admission release routing memory sql "
         "collateral status kbs telemetry http_api grpc_api config app cli"
@@ -37,7 +40,7 @@ ORDER: dict[str, str] = {
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral ccel domain "
         "source store machine exhibit scene registry faults_quote faults_chain faults_collateral faults_tcb "
-        "faults_evidence faults judging vectors pcs_server guest lab demo cli pytest_plugin"
+        "faults_evidence faults judging vectors pcs_server guest console lab demo cli pytest_plugin"
     ),
     "simulator/guest": "__init__",
 }

@@ -6,6 +6,7 @@ Run it, in a lab's tenant: `cloister run examples/research/researcher.py --simul
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from enclave import Agent, Context
 
 agent = Agent("researcher")

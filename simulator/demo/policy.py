@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from policies.scaffold import starter
 
 TENANT = "demo"
-SECRET = "demo/research/report-key"  # noqa: S105  a name
+SECRET = "demo/research/report-key"
 _BUNDLE = """\
 # Who is trusted: this one platform, fully patched, with fresh evidence.
 tenant = "demo"
