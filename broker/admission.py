@@ -2,7 +2,7 @@
 
 Decides the order, which keeps garbage cheap: form, broker, role and nonce first, then the proof of possession, then the
 PCK chain; only what has passed these may cause a fetch or a log entry of its own. A nonce is claimed before anything is
-computed and settled in the transaction that admits or refuses, so it serves once. Refusals without an entry are counted.
+computed and settled in the transaction that admits or refuses, so it serves once. Other refusals are only counted.
 """
 
 import logging

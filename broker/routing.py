@@ -1,0 +1,144 @@
+"""Routing: an envelope from a judged sender into the queue of a mailbox, its body opaque.
+
+Decides, before anything is queued: that the header names the very agent that sends, that this agent signed header and
+body, that the mailbox is open under the key and incarnation it is sealed to, that it has not expired, and that the
+policy lets this sender send this type with these labels there. One transaction takes a whole batch.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, final
+
+from broker.audit import append
+from broker.edges import Answer, Edges
+from broker.errors import BrokerCode, BrokerError
+from broker.generation import Generation
+from broker.mailboxes import Bell
+from broker.ports import Clock, NewMessage, Queued, Quota, Store, Transaction
+from broker.reasons import Refusal, codes_of
+from broker.sessions import Session
+from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
+from broker.wire.errors import WireError
+from broker.wire.jose import p256_from_spki
+from broker.wire.mailbox import SendResponse, SendResult, SendStatus
+from policies.errors import Refused
+from policies.model import Send
+
+SKEW_MS: Final = 60_000  # how far a sender's clock may be ahead
+FULL_RETRY_S: Final = 1
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """An envelope that may be queued, or why not. `answer` is the policy's, when it was asked."""
+
+    msg_id: bytes
+    message: NewMessage | None
+    incarnation: bytes = b""
+    refusal: Refusal | None = None
+    answer: Answer | None = None
+
+
+@final
+class Router:
+    """Takes envelopes in."""
+
+    def __init__(
+        self, *, store: Store, edges: Edges, generation: Generation, bell: Bell, clock: Clock, quota: Quota
+    ) -> None:
+        self._store = store
+        self._edges = edges
+        self._generation = generation
+        self._bell = bell
+        self._clock = clock
+        self._quota = quota
+
+    async def send(
+        self, session: Session, mailbox: str, envelopes: tuple[Envelope, ...], *, correlation_id: str = ""
+    ) -> SendResponse:
+        """One result for each envelope, in order. When none was taken, the first refusal is raised.
+
+        Raises BrokerError mailbox.*, message.*, generation.moved; WireError envelope.*; Refused.
+        """
+        at = self._clock()
+        checked = [self._check(session, mailbox, envelope, at, correlation_id) for envelope in envelopes]
+        entries = [item.answer.entry for item in checked if item.answer and item.answer.entry]
+
+        def work(tx: Transaction) -> list[Refusal | SendStatus]:
+            self._generation.expect(tx, session.generation)
+            for entry in entries:
+                append(tx, entry)
+            return [item.refusal or self._queue(tx, item) for item in checked]
+
+        outcomes = await self._store.transact(work)
+        refused = [outcome for outcome in outcomes if not isinstance(outcome, SendStatus)]
+        if len(refused) == len(outcomes):
+            raise refused[0]
+        if SendStatus.QUEUED in outcomes:
+            self._bell.ring(mailbox)
+        return SendResponse(
+            results=tuple(_result(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
+        )
+
+    def _check(self, session: Session, mailbox: str, envelope: Envelope, at: datetime, correlation_id: str) -> _Checked:
+        msg_id = b""
+        try:
+            header = Header.from_bytes(envelope.header)
+            msg_id = header.msg_id
+            _belongs(header, session, mailbox, at)
+            envelope.verify(p256_from_spki(session.verdict.identity_key))
+        except (BrokerError, WireError) as error:
+            return _Checked(msg_id=msg_id, message=None, refusal=error)
+        action = Send(mailbox, header.type, frozenset(header.labels))
+        answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
+        message = NewMessage(
+            mailbox=mailbox,
+            sender=session.subject,
+            msg_id=msg_id,
+            digest=envelope.digest,
+            envelope=envelope.to_bytes(),
+            key=header.mailbox_key,
+            accepted_at_ms=int(at.timestamp() * 1000),
+            expires_at_ms=header.expires_at_ms,
+        )
+        return _Checked(
+            msg_id=msg_id, message=message, incarnation=header.incarnation, refusal=answer.refusal, answer=answer
+        )
+
+    def _queue(self, tx: Transaction, item: _Checked) -> Refusal | SendStatus:
+        assert item.message is not None
+        message = item.message
+        box = tx.mail.find(message.mailbox)
+        if box is None:
+            return BrokerError(BrokerCode.MAILBOX_UNKNOWN, message.mailbox)
+        if item.incarnation != box.incarnation or not tx.mail.accepts(box.name, message.key):
+            return BrokerError(BrokerCode.MAILBOX_KEY_STALE, message.mailbox)
+        match tx.mail.queue(message, self._quota):
+            case Queued.QUEUED:
+                return SendStatus.QUEUED
+            case Queued.DUPLICATE:
+                return SendStatus.DUPLICATE
+            case Queued.ID_REUSED:
+                return BrokerError(BrokerCode.MESSAGE_ID_REUSED, message.msg_id.hex())
+            case Queued.FULL:
+                return BrokerError(BrokerCode.MAILBOX_FULL, message.mailbox, retry_after_s=FULL_RETRY_S)
+
+
+def _belongs(header: Header, session: Session, mailbox: str, at: datetime) -> None:
+    """Raises BrokerError message.sender_mismatch, message.mailbox_mismatch, message.expired."""
+    verdict = session.verdict
+    if (header.sender, header.sender_jkt, header.tenant) != (verdict.subject, verdict.jkt, verdict.tenant):
+        raise BrokerError(BrokerCode.MESSAGE_SENDER, f"{session.subject} sends as {header.sender}")
+    if header.mailbox != mailbox:
+        raise BrokerError(BrokerCode.MESSAGE_MAILBOX, f"{header.mailbox} at {mailbox}")
+    now_ms = int(at.timestamp() * 1000)
+    if not now_ms < header.expires_at_ms <= now_ms + MAX_LIFE_MS or header.sent_at_ms > now_ms + SKEW_MS:
+        raise BrokerError(BrokerCode.MESSAGE_EXPIRED, f"sent {header.sent_at_ms}, ends {header.expires_at_ms}")
+
+
+def _result(msg_id: bytes, outcome: Refusal | SendStatus) -> SendResult:
+    if isinstance(outcome, SendStatus):
+        return SendResult(msg_id=msg_id, status=outcome)
+    code = BrokerCode.POLICY_REFUSED if isinstance(outcome, Refused) else codes_of(outcome)[0]
+    return SendResult(msg_id=msg_id or bytes(16), status=SendStatus.REFUSED, code=str(code))
