@@ -259,7 +259,7 @@ class Machine:
 
         def record(state: State) -> State:
             before, after = replay(state.events, moment), replay((*state.events, event), moment)
-            if kind in ("status", "publish") and [s.levels for s in before.sets] == [s.levels for s in after.sets]:
+            if kind == "status" and [s.levels for s in before.sets] == [s.levels for s in after.sets]:
                 detail = f"{kind} changes nothing: no level matches {arguments}, or it is so already"
                 raise SimulatorError(SimulatorCode.RECOVERY_INVALID, detail)
             return replace(state, events=(*state.events, event))

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any, Final, Self
 
-from simulator.catalogue import EvaluationSet, Level, first_sets
+from simulator.catalogue import FMSPCS, EvaluationSet, Level, first_sets
 from simulator.errors import SimulatorCode, SimulatorError
 
 STATES: Final = (
@@ -80,6 +80,8 @@ def check(kind: str, arguments: dict[str, Any]) -> None:
     what = arguments.get("what", "platform")
     if what not in ("platform", "module", "qe"):
         raise _invalid(f"{what!r} has no TCB levels; platform, module and qe have")
+    if arguments.get("fmspc") not in (None, *FMSPCS):
+        raise _invalid(f"no FMSPC {arguments['fmspc']}; known are {', '.join(FMSPCS)}")
     status = arguments.get("status")
     if status is not None and status not in (STATES if what == "platform" else COMPONENT_STATES):
         raise _invalid(f"a level of {what} cannot be {status!r}")

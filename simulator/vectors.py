@@ -87,12 +87,10 @@ def write(folder: Path) -> None:
         (folder / name).write_text(content, encoding="utf-8")
 
 
-def load(folder: Path) -> Iterator[Vector]:
+def load(folder: Path) -> tuple[Vector, ...]:
     """All vectors in a folder that `write` filled."""
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text("utf-8"))
-        for entry in content["vectors"]:
-            yield _loaded(entry, content["root_pem"], content["collateral"])
+    files = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    return tuple(_loaded(entry, file["root_pem"], file["collateral"]) for file in files for entry in file["vectors"])
 
 
 def _good(machine: Machine) -> Iterator[Vector]:
