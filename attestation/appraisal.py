@@ -10,13 +10,12 @@ Sources: Intel's quote verification library, `QuoteVerifier.cpp` (4.1.2.5) and `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple, final
 
 from attestation import checks as step
-from attestation.checks import Check, Ledger, Step, Unmet
+from attestation.checks import Check, Ledger, Unmet
 from attestation.documents import ModuleIdentity, TcbInfo
 from attestation.pki import PckFacts
 from attestation.quote import Quote, TdReport, Tee
@@ -105,8 +104,7 @@ class Claims(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcbState:
+class TcbState(NamedTuple):
     """Levels of the three parts at launch, and the one state that follows."""
 
     status: TcbStatus
@@ -139,8 +137,7 @@ class TcbState:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class Findings(NamedTuple):
     """What the claims are worth. Only `ok` means that nothing was refused."""
 
     ok: bool
@@ -188,8 +185,8 @@ def _judge_attributes(ledger: Ledger, claims: Claims, allow: frozenset[Allowance
     """The allowances that were needed and given."""
     attributes = int.from_bytes(claims.attributes, "little")
     unknown = attributes & ~_KNOWN_ATTRIBUTES
-    bound = any(any(service) for service in claims.service_tds)
-    found: tuple[tuple[Step, Allowance, bool, str], ...] = (
+    used = set()
+    for demand, allowance, needed, detail in (
         (
             step.SEPT_VE_DISABLE,
             Allowance.SEPT_VE_DISABLE_CLEAR,
@@ -199,31 +196,31 @@ def _judge_attributes(ledger: Ledger, claims: Claims, allow: frozenset[Allowance
         (
             step.MIGRATABLE,
             Allowance.MIGRATABLE,
-            bool(attributes & _MIGRATABLE),
+            attributes & _MIGRATABLE,
             "MIGRATABLE (bit 29) is set: a migration TD may export this TD",
         ),
         (
             step.SERVICE_TD,
             Allowance.SERVICE_TD,
-            bound,
-            f"service TDs are bound: {', '.join(service.hex() for service in claims.service_tds)}",
+            any(map(any, claims.service_tds)),
+            "MRSERVICETD is not zero: service TDs are bound to this TD",
         ),
         (
             step.UNKNOWN_ATTRIBUTES,
             Allowance.UNKNOWN_ATTRIBUTES,
-            bool(unknown),
-            f"ATTRIBUTES bits {', '.join(str(bit) for bit in range(64) if unknown >> bit & 1)} are set",
+            unknown,
+            "ATTRIBUTES bits that must be clear, or that nobody knows, are set",
         ),
-    )
-    used = frozenset(allowance for _, allowance, needed, _ in found if needed and allowance in allow)
-    for demand, allowance, needed, detail in found:
-        if allowance in used:
-            ledger.warn(demand, f"{detail}; allowed by {allowance}")
-        elif needed:
-            ledger.failed(demand, Unmet(detail, f"Launch it otherwise, or name the allowance {allowance}."))
-        else:
+    ):
+        if not needed:
             ledger.passed(demand)
-    return used
+        elif allowance in allow:
+            used.add(allowance)
+            ledger.warn(demand, f"{detail}; allowed by {allowance}")
+        else:
+            found = f"{detail} (ATTRIBUTES {claims.attributes.hex()})"
+            ledger.failed(demand, Unmet(found, f"Launch it otherwise, or name the allowance {allowance}."))
+    return frozenset(used)
 
 
 def _judge_module(ledger: Ledger, claims: Claims, tcb_info: TcbInfo) -> None:

@@ -1,7 +1,7 @@
 """Certificates and CRLs: PEM and DER ↔ the few facts that a judgement needs.
 
 Decides what is well formed: P-256 keys, ecdsa-with-SHA256, X.509 v3, CRL v2. Which names, extensions and signatures are
-demanded of whom is decided in `pki` and `revocation`. `cryptography` parses every structure (and finds duplicate
+demanded of whom is decided in `pki` and `endorsements`. `cryptography` parses every structure (and finds duplicate
 extensions and rubbish inside them); the exact bytes that signatures cover and names are compared by are cut out with
 `der`.
 
@@ -11,11 +11,9 @@ Profile Specification.
 
 from __future__ import annotations
 
-import re
 from binascii import a2b_base64
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -35,37 +33,48 @@ _ALGORITHM: Final = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdenti
 _SPKI_P256: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")  # then x ‖ y
 _VERSION_3: Final = bytes.fromhex("a003020102")
 _VERSION_2: Final = bytes.fromhex("020101")
-_EXTENSIONS: Final = 0xA3
+_EXPLICIT_3: Final = 0xA3
+_TRUE: Final = bytes.fromhex("0101ff")
 _COMMON_NAME: Final = bytes.fromhex("0603550403")
-_BLOCK: Final = re.compile(
-    rb"[ \t\r\n]*-----BEGIN CERTIFICATE-----[ \t]*\r?\n([A-Za-z0-9+/=\r\n]{1,65536})-----END CERTIFICATE-----[ \t\r\n]*"
-)
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
+_END: Final = b"-----END CERTIFICATE-----"
+_WHITE: Final = b" \t\r\n"
 _REFUSED_BY_X509: Final = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
-SGX_EXTENSION: Final = "1.2.840.113741.1.13.1"
+# Extension OIDs in certificates, as DER records
+_SGX_EXTENSION: Final = bytes.fromhex("06092a864886f84d010d01")  # 1.2.840.113741.1.13.1
+_KEY_USAGE: Final = bytes.fromhex("0603551d0f")
+_BASIC_CONSTRAINTS: Final = bytes.fromhex("0603551d13")
+_PROFILE: Final = {
+    bytes.fromhex("0603551d23"): "authority key identifier",
+    bytes.fromhex("0603551d1f"): "CRL distribution points",
+    bytes.fromhex("0603551d0e"): "subject key identifier",
+    _KEY_USAGE: "key usage",
+    _BASIC_CONSTRAINTS: "basic constraints",
+}
+_DIGITAL_SIGNATURE: Final = 0x80
+_CERT_SIGN: Final = 0x04
+_CRL_SIGN: Final = 0x02
+
+# and in CRLs
 _AUTHORITY_KEY_ID: Final = "2.5.29.35"
-_SUBJECT_KEY_ID: Final = "2.5.29.14"
-_KEY_USAGE: Final = "2.5.29.15"
-_BASIC_CONSTRAINTS: Final = "2.5.29.19"
-_CRL_DISTRIBUTION: Final = "2.5.29.31"
 _CRL_NUMBER: Final = "2.5.29.20"
-_PROFILE: Final = (_AUTHORITY_KEY_ID, _CRL_DISTRIBUTION, _SUBJECT_KEY_ID, _KEY_USAGE, _BASIC_CONSTRAINTS)
+_NARROWING: Final = frozenset(("2.5.29.27", "2.5.29.28"))  # delta CRL indicator, issuing distribution point
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
+class Certificate(NamedTuple):
     """What one certificate says. Nothing in it may be believed before its signature is checked."""
 
-    der: bytes = field(repr=False)
-    tbs: bytes = field(repr=False)
-    signature: bytes = field(repr=False)  # DER, as OpenSSL takes it
+    der: bytes
+    tbs: bytes
+    signature: bytes  # DER, as OpenSSL takes it
     serial: int
-    issuer: bytes = field(repr=False)  # the Name's DER: names are equal when these are
-    subject: bytes = field(repr=False)
+    issuer: bytes  # the Name's DER: names are equal when these are
+    subject: bytes
     common_name: str
-    point: bytes = field(repr=False)  # x ‖ y
-    key: EllipticCurvePublicKey = field(repr=False)
+    point: bytes  # x ‖ y
+    key: EllipticCurvePublicKey
     not_before: int  # Unix seconds, the first valid one
     not_after: int  # the last valid one
     is_ca: bool
@@ -73,8 +82,8 @@ class Certificate:
     signs_data: bool
     signs_certificates: bool
     signs_crls: bool
-    sgx_extension: bytes | None = field(repr=False)
-    missing: tuple[str, ...]  # OIDs that the profile demands of every certificate
+    sgx_extension: bytes | None
+    missing: tuple[str, ...]  # extensions that the profile demands of every certificate
     unknown_critical: tuple[str, ...]
 
     @property
@@ -96,16 +105,11 @@ class Certificate:
         subject = raw[at : (at := der.record(raw, at, end, der.SEQUENCE)[1])]
         key_at, at = at, der.record(raw, at, end, der.SEQUENCE)[1]
         point = _p256_point(raw[key_at:at])
-        if at >= end or raw[at] != _EXTENSIONS:
-            raise Unmet("the certificate has no extensions, or has unique identifiers")
-        try:
-            parsed = x509.load_der_x509_certificate(raw)
-            begins, ends = parsed.not_valid_before_utc, parsed.not_valid_after_utc
-            extensions = {extension.oid.dotted_string: extension for extension in parsed.extensions}
-        except _REFUSED_BY_X509 as error:
-            raise Unmet(f"not an X.509 certificate: {type(error).__name__}") from error
-        usage, basic = _value(extensions, _KEY_USAGE), _value(extensions, _BASIC_CONSTRAINTS)
-        sgx = _value(extensions, SGX_EXTENSION)
+        extensions = _extensions(raw, at, end)
+        begins, ends = _validity(raw)
+        is_ca, path_length = _basic_constraints(extensions)
+        usage = _key_usage(extensions)
+        sgx = extensions.get(_SGX_EXTENSION)
         return cls(
             der=raw,
             tbs=raw[tbs[0] : tbs[1]],
@@ -116,35 +120,34 @@ class Certificate:
             common_name=_common_name(subject),
             point=point,
             key=p256_key(point),
-            not_before=_seconds(begins),
-            not_after=_seconds(ends),
-            is_ca=isinstance(basic, x509.BasicConstraints) and basic.ca,
-            path_length=basic.path_length if isinstance(basic, x509.BasicConstraints) else None,
-            signs_data=isinstance(usage, x509.KeyUsage) and usage.digital_signature,
-            signs_certificates=isinstance(usage, x509.KeyUsage) and usage.key_cert_sign,
-            signs_crls=isinstance(usage, x509.KeyUsage) and usage.crl_sign,
-            sgx_extension=sgx.value if isinstance(sgx, x509.UnrecognizedExtension) else None,
-            missing=tuple(oid for oid in _PROFILE if oid not in extensions),
+            not_before=begins,
+            not_after=ends,
+            is_ca=is_ca,
+            path_length=path_length,
+            signs_data=bool(usage & _DIGITAL_SIGNATURE),
+            signs_certificates=bool(usage & _CERT_SIGN),
+            signs_crls=bool(usage & _CRL_SIGN),
+            sgx_extension=sgx[1] if sgx else None,
+            missing=tuple(name for oid, name in _PROFILE.items() if oid not in extensions),
             unknown_critical=tuple(
-                oid for oid, extension in extensions.items() if extension.critical and oid not in _PROFILE
+                oid.hex() for oid, (critical, _) in extensions.items() if critical and oid not in _PROFILE
             ),
         )
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crl:
+class Crl(NamedTuple):
     """What one certificate revocation list says."""
 
-    tbs: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
-    issuer: bytes = field(repr=False)
+    tbs: bytes
+    signature: bytes
+    issuer: bytes
     this_update: int  # Unix seconds, the first valid one
     next_update: int | None  # the last valid one
     number: int | None
     has_authority_key_id: bool
     partial: tuple[str, ...]  # extensions that make it less, or other, than a full list of its issuer
-    entries: x509.CertificateRevocationList = field(repr=False)
+    entries: x509.CertificateRevocationList
 
     def revokes(self, serial: int) -> bool:
         return self.entries.get_revoked_certificate_by_serial_number(serial) is not None
@@ -164,7 +167,7 @@ class Crl:
             extensions = {extension.oid.dotted_string: extension for extension in parsed.extensions}
         except _REFUSED_BY_X509 as error:
             raise Unmet(f"not a CRL: {type(error).__name__}") from error
-        number = _value(extensions, _CRL_NUMBER)
+        number = extensions[_CRL_NUMBER].value if _CRL_NUMBER in extensions else None
         known = (_CRL_NUMBER, _AUTHORITY_KEY_ID)
         return cls(
             tbs=raw[tbs[0] : tbs[1]],
@@ -183,31 +186,35 @@ class Crl:
         )
 
 
-_NARROWING: Final = frozenset(("2.5.29.27", "2.5.29.28"))  # delta CRL indicator, issuing distribution point
-
-
-def pem_blocks(text: bytes, *, nul_may_end: bool = False) -> tuple[bytes, ...]:
-    """The certificates in a PEM text, as DER. Nothing but white space may stand around them.
+def pem_blocks(text: bytes, *, nul_may_end: bool = False) -> list[bytes]:
+    """The base64 bodies of the certificates in a PEM text. Nothing but white space may stand around them.
 
     `nul_may_end`: quoting libraries end the text in a quote with one NUL. Raises Unmet.
     """
-    end = len(text) - 1 if nul_may_end and text.endswith(b"\0") else len(text)
-    blocks: list[bytes] = []
-    at = 0
-    while at < end:
-        match = _BLOCK.match(text, at, end)
-        if match is None:
-            raise Unmet(f"neither a certificate nor white space at byte {at} of the PEM text")
-        if len(blocks) == MAX_CERTIFICATES:
-            raise Unmet(f"more than {MAX_CERTIFICATES} certificates")
-        try:
-            blocks.append(a2b_base64(match[1].translate(None, b"\r\n"), strict_mode=True))
-        except ValueError as error:
-            raise Unmet(f"certificate {len(blocks) + 1} is not base64") from error
-        at = match.end()
+    if nul_may_end and text.endswith(b"\0"):
+        text = text[:-1]
+    before, *blocks = text.split(_BEGIN)
     if not blocks:
         raise Unmet("no certificate")
-    return tuple(blocks)
+    if len(blocks) > MAX_CERTIFICATES:
+        raise Unmet(f"more than {MAX_CERTIFICATES} certificates")
+    if before.strip(_WHITE):
+        raise Unmet("something stands before the first certificate")
+    bodies = []
+    for block in blocks:
+        body, found, after = block.partition(_END)
+        if not found or after.strip(_WHITE):
+            raise Unmet("a certificate has no end, or something other than white space follows it")
+        bodies.append(body)
+    return bodies
+
+
+def pem_decode(body: bytes) -> bytes:
+    """The DER in one body. Raises Unmet."""
+    try:
+        return a2b_base64(body.translate(None, _WHITE), strict_mode=True)
+    except ValueError as error:
+        raise Unmet("a certificate is not base64") from error
 
 
 def p256_key(point: bytes) -> EllipticCurvePublicKey:
@@ -287,9 +294,64 @@ def _common_name(name: bytes) -> str:
     return found[0]
 
 
-def _value(extensions: dict[str, x509.Extension[x509.ExtensionType]], oid: str) -> x509.ExtensionType | None:
-    extension = extensions.get(oid)
-    return None if extension is None else extension.value
+def _validity(raw: bytes) -> tuple[int, int]:
+    """First and last valid second; and the opinion of a second parser on the whole."""
+    try:
+        parsed = x509.load_der_x509_certificate(raw)
+        return _seconds(parsed.not_valid_before_utc), _seconds(parsed.not_valid_after_utc)
+    except _REFUSED_BY_X509 as error:
+        raise Unmet(f"not an X.509 certificate: {type(error).__name__}") from error
+
+
+def _extensions(raw: bytes, at: int, end: int) -> dict[bytes, tuple[bool, bytes]]:
+    """OID record → (critical, value). RFC 5280, 4.1: [3] SEQUENCE of { OID, BOOLEAN DEFAULT FALSE, OCTET STRING }."""
+    start, stop = der.record(raw, at, end, _EXPLICIT_3)
+    at, list_end = der.record(raw, start, stop, der.SEQUENCE)
+    if not list_end == stop == end:
+        raise Unmet("something follows the extensions")
+    found: dict[bytes, tuple[bool, bytes]] = {}
+    while at < end:
+        start, at = der.record(raw, at, end, der.SEQUENCE)
+        value_at = der.record(raw, start, at, der.OID)[1]
+        oid = raw[start:value_at]
+        critical = raw[value_at : value_at + 3] == _TRUE
+        value, value_end = der.record(raw, value_at + 3 if critical else value_at, at, der.OCTET_STRING)
+        if value_end != at:
+            raise Unmet("an extension holds more than one value")
+        if oid in found:
+            raise Unmet(f"extension {oid.hex()} occurs twice")
+        found[oid] = (critical, raw[value:value_end])
+    return found
+
+
+def _basic_constraints(extensions: dict[bytes, tuple[bool, bytes]]) -> tuple[bool, int | None]:
+    """SEQUENCE { cA BOOLEAN DEFAULT FALSE, pathLenConstraint INTEGER OPTIONAL }; absent is (False, None)."""
+    if _BASIC_CONSTRAINTS not in extensions:
+        return False, None
+    value = extensions[_BASIC_CONSTRAINTS][1]
+    at, end = der.whole(value, der.SEQUENCE)
+    if at == end:
+        return False, None
+    if value[at : at + 3] != _TRUE:
+        raise Unmet("basic constraints are neither empty nor those of a CA")
+    at += 3
+    if at == end:
+        return True, None
+    span = der.record(value, at, end, der.INTEGER)
+    if span[1] != end:
+        raise Unmet("something follows the path length")
+    return True, der.integer(value, span)
+
+
+def _key_usage(extensions: dict[bytes, tuple[bool, bytes]]) -> int:
+    """The first eight bits, as in the BIT STRING; absent is 0."""
+    if _KEY_USAGE not in extensions:
+        return 0
+    value = extensions[_KEY_USAGE][1]
+    at, end = der.whole(value, der.BIT_STRING)
+    if end - at not in (2, 3) or value[at] > 7:
+        raise Unmet("the key usage is not a short bit string")
+    return value[at + 1]
 
 
 def _seconds(moment: datetime) -> int:

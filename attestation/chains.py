@@ -9,11 +9,10 @@ Source: Intel's quote verification library, `PckCertVerifier.cpp` and `CommonVer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
 from attestation import checks as step
-from attestation.certificates import Certificate, pem_blocks
+from attestation.certificates import Certificate, pem_blocks, pem_decode
 from attestation.checks import Check, Ledger, Step, Unmet
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
 from attestation.pki import (
@@ -93,14 +92,12 @@ def judge_chains(
     """Chains whose certificates are known by role, under their labels. Which demands they met is in `ledger`."""
 
     def form(item: tuple[bytes, tuple[Role, ...]]) -> Chain:
-        blocks = pem_blocks(item[0], nul_may_end=steps is PCK_STEPS)
-        return Chain(tuple(known.parse(block) for block in blocks), item[1], None)
+        bodies = pem_blocks(item[0], nul_may_end=steps is PCK_STEPS)
+        return Chain(tuple([known.parse(body) for body in bodies]), item[1], None)
 
     named = ledger.each(steps.names, ledger.each(steps.length, ledger.each(steps.form, texts, form), _length), _names)
     ledger.each(steps.profile, named, lambda chain: follows_profile(chain.certificates, chain.roles))
-    rooted = ledger.each(
-        steps.root, named, lambda chain: chain._replace(trusted=ends_in(chain.certificates[-1], roots))
-    )
+    rooted = ledger.each(steps.root, named, lambda chain: _rooted(chain, roots))
     chains = named | rooted
     ledger.each(steps.signatures, chains, lambda chain: _signatures(chain, known))
     return chains
@@ -114,7 +111,11 @@ def _length(chain: Chain) -> Chain:
 
 
 def _names(chain: Chain) -> Chain:
-    return chain._replace(certificates=in_roles(chain.certificates, chain.roles))
+    return Chain(in_roles(chain.certificates, chain.roles), chain.roles, None)
+
+
+def _rooted(chain: Chain, roots: TrustRoots) -> Chain:
+    return Chain(chain.certificates, chain.roles, ends_in(chain.certificates[-1], roots))
 
 
 def _signatures(chain: Chain, known: KnownCertificates) -> None:
@@ -123,8 +124,7 @@ def _signatures(chain: Chain, known: KnownCertificates) -> None:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PckChain:
+class PckChain(NamedTuple):
     """What the chain in a quote turned out to be. Only `ok` means that it may be believed, and only while in force."""
 
     ok: bool
@@ -170,8 +170,8 @@ def claimed_platform(quote: Quote) -> PckFacts:
         raise VerificationFailed(Code.CHAIN_NOT_IN_QUOTE, f"certification data of type {quote.certification_type}")
     at = step.CHAIN_FORM
     try:
-        blocks = pem_blocks(quote.certification_data, nul_may_end=True)
-        certificates: Sequence[Certificate] = [Certificate.parse(block) for block in blocks]
+        bodies = pem_blocks(quote.certification_data, nul_may_end=True)
+        certificates: Sequence[Certificate] = [Certificate.parse(pem_decode(body)) for body in bodies]
         at = step.CHAIN_LENGTH
         chain = _length(Chain(tuple(certificates), PCK_CHAIN, None))
         at = step.CHAIN_NAMES

@@ -8,14 +8,14 @@ check names the refusal. What each step demands is decided where it runs (`chain
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, NamedTuple, ParamSpec, TypeVar, final
+from typing import Final, NamedTuple, TypeVar, TypeVarTuple, Unpack, final
 
 from attestation.errors import Code
 from attestation.tcb import Shortfall
 
-P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @final
@@ -170,10 +170,10 @@ class Ledger:
         self.ok = False
         self.checks.append(Check(step.name, step.code, False, unmet.detail, unmet.remedy, short=unmet.short))
 
-    def run(self, step: Step, demand: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    def run(self, step: Step, demand: Callable[[Unpack[Ts]], T], *args: *Ts) -> T | None:
         """Run one demand and write down how it ended. None when it was not met (or when it answers nothing)."""
         try:
-            value = demand(*args, **kwargs)
+            value = demand(*args)
         except Unmet as unmet:
             self.failed(step, unmet)
             return None

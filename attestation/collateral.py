@@ -119,7 +119,7 @@ def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
         containers = decoded.count("{") + decoded.count("[")
         if containers > _MAX_CONTAINERS:
             raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: {containers} objects and arrays")
-        document = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = _DECODER.decode(decoded)
     except (ValueError, RecursionError) as error:  # bad UTF-8 and absurd numbers are ValueErrors too
         raise _malformed(f"{what} is not JSON: {type(error).__name__}") from error
     if type(document) is not dict:
@@ -136,6 +136,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _raw(name: str, value: object) -> bytes:

@@ -28,23 +28,30 @@ Range = tuple[int, int]
 
 def record(data: bytes, at: int, end: int, tag: int) -> Range:
     """The content of the record at `at`, which must have `tag` and fit before `end`. Raises Unmet."""
-    if at + 2 > end:
+    start = at + 2
+    if start > end:
         raise Unmet(f"DER: a record is cut off at offset {at}")
     if data[at] != tag:
         raise Unmet(f"DER: tag {data[at]:#04x} at offset {at}, expected {tag:#04x}")
     length = data[at + 1]
-    start = at + 2
     if length >= 0x80:
-        size = length & 0x7F
-        if not 1 <= size <= 3 or start + size > end:
-            raise Unmet(f"DER: bad length at offset {at}")
-        length = int.from_bytes(data[start : start + size], "big")
-        if length < (0x80 if size == 1 else 1 << (8 * (size - 1))):
-            raise Unmet(f"DER: a length is not in its shortest form at offset {at}")
-        start += size
-    if start + length > end:
+        length, start = _long_length(data, at, end)
+    stop = start + length
+    if stop > end:
         raise Unmet(f"DER: a record at offset {at} passes the end of its container")
-    return start, start + length
+    return start, stop
+
+
+def _long_length(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """A length of more than seven bits, and where the content starts."""
+    size = data[at + 1] & 0x7F
+    start = at + 2 + size
+    if not 1 <= size <= 3 or start > end:
+        raise Unmet(f"DER: bad length at offset {at}")
+    length = int.from_bytes(data[at + 2 : start], "big")
+    if length < (0x80 if size == 1 else 1 << (8 * (size - 1))):
+        raise Unmet(f"DER: a length is not in its shortest form at offset {at}")
+    return length, start
 
 
 def skip(data: bytes, at: int, end: int) -> int:
@@ -64,14 +71,17 @@ def whole(data: bytes, tag: int) -> Range:
 
 def integer(data: bytes, span: Range) -> int:
     """A non-negative INTEGER or ENUMERATED of at most 32 bits, in its shortest form. Raises Unmet."""
-    content = data[span[0] : span[1]]
-    if not 1 <= len(content) <= 5:
-        raise Unmet(f"DER: an integer of {len(content)} bytes")
-    if content[0] >= 0x80:
+    start, stop = span
+    if not 1 <= stop - start <= 5:
+        raise Unmet(f"DER: an integer of {stop - start} bytes")
+    first = data[start]
+    if first >= 0x80:
         raise Unmet("DER: a negative integer")
-    if len(content) > 1 and content[0] == 0 and content[1] < 0x80:
+    if stop - start == 1:
+        return first
+    if first == 0 and data[start + 1] < 0x80:
         raise Unmet("DER: an integer is not in its shortest form")
-    return int.from_bytes(content, "big")
+    return int.from_bytes(data[start:stop], "big")
 
 
 def boolean(data: bytes, span: Range) -> bool:

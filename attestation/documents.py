@@ -13,15 +13,14 @@ from __future__ import annotations
 import re
 from binascii import unhexlify
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, NamedTuple, TypeVar, final
 
 from attestation.checks import Unmet
 from attestation.collateral import parse_object
 from attestation.errors import MalformedEvidence
 from attestation.quote import Tee
-from attestation.tcb import COMPONENTS, ISV_STATES, PLATFORM_STATES, IsvLevel, TcbLevel, TcbStates, TcbStatus
+from attestation.tcb import COMPONENTS, ISV_STATES, PLATFORM_STATES, IsvLevel, TcbLevel, TcbStatus
 
 T = TypeVar("T")
 
@@ -30,12 +29,13 @@ _MAX_U16: Final = 0xFFFF
 _MAX_U32: Final = 0xFFFF_FFFF
 _MAX_LEVELS: Final = 1_000
 _TCB_INFO_TEES: Final = {"SGX": Tee.SGX, "TDX": Tee.TDX}
+_PLATFORM_STATUS: Final = {str(status): status for status in PLATFORM_STATES}
+_ISV_STATUS: Final = {str(status): status for status in ISV_STATES}
 _QE_TEES: Final = {"QE": Tee.SGX, "TD_QE": Tee.TDX}
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleIdentity:
+class ModuleIdentity(NamedTuple):
     """Who may sign the TDX module, and for a versioned one which SVN is how good."""
 
     mr_signer: bytes  # 48
@@ -44,8 +44,7 @@ class ModuleIdentity:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcbInfo:
+class TcbInfo(NamedTuple):
     """What Intel says of a platform family at one time."""
 
     tee: Tee
@@ -61,8 +60,7 @@ class TcbInfo:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QeIdentity:
+class QeIdentity(NamedTuple):
     """What Intel says of a quoting enclave at one time."""
 
     tee: Tee
@@ -73,7 +71,7 @@ class QeIdentity:
     misc_select_mask: int
     attributes: int  # as a little-endian number of 16 bytes, like the report's
     attributes_mask: int
-    mr_signer: bytes = field(repr=False)  # 32
+    mr_signer: bytes  # 32
     isv_prod_id: int
     levels: tuple[IsvLevel, ...]  # from the highest down
 
@@ -172,7 +170,7 @@ def _tcb_level(item: object, tee: Tee) -> TcbLevel:
         _components(tcb, "sgxtcbcomponents"),
         _number(tcb, "pcesvn", _MAX_U16),
         _components(tcb, "tdxtcbcomponents") if tee is Tee.TDX else b"",
-        _status(level, PLATFORM_STATES),
+        _status(level, _PLATFORM_STATUS),
         _time(level, "tcbDate"),
         _advisories(level),
         tcb,
@@ -186,11 +184,12 @@ def _components(tcb: dict[str, Any], name: str) -> bytes:
         raise Unmet(f"{len(components)} components in {name}, not {COMPONENTS}")
     try:
         svns = [component["svn"] for component in components]
-    except (TypeError, KeyError, IndexError) as error:
-        raise Unmet(f"a component in {name} has no svn") from error
-    if set(map(type, svns)) != {int} or min(svns) < 0 or max(svns) > 0xFF:
-        raise Unmet(f"an svn in {name} is not a number from 0 to 255")
-    return bytes(svns)
+        octets = bytes(svns)  # refuses what is not a number from 0 to 255
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise Unmet(f"a component in {name} has no svn from 0 to 255") from error
+    if bool in map(type, svns):
+        raise Unmet(f"an svn in {name} is a truth value")
+    return octets
 
 
 def _isv_levels(document: dict[str, Any], what: str) -> tuple[IsvLevel, ...]:
@@ -198,7 +197,7 @@ def _isv_levels(document: dict[str, Any], what: str) -> tuple[IsvLevel, ...]:
     for item in _list(document, "tcbLevels"):
         level = _object(item, "tcbLevels")
         isvsvn = _number(_object(level.get("tcb"), "tcb"), "isvsvn", _MAX_U16)
-        levels.append(IsvLevel(isvsvn, _status(level, ISV_STATES), _time(level, "tcbDate"), _advisories(level)))
+        levels.append(IsvLevel(isvsvn, _status(level, _ISV_STATUS), _time(level, "tcbDate"), _advisories(level)))
     levels.sort(key=lambda level: level.isvsvn, reverse=True)
     _distinct([level.isvsvn for level in levels], what)
     return tuple(levels)
@@ -209,11 +208,12 @@ def _distinct(keys: list[Any], what: str) -> None:
         raise Unmet(f"{what}: two TCB levels with the same SVNs")
 
 
-def _status(level: dict[str, Any], known: TcbStates) -> TcbStatus:
+def _status(level: dict[str, Any], known: dict[str, TcbStatus]) -> TcbStatus:
     found = _text(level, "tcbStatus")
-    if found not in known:
+    status = known.get(found)
+    if status is None:
         raise Unmet(f"tcbStatus is {found[:48]!r}")
-    return TcbStatus(found)
+    return status
 
 
 def _advisories(level: dict[str, Any]) -> tuple[str, ...]:

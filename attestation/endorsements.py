@@ -11,9 +11,8 @@ RFC 5280, 5 and 6.3.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar, final
+from typing import Final, NamedTuple, TypeVar, final
 
 from attestation import checks as step
 from attestation.certificates import Certificate, Crl, signed_by, signed_raw
@@ -34,8 +33,7 @@ _BOTH: Final = "TCB info and QE identity"
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endorsements:
+class Endorsements(NamedTuple):
     """A collateral set, judged. Only `ok` means that it may be believed, and only while all of `windows` are open."""
 
     ok: bool

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self, final
 
 from attestation import der
-from attestation.certificates import Certificate, pem_blocks, signed_by
+from attestation.certificates import Certificate, pem_blocks, pem_decode, signed_by
 from attestation.checks import Unmet
 from attestation.errors import Code, MalformedEvidence
 
@@ -72,7 +72,7 @@ class TrustRoots:
         try:
             if len(pem) > _MAX_ROOTS_PEM:
                 raise Unmet(f"{len(pem)} bytes, at most {_MAX_ROOTS_PEM}")
-            certificates = tuple(Certificate.parse(block) for block in pem_blocks(pem))
+            certificates = tuple(Certificate.parse(pem_decode(body)) for body in pem_blocks(pem))
             for certificate in certificates:
                 if not (certificate.self_issued and certificate.is_ca):
                     raise Unmet(f"{certificate.common_name} is not a self-issued CA certificate")
@@ -99,20 +99,26 @@ class KnownCertificates:
     A copy seeded from an earlier judgement carries over what was proved then, never a failure.
     """
 
-    __slots__ = ("_parsed", "_proved")
+    __slots__ = ("_bodies", "_parsed", "_proved")
 
     def __init__(self, roots: TrustRoots, earlier: KnownCertificates | None = None) -> None:
+        self._bodies: dict[bytes, Certificate] = {}
         self._parsed: dict[bytes, Certificate] = {root.der: root for root in roots.certificates}
         self._proved: set[tuple[bytes, bytes]] = set()
         if earlier is not None:
+            self._bodies |= earlier._bodies
             self._parsed |= earlier._parsed
             self._proved |= earlier._proved
 
-    def parse(self, raw: bytes) -> Certificate:
-        """Raises Unmet."""
-        found = self._parsed.get(raw)
+    def parse(self, body: bytes) -> Certificate:
+        """The certificate in a PEM body. Raises Unmet."""
+        found = self._bodies.get(body)
         if found is None:
-            found = self._parsed[raw] = Certificate.parse(raw)
+            raw = pem_decode(body)
+            found = self._parsed.get(raw)
+            if found is None:
+                found = self._parsed[raw] = Certificate.parse(raw)
+            self._bodies[body] = found
         return found
 
     def issued(self, issuer: Certificate, subject: Certificate) -> bool:
@@ -210,10 +216,8 @@ class PckFacts:
         raw = certificate.sgx_extension
         if raw is None:
             raise Unmet("the PCK certificate has no SGX extension")
-        items = _items(raw, der.whole(raw, der.SEQUENCE), _SGX)
         platform = ca_name == PLATFORM_CA_NAME
-        if len(items) != (7 if platform else 5):
-            raise Unmet(f"{len(items)} items in the SGX extension of a certificate from {ca_name}")
+        items = _items(raw, der.whole(raw, der.SEQUENCE), _SGX_OIDS[: 7 if platform else 5])
         svns, pce_svn, cpu_svn = _tcb(raw, items[1])
         if svns != cpu_svn:
             raise Unmet(f"CPUSVN {cpu_svn.hex()} is not the 16 component SVNs {svns.hex()}")
@@ -233,56 +237,65 @@ class PckFacts:
         )
 
 
-_SGX: Final = bytes.fromhex("2a864886f84d010d01")  # 1.2.840.113741.1.13.1
-_TCB_OID: Final = _SGX + b"\x02"
-_CONFIGURATION_OID: Final = _SGX + b"\x07"
+def _oids(prefix: str, count: int) -> tuple[bytes, ...]:
+    """The OIDs prefix.1, prefix.2 … as whole DER records; 1.2.840.113741.1.13.1 is 2a864886f84d010d01."""
+    content = bytes.fromhex("2a864886f84d010d01" + prefix)
+    return tuple(bytes((der.OID, len(content) + 1)) + content + bytes((last,)) for last in range(1, count + 1))
 
 
-def _items(raw: bytes, span: der.Range, prefix: bytes) -> list[int]:
-    """Where the values of SEQUENCE { OID prefix.1, value }, { prefix.2, value } … start: no gap, no repetition."""
+_SGX_OIDS: Final = _oids("", 7)
+_TCB_OIDS: Final = _oids("02", 18)
+_CONFIGURATION_OIDS: Final = _oids("07", 3)
+
+
+def _items(raw: bytes, span: der.Range, oids: tuple[bytes, ...]) -> list[der.Range]:
+    """Where the values of SEQUENCE { oids[0], value }, SEQUENCE { oids[1], value } … are: these and no others."""
     at, end = span
-    values: list[int] = []
-    while at < end:
-        start, at = der.record(raw, at, end, der.SEQUENCE)
-        name, value = der.record(raw, start, at, der.OID)
-        if raw[name:value] != prefix + bytes((len(values) + 1,)):
-            raise Unmet(f"item {len(values) + 1} of the SGX extension has OID bytes {raw[name:value].hex()}")
-        if der.skip(raw, value, at) != at:
-            raise Unmet(f"item {len(values) + 1} of the SGX extension holds more than one value")
-        values.append(value)
-        if len(values) > 18:
-            raise Unmet("too many items in the SGX extension")
+    values: list[der.Range] = []
+    for oid in oids:
+        start, stop = der.record(raw, at, end, der.SEQUENCE)
+        value = start + len(oid)
+        if raw[start:value] != oid:
+            raise Unmet(f"item {len(values) + 1} in the SGX extension is not the one that belongs there")
+        values.append((value, stop))
+        at = stop
+    if at != end:
+        raise Unmet(f"more than {len(oids)} items in the SGX extension or in a part of it")
     return values
 
 
-def _tcb(raw: bytes, at: int) -> tuple[bytes, int, bytes]:
+def _value_of(raw: bytes, item: der.Range, tag: int) -> der.Range:
+    """The content of the one record that fills an item."""
+    found = der.record(raw, item[0], item[1], tag)
+    if found[1] != item[1]:
+        raise Unmet("an item of the SGX extension holds more than one value")
+    return found
+
+
+def _tcb(raw: bytes, item: der.Range) -> tuple[bytes, int, bytes]:
     """16 component SVNs, PCESVN, CPUSVN."""
-    items = _items(raw, der.record(raw, at, len(raw), der.SEQUENCE), _TCB_OID)
-    if len(items) != 18:
-        raise Unmet(f"{len(items)} items in the TCB of the SGX extension, not 18")
-    svns = [der.integer(raw, der.record(raw, item, len(raw), der.INTEGER)) for item in items[:17]]
+    items = _items(raw, _value_of(raw, item, der.SEQUENCE), _TCB_OIDS)
+    svns = [der.integer(raw, _value_of(raw, svn, der.INTEGER)) for svn in items[:17]]
     if max(svns[:16]) > 0xFF or svns[16] > 0xFFFF:
         raise Unmet("an SVN in the SGX extension is too large")
     return bytes(svns[:16]), svns[16], _octets(raw, items[17], 16)
 
 
-def _configuration(raw: bytes, at: int) -> tuple[bool, bool, bool]:
-    items = _items(raw, der.record(raw, at, len(raw), der.SEQUENCE), _CONFIGURATION_OID)
-    if len(items) != 3:
-        raise Unmet(f"{len(items)} items in the configuration of the SGX extension, not 3")
-    dynamic, cached, smt = (der.boolean(raw, der.record(raw, item, len(raw), der.BOOLEAN)) for item in items)
+def _configuration(raw: bytes, item: der.Range) -> tuple[bool, bool, bool]:
+    items = _items(raw, _value_of(raw, item, der.SEQUENCE), _CONFIGURATION_OIDS)
+    dynamic, cached, smt = (der.boolean(raw, _value_of(raw, flag, der.BOOLEAN)) for flag in items)
     return dynamic, cached, smt
 
 
-def _octets(raw: bytes, at: int, size: int) -> bytes:
-    start, end = der.record(raw, at, len(raw), der.OCTET_STRING)
-    if end - start != size:
-        raise Unmet(f"an octet string of {end - start} bytes in the SGX extension, not {size}")
-    return raw[start:end]
+def _octets(raw: bytes, item: der.Range, size: int) -> bytes:
+    start, stop = _value_of(raw, item, der.OCTET_STRING)
+    if stop - start != size:
+        raise Unmet(f"an octet string of {stop - start} bytes in the SGX extension, not {size}")
+    return raw[start:stop]
 
 
-def _sgx_type(raw: bytes, at: int) -> int:
-    found = der.integer(raw, der.record(raw, at, len(raw), der.ENUMERATED))
+def _sgx_type(raw: bytes, item: der.Range) -> int:
+    found = der.integer(raw, _value_of(raw, item, der.ENUMERATED))
     if found > 2:
         raise Unmet(f"SGX type {found} in the SGX extension, know 0, 1 and 2")
     return found

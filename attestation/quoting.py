@@ -9,9 +9,8 @@ Source: Intel's quote verification library, `QuoteVerifier.cpp` (4.1.2.5) and `E
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
@@ -29,8 +28,7 @@ _SGX_DEBUG: Final = 0x02  # byte 0 of ATTRIBUTES.FLAGS
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Platform:
+class Platform(NamedTuple):
     """An attestation key and the platform behind it, judged. Only `ok` means that it may be believed."""
 
     ok: bool
