@@ -52,6 +52,7 @@ class Code(StrEnum):
     MESSAGE_TYPE = "message.type_unknown"
     PEER_REFUSED = "peer.not_accepted"
     RELEASE_EXPIRED = "release.permit_expired"
+    RELEASE_RECEIPT = "release.receipt_mismatch"
     SESSION_ADMISSION = "session.admission_mismatch"
     SESSION_CHALLENGE = "session.challenge_malformed"
     SESSION_EXPIRED = "session.challenge_expired"
@@ -291,6 +292,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.RELEASE_EXPIRED: (
         "The permit of this release is past its end.",
         "Ask again.",
+    ),
+    Code.RELEASE_RECEIPT: (
+        "The log entry that came with the release is about something else.",
+        "Do not use the secret; keep the answer: it is evidence that the broker releases without a log entry.",
     ),
     Code.SESSION_ADMISSION: (
         "The broker's admission is not for this agent's keys, broker or time.",

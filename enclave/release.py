@@ -7,13 +7,15 @@ the pinned broker did not sign for this very request is never opened. Which secr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
 from broker.wire.release import ReleasePermit, ReleaseResponse
 from broker.wire.tags import sealing_thumbprint
 from enclave.errors import Code, SessionError
 from enclave.keys import AgentKeys
-from enclave.session import Admission
+from enclave.session import Admission, read_entry
+
+RELEASED: Final = "secret.released"
 
 
 @final
@@ -37,8 +39,8 @@ def open_release(
 ) -> Secret:
     """The secret in the broker's answer to a request for `name` with `nonce`.
 
-    Raises WireError release.signature_invalid, release.mismatch, log.*; SessionError release.permit_expired;
-    SealingFailed sealing.open_failed.
+    Raises WireError release.signature_invalid, release.mismatch, log.*; SessionError release.permit_expired,
+    release.receipt_mismatch; SealingFailed sealing.open_failed.
     """
     broker = admission.broker
     permit = answer.verify(
@@ -52,5 +54,9 @@ def open_release(
     if now_s > permit.not_after_s:
         raise SessionError(Code.RELEASE_EXPIRED, f"the permit ended {now_s - permit.not_after_s:.0f} s ago")
     answer.receipt.verify(broker.log_key)
+    logged = read_entry(answer.receipt)
+    told = (logged.get("kind"), logged.get("subject"), logged.get("resource"), logged.get("permit"))
+    if told != (RELEASED, admission.subject, name, permit.decision.hex()):
+        raise SessionError(Code.RELEASE_RECEIPT, f"the log's entry {answer.receipt.index} is about something else")
     value = keys.open(answer.sealed, answer.context)
     return Secret(name=name, version=permit.version, value=value, labels=frozenset(permit.labels), permit=permit)

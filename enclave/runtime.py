@@ -13,6 +13,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar, final
 
@@ -23,7 +24,7 @@ from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
-from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, ReceiveRequest, SendResult, SendStatus
+from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, ReceiveRequest, SendStatus
 from broker.wire.release import ReleaseRequest
 from enclave.client import AsyncClient, BrokerCalls, Call
 from enclave.clock import BrokerTime
@@ -214,20 +215,23 @@ class Runtime:
                 )
                 if announce is not None:
                     announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
-                result = await self._send(mailbox, envelope)
-                if result.code not in KEY_CODES or attempt == 2:
-                    break
-                self._found.pop(mailbox, None)  # the owner has restarted, or rolled its key: seal to the new one
-        if result.status is SendStatus.REFUSED:
-            self._found.pop(mailbox, None)
-            raise BrokerRefused(status=403, code=result.code, detail=f"a {kind} to {mailbox} was not taken")
-        return result.msg_id
+                try:
+                    return await self._send(mailbox, envelope)
+                except BrokerRefused as refusal:
+                    self._found.pop(mailbox, None)
+                    if refusal.code not in KEY_CODES or attempt == 2:
+                        raise
+                    # The owner has restarted, or rolled its key: seal to the new one.
+            raise AssertionError("the second attempt returns or raises")
 
-    async def _send(self, mailbox: str, envelope: Envelope) -> SendResult:
+    async def _send(self, mailbox: str, envelope: Envelope) -> bytes:
         response = await self._authorised(lambda: self._calls.send(mailbox, [envelope]))
         if len(response.results) != 1:
             raise TransportFailed(Code.CLIENT_ANSWER, f"{len(response.results)} results for one envelope")
-        return response.results[0]
+        result = response.results[0]
+        if result.status is SendStatus.REFUSED:
+            raise BrokerRefused(status=403, code=result.code, detail=f"{mailbox} did not take the message")
+        return result.msg_id
 
     async def _mailbox(self, name: str) -> MailboxInfo:
         now = asyncio.get_running_loop().time()
@@ -253,7 +257,8 @@ class Runtime:
                 continue
             received.append(Received(opened=opened, lease=delivery.lease, attempt=delivery.attempt))
         if dropped:
-            await self.acknowledge(*dropped)
+            with suppress(BrokerRefused):  # the leases have ended meanwhile; they will be refused again
+                await self.acknowledge(*dropped)
         return received
 
     async def acknowledge(self, *leases: str) -> None:

@@ -11,10 +11,11 @@ arguments, so a session is a pure machine; who moves the bytes is `client`.
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, final
+from typing import Any, Final, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -32,6 +33,7 @@ from enclave.trustfile import TrustFile
 
 NONCE_LEN: Final = 32
 MAX_CHALLENGE_S: Final = 120
+ADMITTED: Final = "agent.admitted"  # kind of the log entry that an admission must have
 
 
 class State(StrEnum):
@@ -200,6 +202,9 @@ class Session:
             if not same:
                 raise SessionError(Code.SESSION_ADMISSION, f"the token speaks of {answer.subject!a}")
             answer.receipt.verify(broker.log_key)
+            logged = read_entry(answer.receipt)
+            if (logged.get("kind"), logged.get("subject")) != (ADMITTED, answer.subject):
+                raise SessionError(Code.SESSION_ADMISSION, f"the log's entry {answer.receipt.index} is not of it")
             return Admission(
                 token=answer.token,
                 verdict=verdict,
@@ -222,6 +227,15 @@ class Session:
         if following is None:
             raise SessionError(Code.SESSION_STEP, f"{step} in state {self.state}")
         self.state = following
+
+
+def read_entry(receipt: Receipt) -> dict[str, Any]:
+    """What the log says in the entry of a receipt that was verified; nothing for an entry that is no JSON object."""
+    try:
+        found = json.loads(receipt.entry)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @final

@@ -1,0 +1,112 @@
+"""One agent of the demo, as its own process: `cloister run`, just as a reader of the demo would start it.
+
+Decides how its words are heard: one JSON object a line on standard output is an event, everything else is kept for the
+case that something goes wrong. Waits for events, never for time alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, final
+
+HOME: Final = Path(__file__).resolve().parent.parent.parent
+PATIENCE_S: Final = 30.0
+_END: Final = {"event": "end"}
+
+
+class DemoFailed(Exception):
+    """The story did not go as it must; the demo ends with status 1."""
+
+
+@final
+class AgentProcess:
+    """A context manager: leaving it ends the process, and the measured copy with it."""
+
+    def __init__(self, agent: Path, *, surroundings: Sequence[str], arguments: Sequence[str] = ()) -> None:
+        self.name = agent.stem
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._words: deque[str] = deque(maxlen=60)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cloister", "run", str(agent), "--simulated", *surroundings, "--", *arguments],
+            env={**os.environ, "PYTHONPATH": str(HOME)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._readers = [
+            threading.Thread(target=self._read_events, daemon=True),
+            threading.Thread(target=self._read_words, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def expect(self, event: str, accept: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
+        """The next event of that name that `accept` takes; others are passed over. Raises DemoFailed."""
+        while True:
+            try:
+                found = self._events.get(timeout=PATIENCE_S)
+            except queue.Empty:
+                raise DemoFailed(f"{self.name} did not come to {event!r} in {PATIENCE_S:g} s\n{self.words}") from None
+            if found is _END:
+                raise DemoFailed(f"{self.name} ended before {event!r}\n{self.words}")
+            if found["event"] == event and accept(found):
+                return found
+
+    def wait(self) -> int:
+        """Exit status of a process that ends by itself. Raises DemoFailed."""
+        try:
+            status = self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"{self.name} did not end in {PATIENCE_S:g} s\n{self.words}") from None
+        for reader in self._readers:
+            reader.join(PATIENCE_S)
+        return status
+
+    @property
+    def words(self) -> str:
+        """What it said on standard error, the last lines."""
+        return "\n".join(self._words)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for reader in self._readers:
+            reader.join(5)
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def _read_events(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                self._words.append(line.rstrip())
+                continue
+            if isinstance(found, dict) and "event" in found:
+                self._events.put(found)
+        self._events.put(_END)
+
+    def _read_words(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._words.append(line.rstrip())
