@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,15 +41,23 @@ def sim(arguments: Sequence[str]) -> int:
 
 def lab(arguments: Sequence[str]) -> int:
     """`cloister lab …`"""
-    from simulator.lab import main
-
-    return main(list(arguments))
+    return _hand_on("lab", arguments)
 
 
 def demo(arguments: Sequence[str]) -> int:
     """`cloister demo`"""
-    from simulator.demo import main
+    return _hand_on("demo", arguments)
 
+
+def _hand_on(name: str, arguments: Sequence[str]) -> int:
+    """To `simulator.lab` or `simulator.demo`, which need the broker and the enclave with all that they need."""
+    try:
+        main: Callable[[list[str]], int] = import_module(f"simulator.{name}").main
+    except ModuleNotFoundError as error:
+        print(
+            f"cloister {name} needs {error.name}, which is not installed: pip install 'cloister[all]'", file=sys.stderr
+        )
+        return USAGE
     return main(list(arguments))
 
 
