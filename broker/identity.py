@@ -6,7 +6,7 @@ and types, so neither can stand for the other. Certificates (X.509-SVID) for age
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, final
 
@@ -36,7 +36,7 @@ RESULTS_PATH: Final = "/results"
 class Issued:
     """A token and its end."""
 
-    token: str
+    token: str = field(repr=False)
     expires_at_s: int
 
 

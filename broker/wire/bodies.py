@@ -225,7 +225,7 @@ class PeerInfo:
     """GET /v1/agents/{subject}: a peer's verdict as a token for peers (see `peer_audience`)."""
 
     subject: str
-    token: str
+    token: str = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {"subject": self.subject, "token": self.token}

@@ -4,7 +4,7 @@ A sender seals to a mailbox key only after `MailboxKey.verify` with the identity
 broker cannot put its own key there. Deliveries carry the broker's signature over the moment of acceptance.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self, final
 
@@ -176,7 +176,7 @@ class MailboxInfo:
     """GET /v1/mailboxes/{name}: where to send, and the owner's peer token with which to check the key."""
 
     key: MailboxKey
-    owner_token: str
+    owner_token: str = field(repr=False)
     next_seq: int  # what the asking sender should use next; a hint, since order is the sender's own affair
 
     def to_dict(self) -> dict[str, Any]:
