@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,6 +170,44 @@ def test_errors_arrive_with_their_numbers(folder: Path) -> None:
         *("None", "EEXIST", "EINVAL", "63", "EINVAL", "EFBIG", "EACCES", "ENOENT", "EPERM", "EPERM"),
         *("EINVAL", "EINVAL", "48", "EACCES", "None", "ENOENT"),
     ], done.stderr.decode()
+
+
+def test_the_unmodified_dstack_sdk_finds_its_socket(folder: Path) -> None:
+    program = """
+from dstack_sdk import DstackClient
+client = DstackClient()
+client.emit_event("deployed", "v1")
+answer = client.get_quote("nonce")
+print(answer.quote, answer.replay_rtmrs()[3], client.info().tcb_info.rtmr3, client.get_key("a", "b").key)
+"""
+    quote, replayed, told, key = run(folder, sys.executable, "-c", program).stdout.decode().split()
+    assert Quote.parse(bytes.fromhex(quote)).td.rtmrs[3].hex() == replayed == told
+    assert len(key) == 64
+
+
+def test_a_dstack_image_has_extended_rtmr3_at_boot(folder: Path) -> None:
+    script = "od -An -v -tx1 -w48 /sys/class/misc/tdx_guest/measurements/rtmr3:sha384"
+    assert set("".join(shell(folder, script))) == {"0", " "}
+    assert set("".join(shell(folder, script, "--dstack"))) > {"0", " "}
+
+
+def test_the_quote_service_answers_in_the_sandbox(folder: Path) -> None:
+    program = """
+import socket, struct, sys
+host, port = sys.argv[1].split(":") if len(sys.argv) > 1 else ("", 0)
+request = struct.pack("<HHIII", 1, 1, 4, 16, 0)
+for family, address in ((socket.AF_UNIX, "/run/tdx-qgs/qgs.socket"), (socket.AF_INET, ("127.0.0.1", int(port)))):
+    with socket.socket(family) as connection:
+        connection.connect(address)
+        connection.sendall(struct.pack(">I", len(request)) + request)
+        print(len(connection.recv(4096)))
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = run(folder, sys.executable, "-c", program, f"x:{port}", options=("--qgs-port", str(port)))
+    assert done.stdout.split() == [b"64", b"64"], done.stderr.decode()
+    assert f"127.0.0.1:{port}" in done.stderr.decode()
 
 
 def test_registers_and_event_log_are_where_linux_has_them(folder: Path) -> None:
