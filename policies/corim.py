@@ -59,7 +59,7 @@ def import_corim(name: str, raw: bytes) -> Imported:
     try:
         import cbor2
     except ModuleNotFoundError as error:
-        raise _bad(name, "reading CoRIM needs the Python package cbor2", "pip install cbor2") from error
+        raise _bad(name, "reading CoRIM needs the Python package cbor2", "pip install 'cloister[corim]'") from error
     try:
         manifest, signed = _manifest(cbor2.loads(raw), cbor2)
         found = _registers(manifest, cbor2)
