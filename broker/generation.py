@@ -5,18 +5,20 @@ rises, in the same transaction as the change and its log entry. Whoever acts on 
 transaction of the act (`expect`), and decides again. What is judged again, and how, is sessions.py's business.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final, TypeVar, final
 
 from broker.audit import Audit, Entry, Kind
+from broker.bundles import Bundles
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import Store, Transaction
 from broker.wire.log import Receipt
+from policies.bundle import Bundle
 
 T = TypeVar("T")
 MARK: Final = "generation"
-_POLICY_MARK: Final = "policies"
+_POLICY_MARK: Final = "policy/"
 
 
 def stored(tx: Transaction) -> int:
@@ -62,11 +64,29 @@ class Generation:
             listener()
         return done, receipt
 
-    async def follow_policies(self, digest: str, *, at: datetime) -> None:
-        """At start: rise, if the policies are not those with which the store was last used."""
+    async def follow_policies(self, bundles: Bundles, *, at: datetime) -> None:
+        """At start: rise, if the policies are not those with which the store was last used.
 
-        def compare(tx: Transaction) -> bool:
-            return tx.marks.get(_POLICY_MARK) == digest
+        Raises BrokerError config.invalid for a bundle older than one that was in force here before.
+        """
+        known = self._store.read(lambda tx: tx.marks.under(_POLICY_MARK))
+        for bundle in bundles.all:
+            version = int(known.get(bundle.tenant, "0").partition(" ")[0])
+            if bundle.version < version:
+                detail = f"bundle {bundle.tenant} has version {bundle.version}, but {version} was in force before"
+                raise BrokerError(BrokerCode.CONFIG_INVALID, detail)
+        if known != _stated(bundles.all):
+            await self.note_policies(bundles.all, at=at)
 
-        if not self._store.read(compare):
-            await self.rise("policies", lambda tx: tx.marks.put(_POLICY_MARK, digest), at=at)
+    async def note_policies(self, bundles: Sequence[Bundle], *, at: datetime, entry: Entry | None = None) -> None:
+        """These policies are in force from now on."""
+
+        def work(tx: Transaction) -> None:
+            for tenant, value in _stated(bundles).items():
+                tx.marks.put(_POLICY_MARK + tenant, value)
+
+        await self.rise("policies", work, at=at, entry=entry)
+
+
+def _stated(bundles: Sequence[Bundle]) -> dict[str, str]:
+    return {bundle.tenant: f"{bundle.version} {bundle.digest}" for bundle in bundles}

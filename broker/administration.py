@@ -1,0 +1,164 @@
+"""What administrators may do: write secrets and never read them, revoke agents, reload policies, look around.
+
+Decides that every act is in the log with the key that did it, in the transaction that did it. No function here returns
+or takes out a plaintext; who counts as an administrator is decided by configuration, that he is there by dpop.py.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, final
+
+from broker.audit import Audit, Entry, Kind
+from broker.bundles import Bundles
+from broker.collateral import CollateralCache
+from broker.config import Admin
+from broker.errors import BrokerCode, BrokerError
+from broker.generation import Generation
+from broker.ports import AgentRecord, AgentState, Clock, SecretRecord, Store
+from broker.sessions import Sessions
+from broker.vault import Vault, checked_name
+from broker.wire.bodies import PutSecretRequest, SecretInfo
+from broker.wire.names import tenant_of
+from policies.bundle import Bundle
+
+MAX_PAGE: Final = 1000
+
+
+@final
+class Administration:
+    """The administrators' use-cases. `reload` reads the bundles anew."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        vault: Vault,
+        audit: Audit,
+        bundles: Bundles,
+        generation: Generation,
+        sessions: Sessions,
+        collateral: CollateralCache,
+        clock: Clock,
+        reload: Callable[[], Sequence[Bundle]],
+    ) -> None:
+        self._store = store
+        self._vault = vault
+        self._audit = audit
+        self._bundles = bundles
+        self._generation = generation
+        self._sessions = sessions
+        self._collateral = collateral
+        self._clock = clock
+        self._reload = reload
+
+    async def put_secret(
+        self, admin: Admin, name: str, request: PutSecretRequest, *, rotate: bool = False, correlation_id: str = ""
+    ) -> SecretInfo:
+        """Store the next version; `rotate` wants an earlier one.
+
+        Raises BrokerError secret.name_invalid, secret.unknown, attestation.tenant_unknown.
+        """
+        at = self._clock()
+        self._bundles.of(tenant_of(checked_name(name)))
+        if rotate and self._store.read(lambda tx: tx.secrets.get(name)) is None:
+            raise BrokerError(BrokerCode.SECRET_UNKNOWN, name)
+        entry = self._entry(Kind.SECRET_PUT, admin, name, correlation_id, rotated=int(rotate))
+        labels = None if rotate and not request.labels else request.labels
+        record, _ = await self._audit.record(
+            entry,
+            lambda tx: self._vault.put(tx, name, request.value, labels=labels, at_s=int(at.timestamp())),
+        )
+        return info(record)
+
+    async def destroy_secret(self, admin: Admin, name: str, version: int | None, *, correlation_id: str = "") -> int:
+        """Wipe one version or all; how many there were. Raises BrokerError secret.unknown."""
+        checked_name(name)
+        if self._store.read(lambda tx: tx.secrets.get(name, version)) is None:
+            raise BrokerError(BrokerCode.SECRET_UNKNOWN, name)
+        entry = self._entry(Kind.SECRET_DESTROYED, admin, name, correlation_id, version=version or 0)
+        wiped, _ = await self._audit.record(entry, lambda tx: tx.secrets.destroy(name, version))
+        return wiped
+
+    def secrets(self, *, tenant: str | None, after: str, limit: int) -> list[SecretInfo]:
+        rows = self._store.read(lambda tx: tx.secrets.page(tenant=tenant, after=after, limit=min(limit, MAX_PAGE)))
+        return [info(row) for row in rows]
+
+    def agents(self, *, tenant: str | None, after: str, limit: int) -> Sequence[AgentRecord]:
+        return self._store.read(lambda tx: tx.agents.page(tenant=tenant, after=after, limit=min(limit, MAX_PAGE)))
+
+    def agent(self, subject: str) -> AgentRecord:
+        """Raises BrokerError agent.unknown."""
+        record = self._store.read(lambda tx: tx.agents.get(subject))
+        if record is None:
+            raise BrokerError(BrokerCode.AGENT_UNKNOWN, f"{subject[:128]!a}")
+        return record
+
+    async def revoke(self, admin: Admin, subject: str, why: str) -> None:
+        """Raises BrokerError agent.unknown."""
+        await self._sessions.revoke(subject, why=why, by=admin.jkt, at=self._clock())
+
+    async def reload_policies(self, admin: Admin, *, correlation_id: str = "") -> dict[str, str]:
+        """Read every bundle anew; tenant → digest. All are checked before one is taken.
+
+        Raises BundleError, BrokerError config.invalid.
+        """
+        fresh = self._reload()
+        for bundle in fresh:
+            self._bundles.check_successor(bundle)
+        changed = [bundle for bundle in fresh if bundle.digest != self._bundles.of(bundle.tenant).digest]
+        if changed:
+            entry = self._entry(
+                Kind.GENERATION_CHANGED,
+                admin,
+                "",
+                correlation_id,
+                why="policies",
+                bundles=[f"{bundle.tenant} {bundle.version} {bundle.digest}" for bundle in changed],
+            )
+            await self._generation.note_policies(changed, at=self._clock(), entry=entry)
+            for bundle in changed:  # nothing else runs between the rise and this
+                self._bundles.replace(bundle)
+        return {bundle.tenant: bundle.digest for bundle in self._bundles.all}
+
+    async def refresh_collateral(self) -> bool:
+        """Ask the collateral source now; whether anything changed."""
+        return await self._collateral.refresh()
+
+    def overview(self) -> dict[str, Any]:
+        """Numbers for `broker status` and the console."""
+        counts = dict.fromkeys((str(state) for state in AgentState), 0)
+        after = ""
+        while page := self.agents(tenant=None, after=after, limit=MAX_PAGE):
+            for record in page:
+                counts[record.state] += 1
+            after = page[-1].subject
+        return {
+            "generation": self._generation.current,
+            "agents": counts,
+            "log_size": self._audit.head().size,
+            "policies": {bundle.tenant: bundle.digest for bundle in self._bundles.all},
+            "collateral": self._collateral.families,
+        }
+
+    def _entry(
+        self, kind: Kind, admin: Admin, resource: str, correlation_id: str, **more: str | int | list[str]
+    ) -> Entry:
+        return Entry(
+            kind=kind,
+            at=self._clock(),
+            subject=f"admin/{admin.name}",
+            tenant=tenant_of(resource) if resource else "",
+            resource=resource,
+            generation=self._generation.current,
+            correlation_id=correlation_id,
+            more={"by": admin.jkt, **more},
+        )
+
+
+def info(record: SecretRecord) -> SecretInfo:
+    return SecretInfo(
+        name=record.name,
+        version=record.version,
+        labels=record.labels,
+        created_at_s=record.created_at_s,
+        destroyed=record.destroyed,
+    )

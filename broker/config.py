@@ -1,0 +1,239 @@
+"""Settings of a broker: read once from a TOML file and the environment, checked whole, never read again.
+
+Decides what a valid broker is and what its two profiles may do. Every mistake is found in one go and named with what to
+write instead. An environment variable CLOISTER_BROKER_<TABLE>_<KEY> wins over the file. In the production profile a root
+other than Intel's must be asked for twice: by naming its file and by saying so.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar, final
+from urllib.parse import urlsplit
+
+from broker.errors import BrokerCode, BrokerError
+from broker.ports import Quota
+
+T = TypeVar("T")
+PROFILES: Final = ("development", "production")
+ROLES: Final = ("security", "operator", "auditor")
+PREFIX: Final = "CLOISTER_BROKER_"
+MAX_FILE: Final = 1 << 20
+_JKT: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """An administrator: the RFC 7638 thumbprint of a P-256 key, and what its holder may do."""
+
+    name: str
+    jkt: str
+    role: str = "security"
+
+    @property
+    def may_change(self) -> bool:
+        return self.role != "auditor"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A broker's settings. Paths are absolute, or None for the default named in the comment."""
+
+    public_url: str  # what clients write into proofs, and the issuer of tokens
+    bundles: tuple[Path, ...]
+    profile: str = "development"
+    host: str = "127.0.0.1"
+    port: int = 8443
+    database: Path | None = None  # in memory
+    root_key_file: Path | None = None  # a fresh root key, with the database in memory only
+    roots_file: Path | None = None  # Intel's root
+    foreign_roots: bool = False  # the production profile wants this said beside `roots_file`
+    pcs_url: str = "https://api.trustedservices.intel.com"
+    pcs_cache: Path | None = None  # a folder beside the database
+    refresh_s: int = 3600
+    token_ttl_s: int = 300
+    admins: tuple[Admin, ...] = ()
+    console: bool = True
+    log_level: str = "INFO"
+    quota: Quota = field(default_factory=Quota)
+
+    def __post_init__(self) -> None:
+        """Raises BrokerError config.invalid, naming every mistake."""
+        wrong = [text for text in self._mistakes() if text]
+        if wrong:
+            raise BrokerError(BrokerCode.CONFIG_INVALID, "; ".join(wrong))
+
+    @property
+    def production(self) -> bool:
+        return self.profile == "production"
+
+    @property
+    def log_name(self) -> str:
+        """Origin of the audit log's checkpoints: the public URL without its scheme."""
+        parts = urlsplit(self.public_url)
+        return f"{parts.netloc}{parts.path}/log"
+
+    def _mistakes(self) -> tuple[str, ...]:
+        return (
+            "" if self.profile in PROFILES else f"profile must be one of {', '.join(PROFILES)}",
+            self._url_mistake(),
+            ""
+            if self.bundles
+            else "policy.bundles must name at least one bundle: `cloister policy init DIR` writes one",
+            "" if 0 < self.port < 65536 else "server.port must be 1 to 65535",
+            "" if 30 <= self.token_ttl_s <= 300 else "tokens.ttl_s must be 30 to 300",
+            "" if 1 <= self.refresh_s <= 86_400 else "collateral.refresh_s must be 1 to 86400",
+            "" if self.quota.messages > 0 and self.quota.octets > 0 else "mail limits must be positive",
+            *(self._admin_mistake(admin) for admin in self.admins),
+            "" if len({admin.jkt for admin in self.admins}) == len(self.admins) else "two admins have one key",
+            *(self._production_mistakes() if self.production else ()),
+            "" if self.database is None or self.root_key_file else "root.key_file must be named beside store.database",
+        )
+
+    def _url_mistake(self) -> str:
+        parts = urlsplit(self.public_url)
+        plain = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
+        if plain and not self.public_url.endswith("/") and "@" not in parts.netloc:
+            return ""
+        return (
+            "server.public_url must be like https://broker.example or http://127.0.0.1:8443, without a slash at the end"
+        )
+
+    @staticmethod
+    def _admin_mistake(admin: Admin) -> str:
+        if not _JKT.fullmatch(admin.jkt) or admin.role not in ROLES:
+            return f"admin {admin.name!a}: jkt must be an RFC 7638 thumbprint, role one of {', '.join(ROLES)}"
+        return ""
+
+    def _production_mistakes(self) -> tuple[str, ...]:
+        foreign = self.roots_file is not None and not self.foreign_roots
+        return (
+            "" if self.public_url.startswith("https://") else "in production server.public_url must be https",
+            "" if self.database else "in production store.database must name a file",
+            "" if self.admins else "in production at least one [[admins]] is needed",
+            "trust.roots_file replaces Intel's root: in production say trust.foreign_roots = true as well"
+            if foreign
+            else "",
+        )
+
+
+# table.key → (field of Settings, how to read it)
+def _path(value: object) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a path")
+    return Path(value)
+
+
+def _paths(value: object) -> tuple[Path, ...]:
+    items = value.split(":") if isinstance(value, str) else value
+    if not isinstance(items, list) or not items:
+        raise ValueError("a list of paths")
+    return tuple(_path(item) for item in items)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return value
+
+
+def _number(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("a whole number")
+    return int(value)
+
+
+def _flag(value: object) -> bool:
+    found = {"true": True, "false": False}.get(str(value).lower())
+    if found is None:
+        raise ValueError("true or false")
+    return found
+
+
+_KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
+    "server.profile": ("profile", _text),
+    "server.public_url": ("public_url", _text),
+    "server.host": ("host", _text),
+    "server.port": ("port", _number),
+    "server.console": ("console", _flag),
+    "server.log_level": ("log_level", _text),
+    "store.database": ("database", _path),
+    "root.key_file": ("root_key_file", _path),
+    "policy.bundles": ("bundles", _paths),
+    "trust.roots_file": ("roots_file", _path),
+    "trust.foreign_roots": ("foreign_roots", _flag),
+    "collateral.pcs_url": ("pcs_url", _text),
+    "collateral.cache": ("pcs_cache", _path),
+    "collateral.refresh_s": ("refresh_s", _number),
+    "tokens.ttl_s": ("token_ttl_s", _number),
+    "mail.messages": ("messages", _number),
+    "mail.octets": ("octets", _number),
+}
+_RELATIVE: Final = ("database", "root_key_file", "roots_file", "pcs_cache")
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Settings from a file; relative paths start at its folder. Raises BrokerError config.invalid."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        document = tomllib.loads(raw.decode("utf-8"))
+    except OSError as error:
+        raise BrokerError(
+            BrokerCode.CONFIG_INVALID, f"{path}: {error.strerror}; `cloister broker init DIR` writes one"
+        ) from None
+    except ValueError as error:
+        raise BrokerError(BrokerCode.CONFIG_INVALID, f"{path}: {error}") from None
+    values, wrong = _read(document, environ)
+    admins = _admins(document.get("admins", []), wrong)
+    for name in ("public_url", "bundles"):
+        if name not in values:
+            key = next(key for key, (found, _) in _KEYS.items() if found == name)
+            wrong.append(f"{key} is missing")
+    if wrong:
+        raise BrokerError(BrokerCode.CONFIG_INVALID, f"{path}: " + "; ".join(wrong))
+    home = path.resolve().parent
+    values |= {name: home / values[name] for name in _RELATIVE if name in values}
+    values["bundles"] = tuple(home / bundle for bundle in values["bundles"])
+    quota = {name: values.pop(name) for name in ("messages", "octets") if name in values}
+    return Settings(**values, admins=admins, quota=Quota(**quota))
+
+
+def _read(document: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    given: dict[str, object] = {}
+    wrong: list[str] = []
+    for table, members in document.items():
+        if table == "admins":
+            continue
+        for key, value in (members if isinstance(members, dict) else {"": members}).items():
+            name = f"{table}.{key}".rstrip(".")
+            given[name] = value
+            if name not in _KEYS:
+                wrong.append(f"{name} is unknown; there are {', '.join(_KEYS)}")
+    for key in _KEYS:
+        variable = PREFIX + key.upper().replace(".", "_")
+        if variable in environ:
+            given[key] = environ[variable]
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in _KEYS:
+            name, read = _KEYS[key]
+            try:
+                values[name] = read(value)
+            except ValueError as error:
+                wrong.append(f"{key} must be {error}")
+    return values, wrong
+
+
+def _admins(items: object, wrong: list[str]) -> tuple[Admin, ...]:
+    found: list[Admin] = []
+    for item in items if isinstance(items, list) else []:
+        try:
+            found.append(Admin(**{name: _text(value) for name, value in item.items()}))
+        except (TypeError, ValueError, AttributeError):
+            wrong.append('each [[admins]] has name = "…", jkt = "…" and role = "…"')
+    return tuple(found)
