@@ -136,7 +136,8 @@ class EventLog:
     def check(self, td: TdReport) -> None:
         """Raises VerificationFailed eventlog.replay_mismatch, naming every register that differs."""
         wrong = [
-            f"RTMR{index}: {len(self.digests(index))} events give {replayed.hex()}, the quote has {quoted.hex()}"
+            f"RTMR{index}: {len(self.digests(index))} events give {replayed.hex()[:32]}…, "
+            f"the quote has {quoted.hex()[:32]}…"
             for index, (replayed, quoted) in enumerate(zip(self.replay(), td.rtmrs, strict=True))
             if replayed != quoted
         ]

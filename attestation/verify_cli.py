@@ -155,7 +155,7 @@ class _Demands:
 
 
 def _demands(options: Options) -> _Demands:
-    at = datetime.now(UTC) if options.at is None else read_time(options.at)
+    at = datetime.now(UTC).replace(microsecond=0) if options.at is None else read_time(options.at)
     if options.collateral is not None and options.pcs is not None:
         raise UsageError("--collateral and --pcs exclude each other")
     bundle = None if options.bundle is None else _load_bundle(options.bundle)
@@ -371,9 +371,17 @@ def _headline(answer: Answer) -> str:
         about = "about the REPORT_DATA you expect" if compared else "REPORT_DATA was not compared"
         return f"{paint('✓ TRUSTED', 'good')}  {kind}: genuine, {answer.verified.tcb_status}; {about}"
     word = {REFUSED: "✗ REFUSED", MALFORMED: "✗ MALFORMED", UNJUDGED: "? NOT JUDGED"}[answer.status]
-    genuine = "genuine, but refused: " if answer.genuine else ""
     style = "warn" if answer.status == UNJUDGED else "bad"
-    return f"{paint(word, style)}  {kind}: {genuine}{plain(answer.detail)} [{answer.code}]"
+    genuine = "genuine, but refused. " if answer.genuine else ""
+    return f"{paint(word, style)}  {kind}: {genuine}{plain(_sentence(answer))} [{answer.code}]"
+
+
+def _sentence(answer: Answer) -> str:
+    """What happened, in one sentence; of a refusal, the numbers stand at the check."""
+    known = next((what for code, (what, _) in MEANING.items() if code == answer.code), "")
+    if not known:
+        return answer.detail
+    return known if answer.lines else f"{known} ({answer.detail})"
 
 
 def _facts(answer: Answer) -> list[str]:
