@@ -4,7 +4,6 @@ Decides which bundle judges whom: the one of the tenant that the evidence names.
 with one, is `policies`' business; that a change voids every permit is generation.py's.
 """
 
-import hashlib
 from collections.abc import Iterable
 from typing import final
 
@@ -43,9 +42,3 @@ class Bundles:
     @property
     def all(self) -> tuple[Bundle, ...]:
         return tuple(self._found[tenant] for tenant in sorted(self._found))
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 over every tenant's bundle digest: one name for all policies together."""
-        lines = "".join(f"{bundle.tenant} {bundle.digest}\n" for bundle in self.all)
-        return hashlib.sha256(lines.encode()).hexdigest()

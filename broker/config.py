@@ -1,8 +1,8 @@
 """Settings of a broker: read once from a TOML file and the environment, checked whole, never read again.
 
 Decides what a valid broker is and what its two profiles may do. Every mistake is found in one go and named with what to
-write instead. An environment variable CLOISTER_BROKER_<TABLE>_<KEY> wins over the file. In the production profile a root
-other than Intel's must be asked for twice: by naming its file and by saying so.
+write instead. An environment variable CLOISTER_BROKER_<TABLE>_<KEY> wins over the file. In the production profile a
+root other than Intel's must be asked for twice: by naming its file and by saying so.
 """
 
 import re

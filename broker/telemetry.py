@@ -1,8 +1,8 @@
 """What the broker tells its operator: JSON lines on a stream, and counters for Prometheus.
 
 Decides the shape of both. Labels come from closed sets (routes of the table, codes, states), so nobody outside can make
-the number of time series grow. Refusals that earn no log entry of their own are counted here and written to the audit log
-as one sum a minute.
+the number of time series grow. Refusals that earn no log entry of their own are counted here and written to the audit
+log as one sum a minute.
 """
 
 import json
@@ -71,7 +71,7 @@ class Metrics:
 
     def __init__(self, live: Callable[[], dict[str, dict[str, float]]]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Live(live))  # type: ignore[arg-type]  # a Collector by its method, not by its class
+        self._registry.register(_Live(live))
         labels = ["route", "status"]
         self._requests = Counter("cloister_requests", "answered requests", labels, registry=self._registry)
         self._seconds = Histogram(
