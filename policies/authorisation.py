@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 import cedarpy
@@ -140,28 +141,32 @@ def entities(principal: str, asked: Asked, tenant: str) -> cedarpy.Entities:
 
 def cedar_time(moment: datetime) -> str:
     """Cedar's form, to the millisecond (rounded down): `2026-11-22T17:30:00.000Z`."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return utc.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def request(subject: str, asked: Asked, facts: Facts, standing: str, context: Context) -> dict[str, object]:
     """The question, with the circumstances that the schema wants. Whatever does not fit the schema denies."""
     age_s = max(0, int((context.at - facts.verified_at).total_seconds()))
-    circumstances: dict[str, object] = {
-        "now": {"__extn": {"fn": "datetime", "arg": cedar_time(context.at)}},
-        "age_s": min(age_s, 2**62),
-        "standing": standing,
-        "via": context.via,
-        "platform_addresses": context.platform_addresses,
-        **dict(asked.extra),
-    }
-    if context.source_ip is not None:
-        circumstances["source_ip"] = {"__extn": {"fn": "ip", "arg": context.source_ip}}
+    fixed = _fixed_circumstances(standing, context.via, context.platform_addresses, context.source_ip, asked.extra)
+    now = f'"now":{{"__extn":{{"fn":"datetime","arg":"{cedar_time(context.at)}"}}}}'
     return {
         "principal": {"type": "Agent", "id": subject},
         "action": {"type": "Action", "id": asked.action},
         "resource": {"type": asked.kind, "id": asked.name},
-        "context": json.dumps(circumstances),
+        "context": f'{{{now},"age_s":{min(age_s, 2**62)},{fixed}',
     }
+
+
+@lru_cache(maxsize=1024)
+def _fixed_circumstances(
+    standing: str, via: str, addresses: int, source_ip: str | None, extra: tuple[tuple[str, str], ...]
+) -> str:
+    """The members of the context that do not move with time, as the tail of a JSON object."""
+    members: dict[str, object] = {"standing": standing, "via": via, "platform_addresses": addresses, **dict(extra)}
+    if source_ip is not None:
+        members["source_ip"] = {"__extn": {"fn": "ip", "arg": source_ip}}
+    return json.dumps(members)[1:]
 
 
 def ask(question: dict[str, object], policies: cedarpy.PolicySet, known: cedarpy.Entities) -> Answer:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from policies import signing
 from policies.appraisal import Appraised, Settings
-from policies.authorisation import RuleSet
+from policies.authorisation import Answer, RuleSet
 from policies.codes import BundleCode
 from policies.errors import BundleError, raise_all
 from policies.model import Facts
@@ -51,6 +51,7 @@ class Memory:
     facts: Bounded[int, tuple[Verdict, Facts]] = field(default_factory=lambda: Bounded(16_384))
     appraised: Bounded[int, tuple[Facts, Appraised]] = field(default_factory=lambda: Bounded(16_384))
     entities: Bounded[Any, tuple[Facts, cedarpy.Entities]] = field(default_factory=lambda: Bounded(4_096))
+    answers: Bounded[Any, tuple[Facts, Answer]] = field(default_factory=lambda: Bounded(16_384))
 
 
 @final

@@ -8,11 +8,12 @@ only as long as no input can have changed.
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 from policies import permit as permits
 from policies.appraisal import Appraised, appraise, platform_addresses
-from policies.authorisation import Answer, ask, entities, next_time_change, principal_json, request
+from policies.authorisation import Answer, Slice, ask, entities, next_time_change, principal_json, request
 from policies.baseline import floor
 from policies.bundle import Bundle
 from policies.codes import PolicyCode
@@ -70,14 +71,20 @@ def appraise_verdict(bundle: Bundle, verdict: Verdict, *, context: Context) -> t
 
 
 def _facts_of(bundle: Bundle, verdict: Verdict) -> Facts:
-    from attestation.verdict import Verdict as Sealed
-
-    if not isinstance(verdict, Sealed):
-        raise TypeError("decide() wants a Verdict; judge() takes plain facts and gives no Permit")
     known = bundle.memory.facts.get(id(verdict))
-    if known is None:
+    if known is None or known[0] is not verdict:
+        if not isinstance(verdict, _verdict_type()):
+            raise TypeError("decide() wants a Verdict; judge() takes plain facts and gives no Permit")
         known = bundle.memory.facts.put(id(verdict), (verdict, Facts.of(verdict)))
     return known[1]
+
+
+@cache
+def _verdict_type() -> type[Verdict]:
+    """The sealed type. Imported when first needed: it brings pyjwt, which a program that only judges need not load."""
+    from attestation.verdict import Verdict as Sealed
+
+    return Sealed
 
 
 def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> Judgement:
@@ -92,15 +99,9 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> J
     if outside:
         return _refused(reasons, appraised)
     part = bundle.rules.slice(question, appraised.workloads)
-    subject = facts.subject or f"agent/{bundle.tenant}/-"
-    cedar_request = request(subject, question, facts, appraised.standing, context)
-    try:
-        known = _entities(bundle, facts, subject, question, appraised.workloads)
-    except ValueError as error:  # facts that the schema does not take: nobody can judge them, so they are refused
-        return _refused((*reasons, rule_error(part, str(error))), appraised)
-    answer = ask(cedar_request, part.policies, known) if part.policies else Answer(allowed=False)
+    answer = _answer(bundle, facts, question, part, appraised, context)
     if not answer.allowed:
-        reasons += explain(bundle.rules, part, answer, question, cedar_request, known, facts)
+        reasons += _why(bundle, facts, question, part, appraised, context, answer)
     if reasons or not answer.allowed:
         return _refused(reasons, appraised)
     return Judgement(
@@ -111,6 +112,62 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> J
         workloads=appraised.workloads,
         cacheable=not part.reads_time,
     )
+
+
+def _answer(
+    bundle: Bundle, facts: Facts, question: Asked, part: Slice, appraised: Appraised, context: Context
+) -> Answer:
+    """Cedar's answer. One that no rule's reading of the time went into is remembered with all that did go into it."""
+    if part.policies is None:
+        return Answer(allowed=False)
+    key = (
+        id(facts),
+        question,
+        appraised.workloads,
+        appraised.standing,
+        context.via,
+        context.source_ip,
+        context.platform_addresses,
+    )
+    if not part.reads_time:
+        known = bundle.memory.answers.get(key)
+        if known and known[0] is facts:
+            return known[1]
+    subject = _subject(bundle, facts)
+    try:
+        answer = ask(
+            request(subject, question, facts, appraised.standing, context),
+            part.policies,
+            _entities(bundle, facts, subject, question, appraised.workloads),
+        )
+    except ValueError as error:  # facts that the schema does not take: nobody can judge them, so they are refused
+        return Answer(allowed=False, errors=(str(error),))
+    if not part.reads_time:
+        bundle.memory.answers.put(key, (facts, answer))
+    return answer
+
+
+def _subject(bundle: Bundle, facts: Facts) -> str:
+    return facts.subject or f"agent/{bundle.tenant}/-"
+
+
+def _why(
+    bundle: Bundle,
+    facts: Facts,
+    question: Asked,
+    part: Slice,
+    appraised: Appraised,
+    context: Context,
+    answer: Answer,
+) -> tuple[Reason, ...]:
+    """The explanation of a refusal by the rules; where not even the entities can be made, the error alone."""
+    subject = _subject(bundle, facts)
+    try:
+        known = _entities(bundle, facts, subject, question, appraised.workloads)
+    except ValueError as error:
+        return (rule_error(part, str(error)),)
+    asking = request(subject, question, facts, appraised.standing, context)
+    return explain(bundle.rules, part, answer, question, asking, known, facts)
 
 
 def _refused(reasons: tuple[Reason, ...], appraised: Appraised) -> Judgement:

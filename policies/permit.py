@@ -124,8 +124,6 @@ def permit_digest(claims: Mapping[str, str | int]) -> bytes:
 
     The receiver of a release computes it from the claims that came along. Raises KeyError when one is missing.
     """
-    parts = [TAG]
-    for name in CLAIMS:
-        value = str(claims[name]).encode()
-        parts += (len(value).to_bytes(4, "big"), value)
-    return hashlib.sha256(b"".join(parts)).digest()
+    values = [str(claims[name]).encode() for name in CLAIMS]
+    framed = [part for value in values for part in (len(value).to_bytes(4, "big"), value)]
+    return hashlib.sha256(b"".join((TAG, *framed))).digest()

@@ -28,5 +28,9 @@ class Bounded(Generic[K, V]):
             self._entries[key] = value
         return value
 
+    def clear(self) -> None:
+        with self._lock:
+            self._entries = {}
+
     def __len__(self) -> int:
         return len(self._entries)
