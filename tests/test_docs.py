@@ -122,5 +122,6 @@ def test_the_agent_example_is_short_and_defines_an_agent(monkeypatch: pytest.Mon
     monkeypatch.setattr(Agent, "run", lambda agent: started.append(agent))
     source = example("agent")
     assert statements(source) <= 15
-    exec(compile(source, "agent.py", "exec"), {"__name__": "__main__"})
-    assert [agent.name for agent in started] == ["researcher"]
+    assert (ROOT / "examples" / "hello.py").read_text("utf-8").endswith(f'"""\n\n{source}')
+    exec(compile(source, "hello.py", "exec"), {"__name__": "__main__"})
+    assert [agent.name for agent in started] == ["hello"]
