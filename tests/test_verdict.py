@@ -6,7 +6,6 @@ import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from attestation.ear import Appraisal, Executables, Tier
 from attestation.encoding import b64url, from_b64url
 from attestation.errors import AttestationError, Code, TokenRefused, VerificationFailed
 from attestation.eventlog import EV_EVENT_TAG, EventLog, launch_event
-from attestation.evidence import X25519, Binding, Role
+from attestation.evidence import Role
 from attestation.quote import Quote, Tee
 from attestation.tcb import ANY_TCB, TcbStatus
 from attestation.verdict import (
@@ -34,58 +33,14 @@ from attestation.verdict import (
     sign_refusal,
     sign_result,
 )
-from attestation.verifier import NOT_COMPARED, Allowance, VerifiedQuote, verify_quote
-from simulator.machine import Machine
+from attestation.verifier import Allowance, VerifiedQuote, verify_quote
+from tests.admitted import AGENT, AT, CODE, bound, machine, verdict, verified
 
-AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
 KEY = ec.derive_private_key(11, ec.SECP256R1())
 STRANGER = ec.derive_private_key(12, ec.SECP256R1())
 KEYS = {"k1": KEY.public_key(), "k2": STRANGER.public_key()}
-AGENT = es256.dump_public(ec.derive_private_key(13, ec.SECP256R1()).public_key())
 BROKER, RESULTS, LEDGER = "https://broker.example", "https://broker.example/results", "https://ledger.example"
 POLICY = "9f" * 32
-CODE = b"c" * 48
-
-
-def bound(role: Role = Role.AGENT) -> Binding:
-    return Binding(
-        role=role,
-        tenant="acme",
-        broker_id=b"b" * 32,
-        nonce=b"n" * 32,
-        identity_key=AGENT,
-        suite=X25519,
-        sealing_key=b"s" * 32,
-        trust_file_digest=b"t" * 32,
-    )
-
-
-@cache
-def machine() -> Machine:
-    made = Machine.create(seed=4)
-    made.clock.set(AT)
-    return made
-
-
-@cache
-def verified(compared: str = "binding", role: Role = Role.AGENT) -> tuple[VerifiedQuote, EventLog]:
-    """A simulated TD's quote, with one launch, verified against a Binding, against bytes, or against nothing."""
-    td = machine().launch()
-    digest, data = launch_event(CODE, "agent.py")
-    td.extend(3, digest, event_type=EV_EVENT_TAG, data=data)
-    raw = td.quote(bound(role).report_data)
-    expected = {"binding": bound(role), "bytes": bound(role).report_data, "nothing": NOT_COMPARED}[compared]
-    quote = Quote.parse(raw)
-    made = verify_quote(
-        quote, machine().as_source().fetch(quote), report_data=expected, roots=machine().roots, at=AT, accept=ANY_TCB
-    )
-    return made, EventLog.parse(td.event_log())
-
-
-@cache
-def verdict(compared: str = "binding", role: Role = Role.AGENT) -> Verdict:
-    quote, log = verified(compared, role)
-    return Verdict.of(quote, event_log=log)
 
 
 def admission(**changes: Any) -> str:
