@@ -38,7 +38,7 @@ from attestation.eventlog import MAX_LOG, Event, EventLog
 from attestation.quote import Quote, Tee
 from enclave.errors import Code, TdxError
 
-ALLOW_REAL_TDX = True
+ALLOW_REAL_TDX = os.environ.get("CLOISTER_ALLOW_REAL_TDX") != "0"
 """Set to False in tests: then no `TdxTrustDomain` over the kernel's own paths can be made in this process."""
 
 REPORTS: Final = Path("/sys/kernel/config/tsm/report")
