@@ -1,9 +1,9 @@
 """Decisions per second beside the bare Cedar engine, and recordings replayed per minute.
 
-The bare engine gets what it needs ready-made (parsed rules, entities, schema, the request as text) and is asked about
-all rules of the bundle, as a caller without slices would ask it. Ours starts from a Verdict and ends with a Permit
-whose digest was computed. The rules are of one kind: a workload, a TCB state, a set of MRTDs, one secret each; and one forbid
-for all.
+The bare engine gets rules, entities and schema ready-made and is asked about all rules of the bundle, as a caller
+without slices would ask it; the request, which holds the time, is built for each call. Ours starts from a Verdict and
+ends with a Permit whose digest was computed. The rules are of one kind: a workload, a TCB state, a set of MRTDs, one
+secret each; and one forbid for all.
 """
 
 import secrets
@@ -74,6 +74,18 @@ def _fresh(bundle: Any, decide: Any, verdict: object, action: object, context: o
     return bytes(decide(bundle, verdict, action, context=context).digest)
 
 
+def _bare(asking: dict[str, Any], rules: Any, entities: Any, schema: Any) -> Any:
+    """The same question put to Cedar directly, at a moment of its own."""
+    context = {
+        "now": {"__extn": {"fn": "datetime", "arg": AT.strftime("%Y-%m-%dT%H:%M:%SZ")}},
+        "age_s": 0,
+        "standing": "current",
+        "via": "cloister",
+        "platform_addresses": 1,
+    }
+    return cedarpy.is_authorized({**asking, "context": context}, rules, entities, schema)
+
+
 def rows() -> Iterator[Row]:
     from attestation.eventlog import EventLog
     from attestation.quote import Quote
@@ -116,7 +128,7 @@ def rows() -> Iterator[Row]:
             {
                 "ours": lambda b=bundle, a=action: _fresh(b, decide, verdict, a, context),  # type: ignore[misc]
                 "again": lambda b=bundle, a=action: decide(b, verdict, a, context=context).digest,  # type: ignore[misc]
-                "bare": lambda q=asking, p=everything, e=known: cedarpy.is_authorized(q, p, e, schema()),  # type: ignore[misc]
+                "bare": lambda q=asking, p=everything, e=known: _bare(q, p, e, schema()),  # type: ignore[misc]
                 "slice": lambda q=asking, p=slice_.policies, e=known: cedarpy.is_authorized(q, p, e, schema()),  # type: ignore[misc]
             },
             rounds=40,
@@ -128,7 +140,7 @@ def rows() -> Iterator[Row]:
         per_s = 1 / measured["again"]
         yield Row(
             name=f"the same again, from memory, with {size:,} rules",
-            figure=f"{per_s:,.0f}/s; bare Cedar, {len(slice_.rules)} rules of the slice: {1 / measured['slice']:,.0f}/s",
+            figure=f"{per_s:,.0f}/s; bare Cedar over its {len(slice_.rules)} rules: {1 / measured['slice']:,.0f}/s",
             values={"per_s": per_s, "slice_per_s": 1 / measured["slice"]},
         )
     yield ratio_row("1,000 rules beside 10", taken[1000], taken[10], 1.2, against="with 10")

@@ -120,10 +120,10 @@ CLAIMS: Final = (
 
 
 def permit_digest(claims: Mapping[str, str | int]) -> bytes:
-    """SHA-256 over the tag and each claim of CLAIMS in order: u32 big-endian length, then UTF-8 (numbers in decimal).
+    """SHA-256 over the tag and each claim of CLAIMS in order, as `length:text,` in UTF-8.
 
-    The receiver of a release computes it from the claims that came along. Raises KeyError when one is missing.
+    The length counts characters, in decimal; numbers are decimal texts. The receiver of a release computes it from the
+    claims that came along. Raises KeyError when one is missing.
     """
-    values = [str(claims[name]).encode() for name in CLAIMS]
-    framed = [part for value in values for part in (len(value).to_bytes(4, "big"), value)]
-    return hashlib.sha256(b"".join((TAG, *framed))).digest()
+    values = [str(claims[name]) for name in CLAIMS]
+    return hashlib.sha256(TAG + "".join([f"{len(value)}:{value}," for value in values]).encode()).digest()
