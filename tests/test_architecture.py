@@ -45,7 +45,8 @@ ORDER: dict[str, str] = {
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral ccel "
         "domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral faults_tcb "
-        "faults_evidence faults judging vectors pcs_server guest console demo cli"
+        "faults_evidence faults judging vectors pcs_server guest strategies console demo cli "
+        "pytest_plugin"
     ),
     "simulator/guest": (
         "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox cli"
@@ -96,7 +97,8 @@ THIRD_PARTIES: dict[str, str] = {
     "simulator.guest": "cryptography mfusepy typer",
     "simulator.demo": "cryptography typer httpx2 uvicorn",
     "simulator.lab": "cryptography typer httpx2 uvicorn",
-    "simulator.pytest_plugin": "cryptography pytest",
+    "simulator.pytest_plugin": "cryptography pytest httpx2",
+    "simulator.strategies": "cryptography hypothesis",
     "cloister": "typer",
 }
 
