@@ -53,13 +53,13 @@ def split_rules(source: str) -> list[RuleText]:
         if char == ";" and depth <= 0:
             rules.append(_rule(source, start, at + 1, complete=True))
             start, depth = at + 1, 0
-    if any(not char.isspace() for at, char in _code(source) if at >= start):
+    if any(not char.isspace() for _, char in _code(source, start)):
         rules.append(_rule(source, start, len(source), complete=False))
     return rules
 
 
 def _rule(source: str, start: int, end: int, *, complete: bool) -> RuleText:
-    begin = next((at for at, char in _code(source, start) if not char.isspace()), start)
+    begin = next((at for at, char in _code(source, start, end) if not char.isspace()), start)
     text = source[begin:end]
     found = _ID.search(text)
     clauses = tuple(_clauses(source, begin, end))
@@ -77,9 +77,7 @@ def _clauses(source: str, start: int, end: int) -> Iterator[Clause]:
     depth = 0
     opened = start
     kind = ""
-    for at, char in _code(source, start):
-        if at >= end:
-            return
+    for at, char in _code(source, start, end):
         if char in _OPEN:
             if depth == 0 and char == "{":
                 found = _CLAUSE.search(_blank(source, start, at))
@@ -97,7 +95,7 @@ def _pieces(source: str, start: int, end: int, kind: str) -> Iterator[Clause]:
     cuts: list[int] = []
     depth = 0
     whole = kind == "unless"
-    code = [(at, char) for at, char in _code(source, start) if at < end]
+    code = list(_code(source, start, end))
     for at, char in code:
         depth += (char in "({[") - (char in ")}]")
         if depth == 0:
@@ -127,29 +125,27 @@ def _strip(source: str, start: int, end: int) -> str:
 def _blank(source: str, start: int, end: int, *, strings: bool = False) -> str:
     """The text with comments (and, unless wanted, the inside of strings) replaced by blanks."""
     kept = [" "] * (end - start)
-    for at, char in _code(source, start, strings=strings):
-        if at >= end:
-            break
+    for at, char in _code(source, start, end, strings=strings):
         kept[at - start] = char
     return "".join(kept)
 
 
-def _code(source: str, start: int = 0, *, strings: bool = False) -> Iterator[tuple[int, str]]:
+def _code(source: str, start: int = 0, end: int | None = None, *, strings: bool = False) -> Iterator[tuple[int, str]]:
     """Characters outside comments and string literals, with their position. `strings` gives the literals too."""
-    at, size = start, len(source)
+    at, size = start, len(source) if end is None else end
     while at < size:
         char = source[at]
         if char == "/" and source.startswith("//", at):
-            end = source.find("\n", at)
-            at = size if end < 0 else end
+            stop = source.find("\n", at)
+            at = size if stop < 0 else stop
         elif char == '"':
-            end = at + 1
-            while end < size and source[end] != '"':
-                end += 2 if source[end] == "\\" else 1
-            end = min(end + 1, size)
+            stop = at + 1
+            while stop < size and source[stop] != '"':
+                stop += 2 if source[stop] == "\\" else 1
+            stop = min(stop + 1, size)
             if strings:
-                yield from ((place, source[place]) for place in range(at, end))
-            at = end
+                yield from ((place, source[place]) for place in range(at, stop))
+            at = stop
         else:
             yield at, char
             at += 1
