@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from attestation.certificates import Certificate, pem_blocks
+from attestation.certificates import Certificate, pem_blocks, pem_decode
 from attestation.checks import Unmet
 from attestation.errors import AttestationError
 from attestation.pki import PckFacts
@@ -91,7 +91,9 @@ def certificates(quote: Quote) -> tuple[dict[str, Any], ...]:
     if quote.certification_type not in (4, 5):
         return ()
     try:
-        parsed = [Certificate.parse(block) for block in pem_blocks(quote.certification_data, nul_may_end=True)]
+        parsed = [
+            Certificate.parse(pem_decode(body)) for body in pem_blocks(quote.certification_data, nul_may_end=True)
+        ]
     except Unmet as unmet:
         return ({"problem": unmet.detail},)
     issuer = parsed[1].common_name if len(parsed) > 1 else ""

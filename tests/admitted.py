@@ -11,7 +11,7 @@ from attestation.evidence import X25519, Binding, Role
 from attestation.quote import Quote
 from attestation.tcb import ANY_TCB
 from attestation.verdict import Verdict
-from attestation.verifier import NOT_COMPARED, VerifiedQuote, verify_quote
+from attestation.verifier import NOT_COMPARED, NotCompared, VerifiedQuote, verify_quote
 from simulator.machine import Machine
 
 AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -46,10 +46,19 @@ def verified(compared: str = "binding", role: Role = Role.AGENT) -> tuple[Verifi
     digest, data = launch_event(CODE, "agent.py")
     td.extend(3, digest, event_type=EV_EVENT_TAG, data=data)
     raw = td.quote(bound(role).report_data)
-    expected = {"binding": bound(role), "bytes": bound(role).report_data, "nothing": NOT_COMPARED}[compared]
+    choices: dict[str, bytes | Binding | NotCompared] = {
+        "binding": bound(role),
+        "bytes": bound(role).report_data,
+        "nothing": NOT_COMPARED,
+    }
     quote = Quote.parse(raw)
     made = verify_quote(
-        quote, machine().as_source().fetch(quote), report_data=expected, roots=machine().roots, at=AT, accept=ANY_TCB
+        quote,
+        machine().as_source().fetch(quote),
+        report_data=choices[compared],
+        roots=machine().roots,
+        at=AT,
+        accept=ANY_TCB,
     )
     return made, EventLog.parse(td.event_log())
 

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
-from attestation.certificates import Certificate, pem_blocks
+from attestation.certificates import Certificate, pem_blocks, pem_decode
 from attestation.checks import Unmet
 from attestation.errors import Code, CollateralUnavailable
 from attestation.net.transport import Answer
@@ -92,7 +92,7 @@ def root_crl_address(chain: str, roots: TrustRoots) -> str:
     Raises CollateralUnavailable collateral.answer_invalid.
     """
     try:
-        presented = Certificate.parse(pem_blocks(chain.encode())[-1])
+        presented = Certificate.parse(pem_decode(pem_blocks(chain.encode())[-1]))
     except Unmet as unmet:
         raise _invalid(f"issuer chain: {unmet.detail}") from unmet
     trusted = roots.holding(presented.point)
