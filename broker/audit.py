@@ -127,6 +127,19 @@ class Audit:
             signed = Checkpoint.sign(self.origin, size, tree.root(size, _getter(tx)), self._key)
             tx.log.set_head(LogHead(size=size, note=signed.note))
 
+    def check_head(self) -> None:
+        """At start: the stored tree has the root that its checkpoint was signed for, and nothing beyond it.
+
+        Raises BrokerError log.tampered; WireError log.malformed, log.signature_invalid.
+        """
+        head, size = self._store.read(lambda tx: (tx.log.head(), tx.log.size()))
+        if head is None and size == 0:
+            return
+        checkpoint = Checkpoint.open(head.note if head else "", self.log_key)
+        found = self._store.read(lambda tx: tree.root(size, _getter(tx)))
+        if (size, found) != (checkpoint.size, checkpoint.root):
+            raise BrokerError(BrokerCode.LOG_TAMPERED, f"{size} entries, checkpoint of {checkpoint.size}")
+
     # ── what readers ask ───────────────────────────────────────────────────────────────────────────────────────────
 
     def head(self) -> LogHead:
@@ -155,6 +168,14 @@ class Audit:
         if row is None:
             raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
         return row
+
+    def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
+        """Entries from index `start` upwards."""
+        return self._store.read(lambda tx: tx.log.page(start=start, limit=limit, kind=kind, subject=subject))
+
+    def newest(self, *, kind: str, limit: int) -> Sequence[LogRow]:
+        """The newest entries of a kind, newest first."""
+        return self._store.read(lambda tx: tx.log.newest(kind=kind, limit=limit))
 
     def consistency(self, old: int, size: int) -> tuple[bytes, ...]:
         """That the first `old` entries begin the first `size`. Raises BrokerError log.entry_unknown."""

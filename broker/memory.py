@@ -282,6 +282,9 @@ class _Log:
                     break
         return found
 
+    def newest(self, *, kind: str, limit: int) -> Sequence[LogRow]:
+        return [row for row in reversed(self._rows.rows.values()) if row.kind == kind][:limit]
+
     def head(self) -> LogHead | None:
         return self._heads.get(1)
 

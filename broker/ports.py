@@ -218,6 +218,9 @@ class Log(Protocol):
     def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
         """From index `start` upwards."""
 
+    def newest(self, *, kind: str, limit: int) -> Sequence[LogRow]:
+        """Newest first."""
+
     def head(self) -> LogHead | None: ...
     def set_head(self, head: LogHead) -> None: ...
 

@@ -121,6 +121,10 @@ class Sessions:
         admission = self._opened(token, at)
         return await self.of_subject(admission.verdict.subject, at)
 
+    def key_of(self, token: str, at: datetime) -> str:
+        """Thumbprint of the key that the token is bound to. Raises TokenRefused token.*"""
+        return self._opened(token, at).verdict.jkt
+
     def _opened(self, token: str, at: datetime) -> Admission:
         """A token is verified once; its end is looked at every time."""
         name = hashlib.sha256(token.encode("utf-8", "replace")).digest()

@@ -69,6 +69,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE TABLE log_entry (
             idx INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, kind TEXT NOT NULL, subject TEXT NOT NULL,
             entry BLOB NOT NULL)""",
+        "CREATE INDEX log_kind ON log_entry (kind, idx)",
         """CREATE TABLE log_node (level INTEGER, idx INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, idx))
            WITHOUT ROWID""",
         "CREATE TABLE log_head (one INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, note TEXT NOT NULL)",
@@ -327,6 +328,10 @@ class _Mail:
         return int(row[0]) + 1 if row else 1
 
 
+def _log_row(row: Sequence[Any]) -> LogRow:
+    return LogRow(index=row[0], at_ms=row[1], kind=row[2], subject=row[3], entry=row[4])
+
+
 @final
 class _Log:
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -358,7 +363,11 @@ class _Log:
                WHERE idx >= ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR subject = ?) ORDER BY idx LIMIT ?""",
             (start, kind, kind, subject, subject, limit),
         )
-        return [LogRow(index=row[0], at_ms=row[1], kind=row[2], subject=row[3], entry=row[4]) for row in rows]
+        return [_log_row(row) for row in rows]
+
+    def newest(self, *, kind: str, limit: int) -> Sequence[LogRow]:
+        query = "SELECT idx, at_ms, kind, subject, entry FROM log_entry WHERE kind = ? ORDER BY idx DESC LIMIT ?"
+        return [_log_row(row) for row in self._db.execute(query, (kind, limit))]
 
     def head(self) -> LogHead | None:
         row = self._db.execute("SELECT size, note FROM log_head").fetchone()

@@ -1,0 +1,126 @@
+"""The broker as a web application, and the server that runs it.
+
+Decides the order of start and stop: everything is built and checked before the first connection is taken; on SIGTERM
+waiting receivers are sent home, running requests finish, the store closes last. The endpoints stand in routes.py.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.errors import BrokerCode, BrokerError
+from broker.http_api import asgi_endpoint, json_response, refusal
+from broker.openapi import document
+from broker.routes import ENDPOINTS
+from broker.service import Background, Broker, build
+
+__all__ = ["Background", "Broker", "build", "create_app", "listen", "serve"]
+
+TITLE: Final = "Cloister broker"
+VERSION: Final = "1"
+BACKLOG: Final = 2048
+STOP_S: Final = 10
+SWITCH_S: Final = 0.0005  # how long the store's thread waits for its turn behind a busy loop, at most
+logger = logging.getLogger("cloister.broker")
+
+
+def create_app(broker: Broker, *, background: bool = True) -> FastAPI:
+    """The ASGI application over a broker that was built before. It closes the broker when it stops."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        broker.metrics.started(broker.clock())
+        try:
+            if background:
+                async with Background(broker):
+                    yield
+            else:
+                yield
+        finally:
+            await broker.close()
+
+    app = FastAPI(title=TITLE, version=VERSION, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    for endpoint in ENDPOINTS:
+        app.router.add_route(endpoint.path, asgi_endpoint(broker, endpoint), methods=[endpoint.method])
+    described = document(ENDPOINTS, title=TITLE, version=VERSION, server=broker.settings.public_url)
+
+    async def openapi(_: Request) -> Response:
+        return json_response(described)
+
+    async def unknown(_: Request, error: Exception) -> Response:
+        wrong_method = isinstance(error, HTTPException) and error.status_code == 405
+        code = BrokerCode.ROUTE_METHOD if wrong_method else BrokerCode.ROUTE_UNKNOWN
+        return refusal(broker, BrokerError(code, "no such endpoint"), "")
+
+    app.router.add_route("/openapi.json", openapi, methods=["GET"])
+    app.add_exception_handler(HTTPException, unknown)
+    return app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one, which `socket.getsockname` tells."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind((host, port))
+    bound.listen(BACKLOG)
+    return bound
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which sends waiting receivers home first when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, broker: Broker, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._broker = broker
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._broker.bell.stop()
+        await super().shutdown(sockets)
+
+
+async def serve(
+    broker: Broker,
+    *,
+    sock: socket.socket | None = None,
+    ready: Callable[[], None] = lambda: None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, or until `stop` is set; `ready` is called when connections are taken.
+
+    Without a socket the settings' host and port are bound. Raises OSError when they cannot be.
+    """
+    sys.setswitchinterval(SWITCH_S)
+    bound = sock or listen(broker.settings.host, broker.settings.port)
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    config = uvicorn.Config(
+        create_app(broker), timeout_graceful_shutdown=STOP_S, timeout_keep_alive=75, lifespan="on", **options
+    )
+    server = Server(config, broker, ready)
+    watcher = asyncio.create_task(_watch(stop, server)) if stop else None
+    try:
+        await server.serve(sockets=[bound])
+    finally:
+        if watcher:
+            watcher.cancel()
+
+
+async def _watch(stop: asyncio.Event, server: Server) -> None:
+    await stop.wait()
+    server.should_exit = True

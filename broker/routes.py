@@ -1,0 +1,402 @@
+"""The table of endpoints: which path is which use-case, behind which door.
+
+Decides the public surface. Each handler is a translation of a few lines; what it calls decides everything else.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from broker import console
+from broker.errors import BrokerCode, BrokerError
+from broker.http_api import JSON_TYPE, SMALL, Answer, Call, Door, Endpoint, Handler, json_response
+from broker.ports import AgentRecord, LogRow
+from broker.wire.bodies import (
+    MAX_EVIDENCE_BODY,
+    AttestationRequest,
+    AttestationResponse,
+    PeerInfo,
+    PutSecretRequest,
+    SecretInfo,
+    VerificationRequest,
+    VerificationResponse,
+)
+from broker.wire.challenge import ChallengeRequest, ChallengeResponse
+from broker.wire.envelope import MAX_BATCH_BYTES, batch_from_bytes
+from broker.wire.fields import Reader
+from broker.wire.jose import b64u
+from broker.wire.log import Receipt
+from broker.wire.mailbox import (
+    AckRequest,
+    AckResponse,
+    MailboxInfo,
+    MailboxKey,
+    ReceiveRequest,
+    ReceiveResponse,
+    SendResponse,
+)
+from broker.wire.names import MAX_SUBJECT
+from broker.wire.release import MAX_VERSION, ReleaseRequest, ReleaseResponse
+
+PROTOBUF: Final = "application/x-protobuf"
+MAX_PAGE: Final = 1000
+
+
+# ── attestation ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def challenge(call: Call) -> Answer:
+    """A nonce, and the broker's proof of being itself."""
+    return call.broker.admission.challenge(call.read(ChallengeRequest.from_dict))
+
+
+async def attest(call: Call) -> Answer:
+    """Evidence in, admission token out."""
+    return await call.broker.admission.attest(
+        call.read(AttestationRequest.from_dict), source_ip=call.source_ip, correlation_id=call.correlation_id
+    )
+
+
+async def verify(call: Call) -> Answer:
+    """Verify a quote for a relying service."""
+    return call.broker.verification.verify(call.read(VerificationRequest.from_dict))
+
+
+# ── secrets ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def release(call: Call) -> Answer:
+    """A secret, sealed to the agent that asks."""
+    wanted = call.read(ReleaseRequest.from_dict)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.releases.release(
+            session, call.name, wanted, source_ip=call.source_ip, correlation_id=call.correlation_id
+        ),
+    )
+
+
+async def put_secret(call: Call) -> Answer:
+    """Store a secret's next version."""
+    return await call.broker.administration.put_secret(
+        call.administrator, call.name, call.read(PutSecretRequest.from_dict), correlation_id=call.correlation_id
+    )
+
+
+async def rotate_secret(call: Call) -> Answer:
+    """A new version of a secret that exists; without a value the broker draws one."""
+    return await call.broker.administration.put_secret(
+        call.administrator,
+        call.name,
+        call.read(PutSecretRequest.from_dict),
+        rotate=True,
+        correlation_id=call.correlation_id,
+    )
+
+
+async def destroy_secret(call: Call) -> Answer:
+    """Wipe one version of a secret, or all."""
+    read = Reader(call.read(lambda value: value), "destroy")
+    version = read.number_or_none("version", low=1, high=MAX_VERSION)
+    read.end()
+    wiped = await call.broker.administration.destroy_secret(
+        call.administrator, call.name, version, correlation_id=call.correlation_id
+    )
+    return {"destroyed": wiped}
+
+
+async def list_secrets(call: Call) -> Answer:
+    """Names, versions and labels of secrets; never a value."""
+    found = call.broker.administration.secrets(
+        tenant=call.request.query_params.get("tenant"),
+        after=call.request.query_params.get("after", ""),
+        limit=call.number("limit", 100),
+    )
+    return {"secrets": [info.to_dict() for info in found]}
+
+
+# ── agents ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def agent(call: Call) -> Answer:
+    """To an agent its peer's verdict as a token, to an administrator the agent's record."""
+    subject = call.name
+    if call.admin is not None:
+        return record_dict(call.broker.administration.agent(subject))
+    at = call.broker.clock()
+    await call.broker.sessions.of_token(call.token, at)
+    peer = await call.broker.sessions.peer(subject, at)
+    return PeerInfo(subject=peer.subject, token=call.broker.sessions.peer_token(peer, at))
+
+
+async def list_agents(call: Call) -> Answer:
+    """Agents and their states."""
+    found = call.broker.administration.agents(
+        tenant=call.request.query_params.get("tenant"),
+        after=call.request.query_params.get("after", ""),
+        limit=call.number("limit", 100),
+    )
+    return {"agents": [record_dict(record) for record in found]}
+
+
+async def revoke_agent(call: Call) -> Answer:
+    """End an agent's rights for good."""
+    read = Reader(call.read(lambda value: value), "revoke")
+    why = read.text_or_none("why", max_len=256) or ""
+    read.end()
+    if len(call.name) > MAX_SUBJECT:
+        raise BrokerError(BrokerCode.AGENT_UNKNOWN, "no such subject")
+    await call.broker.administration.revoke(call.administrator, call.name, why)
+    return {"revoked": call.name}
+
+
+def record_dict(record: AgentRecord) -> dict[str, Any]:
+    """An agent's record for administrators."""
+    members = asdict(record)
+    members["evidence"] = record.evidence.hex()
+    members["codes"] = list(record.codes)
+    members["state"] = str(record.state)
+    members["facts"] = json.loads(record.facts)
+    return members
+
+
+# ── mail ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def open_mailbox(call: Call) -> Answer:
+    """Open a mailbox under a signed key."""
+    key = call.read(MailboxKey.from_dict)
+    await call.broker.acting(
+        call.token,
+        lambda session: call.broker.mailboxes.open(session, call.name, key, correlation_id=call.correlation_id),
+    )
+    return None
+
+
+async def find_mailbox(call: Call) -> Answer:
+    """A mailbox's key and its owner's verdict."""
+    return await call.broker.acting(call.token, lambda session: call.broker.mailboxes.info(session, call.name))
+
+
+async def send(call: Call) -> Answer:
+    """Queue a batch of envelopes."""
+    envelopes = batch_from_bytes(call.body)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.router.send(session, call.name, envelopes, correlation_id=call.correlation_id),
+    )
+
+
+async def receive(call: Call) -> Answer:
+    """Lease the oldest mail."""
+    wanted = call.read(ReceiveRequest.from_dict)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.mailboxes.receive(session, call.name, wanted, correlation_id=call.correlation_id),
+    )
+
+
+async def acknowledge(call: Call) -> Answer:
+    """Say what is done, and give back what is not."""
+    done = call.read(AckRequest.from_dict)
+    return await call.broker.acting(
+        call.token, lambda session: call.broker.mailboxes.acknowledge(session, call.name, done)
+    )
+
+
+# ── the log ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def checkpoint(call: Call) -> Answer:
+    """The log's signed head."""
+    return Response(call.broker.audit.head().note, media_type="text/plain; charset=utf-8")
+
+
+async def tile(call: Call) -> Answer:
+    """C2SP tlog-tiles: tile/<L>/<N>[.p/<W>], N in groups of three digits, all but the last behind an x."""
+    level, index, width = parse_tile(str(call.request.path_params["tile"]))
+    found = call.broker.audit.tile(level, index)
+    if width * 32 > len(found):
+        raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, "tile is narrower than that")
+    return Response(found[: width * 32], media_type="application/octet-stream")
+
+
+def parse_tile(path: str) -> tuple[int, int, int]:
+    """Level, index and width of a tile's path. Raises BrokerError log.entry_unknown."""
+    name, partial, width = path.partition(".p/")
+    level, *groups = name.split("/")
+    plain = [group.removeprefix("x") for group in groups]
+    spelled = [*(f"x{group}" for group in plain[:-1]), *plain[-1:]]
+    good = (
+        level.isdecimal()
+        and len(level) <= 2
+        and 0 < len(groups) <= 5
+        and groups == spelled
+        and all(len(group) == 3 and group.isdecimal() for group in plain)
+        and (not partial or (width.isdecimal() and 0 < int(width[:4]) < 256))
+    )
+    if not good:
+        raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"no tile {path[:60]!a}")
+    return int(level), int("".join(plain)), int(width) if partial else 256
+
+
+async def consistency(call: Call) -> Answer:
+    """Proof that an older log begins the newer: ?old=…&size=…"""
+    proof = call.broker.audit.consistency(call.number("old", 0), call.number("size", 0))
+    return {"proof": [b64u(sibling) for sibling in proof]}
+
+
+async def log_entries(call: Call) -> Answer:
+    """Entries of the log: ?start=…&limit=…&kind=…&subject=…"""
+    kind, subject = (call.request.query_params.get(name) for name in ("kind", "subject"))
+    found = call.broker.audit.page(
+        start=call.number("start", 0), limit=min(call.number("limit", 100), MAX_PAGE), kind=kind, subject=subject
+    )
+    return {"entries": [row_dict(row) for row in found]}
+
+
+async def log_receipt(call: Call) -> Answer:
+    """An entry of the log with its proof."""
+    return call.broker.audit.prove(int(call.request.path_params["index"]))
+
+
+def row_dict(row: LogRow) -> dict[str, Any]:
+    """The entry for reading, and its exact bytes for hashing."""
+    return {"index": row.index, "entry": json.loads(row.entry), "raw": b64u(row.entry)}
+
+
+# ── operation ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def status(call: Call) -> Answer:
+    """Numbers for the operator."""
+    return call.broker.administration.overview()
+
+
+async def reload_policies(call: Call) -> Answer:
+    """Read the policy bundles anew."""
+    found = await call.broker.administration.reload_policies(call.administrator, correlation_id=call.correlation_id)
+    return {"policies": found}
+
+
+async def refresh_collateral(call: Call) -> Answer:
+    """Ask the collateral source now."""
+    return {"changed": await call.broker.administration.refresh_collateral()}
+
+
+async def jwks(call: Call) -> Answer:
+    """Keys of admission tokens."""
+    return _cacheable(call.broker.identity.jwks(call.broker.clock()))
+
+
+async def results_jwks(call: Call) -> Answer:
+    """Keys of verification results."""
+    return _cacheable(call.broker.identity.jwks(call.broker.clock(), results=True))
+
+
+async def configuration(call: Call) -> Answer:
+    """Discovery for admission tokens."""
+    return _cacheable(call.broker.identity.configuration())
+
+
+async def results_configuration(call: Call) -> Answer:
+    """Discovery for verification results."""
+    return _cacheable(call.broker.identity.configuration(results=True))
+
+
+def _cacheable(members: dict[str, Any]) -> Response:
+    response = json_response(members)
+    response.headers["cache-control"] = "public, max-age=300"
+    return response
+
+
+async def healthz(call: Call) -> Answer:
+    """The process answers."""
+    return {"ok": True}
+
+
+async def readyz(call: Call) -> Answer:
+    """It can decide: the clock is right, the store writes, the log is whole. Raises what is wrong."""
+    call.broker.clock()
+    if call.broker.bell.stopping:
+        raise BrokerError(BrokerCode.BROKER_STOPPING, "stopping")
+    await call.broker.store.transact(lambda tx: tx.log.size())
+    return {"ok": True, "generation": call.broker.generation.current}
+
+
+async def metrics(call: Call) -> Answer:
+    """Counters for Prometheus."""
+    return Response(call.broker.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def console_page(call: Call) -> Answer:
+    """A page for the operator."""
+    return console.respond(call.broker)
+
+
+def _row(
+    where: str,
+    handler: Handler,
+    door: Door,
+    sends: type | None = None,
+    answers: type | None = None,
+    *,
+    most: int | None = None,
+    changes: bool = False,
+    content: str = JSON_TYPE,
+) -> Endpoint:
+    method, path = where.split(" ")
+    return Endpoint(
+        method=method,
+        path=path,
+        handler=handler,
+        door=door,
+        sends=sends,
+        answers=answers,
+        max_body=(0 if method == "GET" else SMALL) if most is None else most,
+        changes=changes,
+        content=content,
+    )
+
+
+_OPEN, _AGENT, _ADMIN, _EITHER = Door.OPEN, Door.AGENT, Door.ADMIN, Door.EITHER
+_BIG: Final = MAX_EVIDENCE_BODY
+_SECRET, _MAILBOX, _WHO = "/v1/secrets/{name:path}", "/v1/mailboxes/{name:path}", "/v1/agents/{name:path}"
+
+# Order matters: a path with a verb behind the name comes before the one without.
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    _row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
+    _row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),
+    _row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),
+    _row(f"POST {_SECRET}:release", release, _AGENT, ReleaseRequest, ReleaseResponse),
+    _row(f"POST {_SECRET}:rotate", rotate_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
+    _row(f"POST {_SECRET}:destroy", destroy_secret, _ADMIN, changes=True),
+    _row(f"PUT {_SECRET}", put_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
+    _row("GET /v1/secrets", list_secrets, _ADMIN),
+    _row(f"POST {_WHO}:revoke", revoke_agent, _ADMIN, changes=True),
+    _row(f"GET {_WHO}", agent, _EITHER, None, PeerInfo),
+    _row("GET /v1/agents", list_agents, _ADMIN),
+    _row(f"POST {_MAILBOX}:send", send, _AGENT, None, SendResponse, most=MAX_BATCH_BYTES, content=PROTOBUF),
+    _row(f"POST {_MAILBOX}:receive", receive, _AGENT, ReceiveRequest, ReceiveResponse),
+    _row(f"POST {_MAILBOX}:ack", acknowledge, _AGENT, AckRequest, AckResponse),
+    _row(f"PUT {_MAILBOX}", open_mailbox, _AGENT, MailboxKey),
+    _row(f"GET {_MAILBOX}", find_mailbox, _AGENT, None, MailboxInfo),
+    _row("GET /v1/log/checkpoint", checkpoint, _OPEN, content="text/plain"),
+    _row("GET /v1/log/tile/{tile:path}", tile, _OPEN, content="application/octet-stream"),
+    _row("GET /v1/log/consistency", consistency, _OPEN),
+    _row("GET /v1/log/entries", log_entries, _ADMIN),
+    _row("GET /v1/log/entries/{index:int}", log_receipt, _ADMIN, None, Receipt),
+    _row("GET /v1/status", status, _ADMIN),
+    _row("POST /v1/policies:reload", reload_policies, _ADMIN, changes=True),
+    _row("POST /v1/collateral:refresh", refresh_collateral, _ADMIN, changes=True),
+    _row("GET /.well-known/jwks.json", jwks, _OPEN),
+    _row("GET /.well-known/openid-configuration", configuration, _OPEN),
+    _row("GET /results/.well-known/jwks.json", results_jwks, _OPEN),
+    _row("GET /results/.well-known/openid-configuration", results_configuration, _OPEN),
+    _row("GET /healthz", healthz, _OPEN),
+    _row("GET /readyz", readyz, _OPEN),
+    _row("GET /metrics", metrics, _OPEN, content="text/plain"),
+    _row("GET /console", console_page, _OPEN, content="text/html"),
+)
