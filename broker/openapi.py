@@ -45,10 +45,9 @@ def document(endpoints: Iterable[Endpoint], *, title: str, version: str, server:
 
 
 def _operation(endpoint: Endpoint, path: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    answers_json = endpoint.content == JSON_TYPE or endpoint.answers is not None
-    content = (
-        {JSON_TYPE: {"schema": _schema(endpoint.answers or dict, schemas)}} if answers_json else {endpoint.content: {}}
-    )
+    content: dict[str, Any] = {endpoint.content: {}}
+    if endpoint.content == JSON_TYPE or endpoint.answers is not None:
+        content = {JSON_TYPE: {"schema": _schema(endpoint.answers or dict, schemas)}}
     found: dict[str, Any] = {
         "summary": endpoint.says,
         "operationId": endpoint.name,
