@@ -432,3 +432,37 @@ def test_a_reader_that_leaves_early_is_no_error(files: Files) -> None:
     with os.fdopen(write, "wb") as gone:
         made = subprocess.run(line, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert "Traceback" not in made.stderr
+
+
+# With a policy bundle
+
+STARTERS = ROOT / "policies" / "starters"
+
+
+def test_a_bundle_decides_what_is_accepted(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = judge(capsys, files.path("quote.bin"), *files.judged, "--bundle", str(STARTERS / "lab"))
+    assert (status, found["code"]) == (0, None)
+    assert len(found["policy"]) == 64
+    status, found = judge(capsys, files.path("quote.bin"), *files.judged, "--bundle", str(STARTERS / "relying"))
+    assert (status, found["genuine"]) == (1, True)
+    refused = [check for check in found["checks"] if not check["ok"]]
+    assert refused
+    assert all(check["name"] == "policy" and check["remedy"] for check in refused)
+    assert found["code"] == refused[0]["code"]
+
+
+def test_a_bundle_and_acceptance_by_hand_exclude_each_other(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["--accept", "any"], ["--allow", "migratable"]):
+        options = [*files.judged, "--bundle", str(STARTERS / "lab"), *more]
+        status, _, err = run(capsys, "verify", files.path("quote.bin"), *options)
+        assert status == 2
+        assert "--bundle" in err
+
+
+def test_a_bundle_with_a_mistake_ends_with_two(
+    files: Files, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "bundle.toml").write_text("version = ")
+    status, _, err = run(capsys, "verify", files.path("quote.bin"), *files.judged, "--bundle", str(tmp_path))
+    assert status == 2
+    assert "cloister policy check" in err
