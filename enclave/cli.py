@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
     name = options.name or options.agent.resolve().stem
     domain = real or _simulated(around.machine, name)
     uid = None if options.same_user else supervise.separate_uid()
-    with launch.stage(options.agent) as staged:
+    with supervise.Signals() as signals, launch.stage(options.agent) as staged:
         launch.extend(domain, staged.digest, name)
         _tell(staged, domain, name, uid, chosen=options.same_user)
         return supervise.run(
@@ -95,6 +95,7 @@ def _run(options: argparse.Namespace) -> int:
             environment={one: os.environ[one] for one in options.env if one in os.environ},
             arguments=options.arguments,
             uid=uid,
+            signals=signals,
         )
 
 

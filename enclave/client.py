@@ -157,13 +157,14 @@ class BrokerCalls:
         """Raises BrokerRefused; TransportFailed client.*; WireError for an answer that is not what it must be."""
         give_up, pause, renewed = self._monotonic() + DEADLINE_S + timeout_s, FIRST_PAUSE_S, False
         while True:
+            used = self._nonce
             answer = yield self._request(method, path, body, kind, signed=signed, timeout_s=timeout_s)
             assert answer is not None
             fresh = answer.headers.get(NONCE_HEADER)
-            stale, self._nonce = fresh != self._nonce, fresh or self._nonce
+            self._nonce = fresh or self._nonce
             if answer.failure is None and 200 <= answer.status < 300:
                 return _read(answer)
-            if signed and answer.status == 401 and fresh and stale and not renewed:
+            if signed and answer.status == 401 and fresh not in (None, used) and not renewed:
                 renewed = True
                 continue
             again = answer.failure is not None or answer.status in _BUSY

@@ -12,12 +12,11 @@ import pwd
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final
+from types import FrameType, TracebackType
+from typing import Any, Final, Self, final
 
 from attestation.ports import TrustDomain
 from enclave.domain import FD_VARIABLE, DomainServer
@@ -29,6 +28,34 @@ FREE_IDS: Final = range(61184, 65520)
 TRUST_NAME: Final = "trust"
 
 
+@final
+class Signals:
+    """SIGTERM and SIGINT to the launcher, from before the copy is made until after it is removed. A context manager.
+
+    Before the agent runs they end the launcher, which cleans up; then they go on to the agent, which stops in its own
+    order; after its end they are ignored, so that nothing interrupts the removal of the copy.
+    """
+
+    def __init__(self) -> None:
+        self.child: subprocess.Popen[bytes] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.child is None:
+            raise SystemExit(128 + number)
+        with suppress(ProcessLookupError):
+            self.child.send_signal(number)
+
+
 def run(
     staged: Staged,
     domain: TrustDomain,
@@ -38,6 +65,7 @@ def run(
     environment: Mapping[str, str],
     arguments: Sequence[str] = (),
     uid: int | None,
+    signals: Signals | None = None,
 ) -> int:
     """Run the copy until it ends; returns its exit status (128 + n for signal n). `uid` None: the caller's own."""
     trust_path = staged.top / TRUST_NAME  # beside the measured files; what it says is bound into REPORT_DATA instead
@@ -63,10 +91,11 @@ def run(
         umask=0o077,
         **_as_user(uid),
     )
+    if signals is not None:
+        signals.child = child
     server.start()
     try:
-        with _forwarding(child):
-            status = child.wait()
+        status = child.wait()
     finally:
         if child.poll() is None:
             child.kill()
@@ -113,22 +142,3 @@ def _public(path: Path) -> bool:
         return bool(path.stat().st_mode & 0o004) and all(parent.stat().st_mode & 0o001 for parent in path.parents)
     except OSError:
         return False
-
-
-@contextmanager
-def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """SIGTERM and SIGINT to the launcher go on to the agent, which then stops in its own order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers; whoever runs us in another one ends the child himself
-        return
-
-    def forward(number: int, _: FrameType | None) -> None:
-        with suppress(ProcessLookupError):
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

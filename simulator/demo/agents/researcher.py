@@ -1,4 +1,4 @@
-"""The demo's researcher: opens sealed reports with a key that only this very code is given."""
+"""The demo's researcher: opens sealed reports with a key that only this exact code is given."""
 
 import json
 from dataclasses import dataclass

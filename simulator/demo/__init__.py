@@ -1,0 +1,32 @@
+"""`cloister demo`: the whole story in under a minute, for somebody who has never heard of TDX; then it cleans up.
+
+Decides options and exit status: 0 when everything happened as it must, 1 when something did not, 2 for wrong usage.
+What is told is in `story`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from simulator.demo.narrator import Narrator
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Tell the story; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="cloister demo", description=__doc__.split(";")[0] + ".")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end, nothing else")
+    options = parser.parse_args(list(arguments))
+    from simulator.demo.process import DemoFailed
+    from simulator.demo.story import tell
+
+    with tempfile.TemporaryDirectory(prefix="cloister-demo-") as folder:
+        try:
+            tell(Narrator(as_json=options.json), Path(folder))
+        except DemoFailed as error:
+            print(f"cloister demo: {error}", file=sys.stderr)
+            return 1
+    return 0

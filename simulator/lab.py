@@ -1,0 +1,307 @@
+"""`cloister lab`: a simulated machine, its PCS, a broker and a console in one process, on loopback, in a folder.
+
+Decides how the pieces are put together and that they begin and end together. The broker is the real one: set up like
+any other, it trusts this machine's root and no other, fetches collateral from this machine's PCS over HTTP, and takes
+its time from the machine's clock, so that moving the clock moves everything. Nothing listens on any other interface.
+
+A folder that is used again keeps its machine, its keys, its secrets, its log and, where they are free, its ports:
+
+    machine/   what `--machine` takes        broker/   database, root key       policy/    the bundle, to be edited
+    admin.pem  the administrator's key       root.pem  the machine's root       trust.json what agents must be given
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final, Self, TypeVar, final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from attestation.net.pcs import PcsClient
+from attestation.quote import Quote
+from broker.app import listen, serve
+from broker.config import Admin, Settings
+from broker.rootkey import keyfile
+from broker.service import Broker, build
+from broker.wire.jose import thumbprint
+from enclave.cli import lab_note
+from enclave.trustfile import render
+from policies.scaffold import starter, write
+from simulator.errors import SimulatorError
+from simulator.machine import Machine
+from simulator.pcs_server import PcsServer
+
+T = TypeVar("T")
+TENANT: Final = "lab"
+HOST: Final = "127.0.0.1"
+PORTS: Final = "ports.json"
+DATABASE: Final = "broker.sqlite"
+REFRESH_S: Final = 5  # a recovery recorded from elsewhere is seen after so long
+START_PATIENCE_S: Final = 30.0
+
+
+@final
+class Lab:
+    """A running lab. A context manager: inside everything serves, afterwards nothing is left running."""
+
+    def __init__(self, folder: Path, *, bundle: Mapping[str, bytes] | None = None, tenant: str = TENANT) -> None:
+        """`bundle` (files by path) is written as the policy of a new folder; the lab's starter unless given."""
+        self.folder = folder.resolve()
+        self.tenant = tenant
+        self.machine_folder = self.folder / "machine"
+        self.broker_folder = self.folder / "broker"
+        self.policy_folder = self.folder / "policy"
+        self.admin_key_file = self.folder / "admin.pem"
+        self.root_pem = self.folder / "root.pem"
+        self.trust_file = self.folder / "trust.json"
+        self._bundle = bundle
+        self._stack = ExitStack()
+        self._serving: _Serving | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.machine = Machine.open(self.machine_folder, create=True)
+        self.root_pem.write_bytes(self.machine.root_pem)
+        if not self.policy_folder.exists():
+            write(self._bundle or starter("lab", tenant=self.tenant, at=self.machine.clock.now()), self.policy_folder)
+        with ExitStack() as stack:
+            pcs = stack.enter_context(PcsServer(self.machine, port=self._port("pcs")))
+            self.pcs_url = pcs.url
+            door = stack.enter_context(listen(HOST, self._port("broker")))
+            self.broker_url = f"http://{HOST}:{door.getsockname()[1]}"
+            serving = _Serving(self._settings(), self.machine, self.pcs_url, self.broker_folder / "collateral", door)
+            self._serving = stack.enter_context(serving)
+            self._keep_ports()
+            self.trust_file.write_bytes(
+                render(
+                    tenant=self.tenant,
+                    log_key=serving.broker.identity.log_key,
+                    roots_pem=(self.machine.root_pem,),
+                    administrators=tuple(admin.jkt for admin in serving.broker.settings.admins),
+                )
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def database(self) -> Path:
+        return self.broker_folder / DATABASE
+
+    def describe(self) -> dict[str, str | None]:
+        """What `--json` prints. There is no gRPC interface yet, so its address is null."""
+        return {
+            "broker_url": self.broker_url,
+            "grpc_address": None,
+            "pcs_url": self.pcs_url,
+            "machine": str(self.machine_folder),
+            "admin_key_file": str(self.admin_key_file),
+            "root_pem": str(self.root_pem),
+            "console_url": f"{self.broker_url}/console",
+            "trust_file": str(self.trust_file),
+        }
+
+    def call(self, work: Callable[[Broker], Coroutine[Any, Any, T]]) -> T:
+        """Do something with the broker, in its own event loop."""
+        assert self._serving is not None
+        return self._serving.call(work)
+
+    def _settings(self) -> Settings:
+        self.broker_folder.mkdir(exist_ok=True, mode=0o700)
+        root_key = self.broker_folder / "root.json"
+        if not root_key.exists():
+            keyfile.create(root_key)
+        return Settings(
+            public_url=self.broker_url,
+            bundles=(self.policy_folder,),
+            profile="development",
+            host=HOST,
+            port=int(self.broker_url.rpartition(":")[2]),
+            database=self.database,
+            root_key_file=root_key,
+            roots_file=self.root_pem,
+            pcs_url=self.pcs_url,
+            refresh_s=REFRESH_S,
+            admins=(Admin(name="lab", jkt=_admin(self.admin_key_file)),),
+        )
+
+    def _port(self, name: str) -> int:
+        """The port of last time, if the folder remembers one and it is free; else 0 for any."""
+        try:
+            port = int(json.loads((self.folder / PORTS).read_text(encoding="utf-8"))[name])
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((HOST, port))
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return 0
+        return port
+
+    def _keep_ports(self) -> None:
+        ports = {
+            name: int(url.rpartition(":")[2]) for name, url in (("broker", self.broker_url), ("pcs", self.pcs_url))
+        }
+        (self.folder / PORTS).write_text(json.dumps(ports), encoding="utf-8")
+
+
+@final
+class _Serving:
+    """The broker and its HTTP server in a thread of their own."""
+
+    def __init__(self, settings: Settings, machine: Machine, pcs_url: str, cache: Path, door: socket.socket) -> None:
+        self.broker: Broker
+        self._settings = settings
+        self._machine = machine
+        self._source = PcsClient(pcs_url, cache, roots=machine.roots, now=machine.clock.now, max_age_s=0)
+        self._door = door
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="lab-broker")
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._ending = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if not self._started.wait(START_PATIENCE_S):
+            self._failure = TimeoutError(f"the broker did not start in {START_PATIENCE_S:g} s")
+        if self._failure is not None:
+            self._stop()
+            raise self._failure
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+
+    def call(self, work: Callable[[Broker], Coroutine[Any, Any, T]]) -> T:
+        return asyncio.run_coroutine_threadsafe(work(self.broker), self._loop).result()
+
+    def _stop(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed: it has ended by itself
+            self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        except BaseException as error:  # noqa: BLE001  it goes to whoever started the lab
+            self._failure = error
+        finally:
+            self._started.set()
+
+    async def _serve(self) -> None:
+        self.broker = await build(
+            self._settings, clock=self._machine.clock.now, collateral=self._source, roots=self._machine.roots
+        )
+        for platform in range(len(self._machine.platforms)):
+            await self._prefetch(platform)
+        await serve(self.broker, sock=self._door, ready=self._started.set, stop=self._ending)
+
+    async def _prefetch(self, platform: int) -> None:
+        """Have the platform's collateral at hand before anybody comes; one without TDX has nobody to send."""
+        with suppress(SimulatorError):
+            quote = Quote.parse(self._machine.launch("lab", platform=platform).quote(bytes(range(64))))
+            await self.broker.collateral.prefetch(quote)
+
+
+def _admin(path: Path) -> str:
+    """The thumbprint of the administrator's key in the file, which is made when missing (mode 0600)."""
+    if not path.exists():
+        fresh = ec.generate_private_key(ec.SECP256R1())
+        pem = fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+    key = load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise SystemExit(f"cloister lab: {path} is not a P-256 key")
+    return thumbprint(key.public_key())
+
+
+# --- the command ---
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`cloister lab`: serve until SIGTERM or SIGINT; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="cloister lab", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dir", type=Path, help="keep everything in this folder; without it, nothing is kept")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON once everything serves")
+    options = parser.parse_args(list(arguments))
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="cloister lab: %(message)s")
+    stop = threading.Event()
+
+    def end(number: int, _: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    with ExitStack() as stack:
+        folder = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloister-lab-")))
+        lab = stack.enter_context(Lab(folder))
+        if options.json:
+            print(json.dumps(lab.describe()), flush=True)
+        else:
+            stack.enter_context(_noted(lab))
+            print(_welcome(lab, kept=options.dir is not None), flush=True)
+        stop.wait()
+    return 0
+
+
+@contextmanager
+def _noted(lab: Lab) -> Iterator[None]:
+    """Leave word where `cloister run --simulated` looks, as long as this lab runs."""
+    note = lab_note()
+    word = json.dumps({"pid": os.getpid(), **lab.describe()})
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(word, encoding="utf-8")
+    except OSError:
+        yield  # a home that cannot be written to: agents must be told where the lab is
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if note.read_text(encoding="utf-8") == word:
+                note.unlink()
+
+
+def _welcome(lab: Lab, *, kept: bool) -> str:
+    place = f"Everything is kept in {lab.folder}." if kept else "Nothing is kept: name a folder with --dir to keep it."
+    return f"""\
+A simulated machine, its collateral service and a broker are running. SIMULATED: nothing here is protected.
+
+  broker     {lab.broker_url}
+  console    {lab.broker_url}/console
+  collateral {lab.pcs_url}
+  machine    {lab.machine_folder}
+  admin key  {lab.admin_key_file}
+  trust file {lab.trust_file}
+
+Try, in another terminal:
+  cloister run examples/hello.py --simulated                    an agent; it finds this lab by itself
+  echo hush > s && cloister secret put {lab.tenant}/demo/word s \\
+      --broker {lab.broker_url} --key-file {lab.admin_key_file}
+  cloister sim recover --machine {lab.machine_folder} --help    make the platform fall out of date
+  edit {lab.policy_folder}/policy.cedar, raise its version      then restart the lab
+
+{place} End it with Ctrl-C."""
