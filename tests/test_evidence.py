@@ -1,5 +1,6 @@
 """Bindings, proofs and evidence: one encoding per meaning, nothing unbounded, nothing off the curve."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from attestation import es256
 from attestation.encoding import b64url, compact_json, framed, from_b64url, strict_json
-from attestation.errors import AttestationError, Code, MalformedEvidence
+from attestation.errors import AttestationError, Code
 from attestation.evidence import (
     MLKEM768_X25519,
     X25519,
@@ -265,10 +266,7 @@ json_values = st.recursive(
 def test_any_json_in_any_member_is_evidence_or_malformed(member: str, value: Any) -> None:
     good = evidence().to_dict()
     changed = good | {member: value} if member in good else good | {"binding": good["binding"] | {member: value}}
-    try:
-        Evidence.from_dict(changed)
-    except MalformedEvidence as error:
-        assert error.code.startswith("evidence.")
+    assert code_of(lambda: Evidence.from_dict(changed)).startswith(("ok", "evidence."))
 
 
 @given(data=st.binary(max_size=40))
@@ -278,16 +276,25 @@ def test_base64url_goes_there_and_back(data: bytes) -> None:
 
 @given(text=st.text(alphabet="ABab01-_=+/ \n", max_size=12))
 def test_base64url_has_one_spelling(text: str) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         assert b64url(from_b64url(text)) == text
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize(
     "text",
-    ['{"a":1,"a":1}', "1.0", "1e3", "NaN", "-Infinity", "[" * 9 + "]" * 9, "[" * 100_000, '"\\ud800"', "", "1" * 5000]
-    + ['{"\\ud800":1}'],
+    [
+        '{"a":1,"a":1}',
+        "1.0",
+        "1e3",
+        "NaN",
+        "-Infinity",
+        "[" * 9 + "]" * 9,
+        "[" * 100000,
+        '"\\ud800"',
+        "",
+        "1" * 5000,
+        '{"\\ud800":1}',
+    ],
     ids=lambda text: text[:12],
 )
 def test_json_with_two_meanings_or_none_is_a_value_error(text: str) -> None:
