@@ -1,9 +1,9 @@
 """Certificates and CRLs: PEM and DER ↔ the few facts that a judgement needs.
 
-Decides what is well formed: P-256 keys, ecdsa-with-SHA256, X.509 v3, CRL v2. Which names, extensions and signatures are
-demanded of whom is decided in `pki` and `endorsements`. `cryptography` parses every structure (and finds duplicate
-extensions and rubbish inside them); the exact bytes that signatures cover and names are compared by are cut out with
-`der`.
+Decides what is well formed: P-256 keys, ecdsa-with-SHA256, X.509 v3, CRL v2, each extension once. Which names,
+extensions and signatures are demanded of whom is decided in `pki` and `endorsements`. Certificates are read with `der`,
+because the exact bytes that signatures cover and that names are compared by are needed, and little else; the entries of
+CRLs are left to `cryptography`.
 
 Sources: RFC 5280 sections 4 and 5; RFC 5758 (ecdsa-with-SHA256); RFC 7468 (PEM); Intel SGX PCK Certificate and CRL
 Profile Specification.
@@ -33,20 +33,23 @@ _ALGORITHM: Final = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdenti
 _SPKI_P256: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")  # then x ‖ y
 _VERSION_3: Final = bytes.fromhex("a003020102")
 _VERSION_2: Final = bytes.fromhex("020101")
+_EXPLICIT_0: Final = 0xA0
 _EXPLICIT_3: Final = 0xA3
 _TRUE: Final = bytes.fromhex("0101ff")
+_UTC_TIME: Final = b"\x17"
+_GENERALIZED_TIME: Final = 0x18
 _COMMON_NAME: Final = bytes.fromhex("0603550403")
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 _END: Final = b"-----END CERTIFICATE-----"
 _WHITE: Final = b" \t\r\n"
-_REFUSED_BY_X509: Final = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 # Extension OIDs in certificates, as DER records
 _SGX_EXTENSION: Final = bytes.fromhex("06092a864886f84d010d01")  # 1.2.840.113741.1.13.1
+_AUTHORITY_KEY_ID: Final = bytes.fromhex("0603551d23")
 _KEY_USAGE: Final = bytes.fromhex("0603551d0f")
 _BASIC_CONSTRAINTS: Final = bytes.fromhex("0603551d13")
 _PROFILE: Final = {
-    bytes.fromhex("0603551d23"): "authority key identifier",
+    _AUTHORITY_KEY_ID: "authority key identifier",
     bytes.fromhex("0603551d1f"): "CRL distribution points",
     bytes.fromhex("0603551d0e"): "subject key identifier",
     _KEY_USAGE: "key usage",
@@ -57,9 +60,9 @@ _CERT_SIGN: Final = 0x04
 _CRL_SIGN: Final = 0x02
 
 # and in CRLs
-_AUTHORITY_KEY_ID: Final = "2.5.29.35"
-_CRL_NUMBER: Final = "2.5.29.20"
-_NARROWING: Final = frozenset(("2.5.29.27", "2.5.29.28"))  # delta CRL indicator, issuing distribution point
+_CRL_NUMBER: Final = bytes.fromhex("0603551d14")
+_CRL_PROFILE: Final = (_AUTHORITY_KEY_ID, _CRL_NUMBER)
+_NARROWING: Final = (bytes.fromhex("0603551d1b"), bytes.fromhex("0603551d1c"))  # delta indicator, issuing distribution
 
 
 @final
@@ -101,37 +104,38 @@ class Certificate(NamedTuple):
         serial = _serial(raw, serial_at, end)
         at = _algorithm(raw, der.skip(raw, serial_at, end))
         issuer = raw[at : (at := der.record(raw, at, end, der.SEQUENCE)[1])]
-        at = der.record(raw, at, end, der.SEQUENCE)[1]  # validity: read by cryptography
+        validity, at = der.record(raw, at, end, der.SEQUENCE)
+        not_before, validity = _time(raw, validity, at)
+        not_after, validity = _time(raw, validity, at)
+        if validity != at:
+            raise Unmet("the validity holds more than two times")
         subject = raw[at : (at := der.record(raw, at, end, der.SEQUENCE)[1])]
         key_at, at = at, der.record(raw, at, end, der.SEQUENCE)[1]
         point = _p256_point(raw[key_at:at])
-        extensions = _extensions(raw, at, end)
-        begins, ends = _validity(raw)
+        extensions = _extensions(raw, at, end, _EXPLICIT_3)
         is_ca, path_length = _basic_constraints(extensions)
         usage = _key_usage(extensions)
         sgx = extensions.get(_SGX_EXTENSION)
         return cls(
-            der=raw,
-            tbs=raw[tbs[0] : tbs[1]],
-            signature=signature,
-            serial=serial,
-            issuer=issuer,
-            subject=subject,
-            common_name=_common_name(subject),
-            point=point,
-            key=p256_key(point),
-            not_before=begins,
-            not_after=ends,
-            is_ca=is_ca,
-            path_length=path_length,
-            signs_data=bool(usage & _DIGITAL_SIGNATURE),
-            signs_certificates=bool(usage & _CERT_SIGN),
-            signs_crls=bool(usage & _CRL_SIGN),
-            sgx_extension=sgx[1] if sgx else None,
-            missing=tuple(name for oid, name in _PROFILE.items() if oid not in extensions),
-            unknown_critical=tuple(
-                oid.hex() for oid, (critical, _) in extensions.items() if critical and oid not in _PROFILE
-            ),
+            raw,
+            raw[tbs[0] : tbs[1]],
+            signature,
+            serial,
+            issuer,
+            subject,
+            _common_name(subject),
+            point,
+            p256_key(point),
+            not_before,
+            not_after,
+            is_ca,
+            path_length,
+            usage & _DIGITAL_SIGNATURE != 0,
+            usage & _CERT_SIGN != 0,
+            usage & _CRL_SIGN != 0,
+            sgx[1] if sgx else None,
+            tuple([name for oid, name in _PROFILE.items() if oid not in extensions]),
+            tuple([oid.hex() for oid, found in extensions.items() if found[0] and oid not in _PROFILE]),
         )
 
 
@@ -160,29 +164,29 @@ class Crl(NamedTuple):
         if raw[at : at + len(_VERSION_2)] != _VERSION_2:
             raise Unmet("the CRL is not version 2")
         at = _algorithm(raw, at + len(_VERSION_2))
-        issuer = raw[at : der.record(raw, at, end, der.SEQUENCE)[1]]
+        issuer = raw[at : (at := der.record(raw, at, end, der.SEQUENCE)[1])]
+        while at < end and raw[at] != _EXPLICIT_0:  # times and entries: cryptography reads those
+            at = der.skip(raw, at, end)
+        extensions = _extensions(raw, at, end, _EXPLICIT_0) if at < end else {}
         try:
-            parsed = x509.load_der_x509_crl(raw)
-            begins, ends = parsed.last_update_utc, parsed.next_update_utc
-            extensions = {extension.oid.dotted_string: extension for extension in parsed.extensions}
-        except _REFUSED_BY_X509 as error:
-            raise Unmet(f"not a CRL: {type(error).__name__}") from error
-        number = extensions[_CRL_NUMBER].value if _CRL_NUMBER in extensions else None
-        known = (_CRL_NUMBER, _AUTHORITY_KEY_ID)
+            entries = x509.load_der_x509_crl(raw)
+            begins, ends = entries.last_update_utc, entries.next_update_utc
+        except ValueError as error:
+            raise Unmet("not a CRL") from error
         return cls(
             tbs=raw[tbs[0] : tbs[1]],
             signature=signature,
             issuer=issuer,
-            this_update=_seconds(begins),
-            next_update=None if ends is None else _seconds(ends),
-            number=number.crl_number if isinstance(number, x509.CRLNumber) else None,
+            this_update=int(begins.timestamp()),
+            next_update=None if ends is None else int(ends.timestamp()),
+            number=_crl_number(extensions),
             has_authority_key_id=_AUTHORITY_KEY_ID in extensions,
             partial=tuple(
-                oid
-                for oid, extension in extensions.items()
-                if oid not in known and (extension.critical or oid in _NARROWING)
+                oid.hex()
+                for oid, (critical, _) in extensions.items()
+                if oid not in _CRL_PROFILE and (critical or oid in _NARROWING)
             ),
-            entries=parsed,
+            entries=entries,
         )
 
 
@@ -294,18 +298,25 @@ def _common_name(name: bytes) -> str:
     return found[0]
 
 
-def _validity(raw: bytes) -> tuple[int, int]:
-    """First and last valid second; and the opinion of a second parser on the whole."""
+def _time(raw: bytes, at: int, end: int) -> tuple[int, int]:
+    """Unix seconds of the UTCTime or GeneralizedTime at `at`, and where it ends. RFC 5280, 4.1.2.5."""
+    short = raw[at : at + 1] == _UTC_TIME
+    start, stop = der.record(raw, at, end, _UTC_TIME[0] if short else _GENERALIZED_TIME)
+    digits, zone = raw[start : stop - 1], raw[stop - 1 : stop]
+    if len(digits) != (12 if short else 14) or not digits.isdigit() or zone != b"Z":
+        raise Unmet("a time in the certificate is not YYMMDDhhmmssZ or YYYYMMDDhhmmssZ")
+    text = digits.decode()
+    if short:
+        text = ("19" if text >= "50" else "20") + text
     try:
-        parsed = x509.load_der_x509_certificate(raw)
-        return _seconds(parsed.not_valid_before_utc), _seconds(parsed.not_valid_after_utc)
-    except _REFUSED_BY_X509 as error:
-        raise Unmet(f"not an X.509 certificate: {type(error).__name__}") from error
+        return int(datetime.fromisoformat(f"{text[:8]}T{text[8:]}Z").timestamp()), stop
+    except ValueError as error:
+        raise Unmet("a time in the certificate is no date") from error
 
 
-def _extensions(raw: bytes, at: int, end: int) -> dict[bytes, tuple[bool, bytes]]:
-    """OID record → (critical, value). RFC 5280, 4.1: [3] SEQUENCE of { OID, BOOLEAN DEFAULT FALSE, OCTET STRING }."""
-    start, stop = der.record(raw, at, end, _EXPLICIT_3)
+def _extensions(raw: bytes, at: int, end: int, tag: int) -> dict[bytes, tuple[bool, bytes]]:
+    """OID record → (critical, value). RFC 5280, 4.1: [n] SEQUENCE of { OID, BOOLEAN DEFAULT FALSE, OCTET STRING }."""
+    start, stop = der.record(raw, at, end, tag)
     at, list_end = der.record(raw, start, stop, der.SEQUENCE)
     if not list_end == stop == end:
         raise Unmet("something follows the extensions")
@@ -354,5 +365,12 @@ def _key_usage(extensions: dict[bytes, tuple[bool, bytes]]) -> int:
     return value[at + 1]
 
 
-def _seconds(moment: datetime) -> int:
-    return int(moment.timestamp())
+def _crl_number(extensions: dict[bytes, tuple[bool, bytes]]) -> int | None:
+    """RFC 5280, 5.2.3: up to 20 octets; absent is None."""
+    if _CRL_NUMBER not in extensions:
+        return None
+    value = extensions[_CRL_NUMBER][1]
+    start, stop = der.whole(value, der.INTEGER)
+    if not 1 <= stop - start <= 21 or value[start] >= 0x80:
+        raise Unmet("the CRL number is negative or too long")
+    return int.from_bytes(value[start:stop], "big")

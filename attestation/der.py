@@ -1,8 +1,7 @@
 """A strict reader of DER: the tag-length-value records that certificates and CRLs are made of.
 
 Decides what a record is: one-byte tags, definite lengths in their shortest form, contents inside their container. What
-the records mean is decided by the callers. `cryptography` parses each certificate and CRL as well; this reader only
-takes out of them what that library hands over slowly or not at all: exact byte ranges, names, Intel's extension.
+the records mean is decided by the callers.
 
 Source: ITU-T X.690, sections 8 and 10.
 """

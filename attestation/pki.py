@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
-from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple, Self, final
 
@@ -140,12 +139,10 @@ def in_roles(certificates: Sequence[Certificate], roles: Sequence[Role]) -> tupl
         if len(named) != 1:
             names = ", ".join(repr(certificate.common_name) for certificate in certificates)
             raise Unmet(f"need one {role.title} ({' or '.join(role.names)}), the names here are {names}")
-        ordered.append(named[0])
-    for lower, upper in pairwise(ordered):
+        ordered += named
+    for lower, upper in zip(ordered, [*ordered[1:], ordered[-1]], strict=True):  # the root issued itself
         if lower.issuer != upper.subject:
             raise Unmet(f"the issuer of {lower.common_name!r} is not the subject of {upper.common_name!r}")
-    if not ordered[-1].self_issued:
-        raise Unmet("the root's issuer is not its subject")
     return tuple(ordered)
 
 
@@ -243,6 +240,7 @@ def _oids(prefix: str, count: int) -> tuple[bytes, ...]:
     return tuple(bytes((der.OID, len(content) + 1)) + content + bytes((last,)) for last in range(1, count + 1))
 
 
+_SMALL_INTEGER: Final = bytes((der.INTEGER, 1))
 _SGX_OIDS: Final = _oids("", 7)
 _TCB_OIDS: Final = _oids("02", 18)
 _CONFIGURATION_OIDS: Final = _oids("07", 3)
@@ -254,10 +252,9 @@ def _items(raw: bytes, span: der.Range, oids: tuple[bytes, ...]) -> list[der.Ran
     values: list[der.Range] = []
     for oid in oids:
         start, stop = der.record(raw, at, end, der.SEQUENCE)
-        value = start + len(oid)
-        if raw[start:value] != oid:
+        if not raw.startswith(oid, start, stop):
             raise Unmet(f"item {len(values) + 1} in the SGX extension is not the one that belongs there")
-        values.append((value, stop))
+        values.append((start + len(oid), stop))
         at = stop
     if at != end:
         raise Unmet(f"more than {len(oids)} items in the SGX extension or in a part of it")
@@ -275,10 +272,17 @@ def _value_of(raw: bytes, item: der.Range, tag: int) -> der.Range:
 def _tcb(raw: bytes, item: der.Range) -> tuple[bytes, int, bytes]:
     """16 component SVNs, PCESVN, CPUSVN."""
     items = _items(raw, _value_of(raw, item, der.SEQUENCE), _TCB_OIDS)
-    svns = [der.integer(raw, _value_of(raw, svn, der.INTEGER)) for svn in items[:17]]
+    svns = [_svn(raw, svn) for svn in items[:17]]
     if max(svns[:16]) > 0xFF or svns[16] > 0xFFFF:
         raise Unmet("an SVN in the SGX extension is too large")
     return bytes(svns[:16]), svns[16], _octets(raw, items[17], 16)
+
+
+def _svn(raw: bytes, item: der.Range) -> int:
+    start, stop = item
+    if raw[start : stop - 1] == _SMALL_INTEGER and raw[stop - 1] < 0x80:  # nearly all are: spares a general reading
+        return raw[stop - 1]
+    return der.integer(raw, _value_of(raw, item, der.INTEGER))
 
 
 def _configuration(raw: bytes, item: der.Range) -> tuple[bool, bool, bool]:
