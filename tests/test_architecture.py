@@ -22,8 +22,8 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 ORDER: dict[str, str] = {
     "attestation": (
         "errors binary quote encoding eventlog es256 evidence tcb checks der certificates pki collateral documents "
-        "validity chains endorsements quoting appraisal recent verifier ear tokens verdict_claims verdict sealing "
-        "ports measure inspect net terminal inspect_cli measure_cli verify_cli cli __init__"
+        "validity chains endorsements quoting appraisal recent verifier ear tokens verdict_claims verdict_facts "
+        "verdict sealing ports measure inspect net terminal inspect_cli measure_cli verify_cli cli __init__"
     ),
     "attestation/net": "__init__ transport answers store pcs",
     "policies": (
@@ -36,22 +36,24 @@ ORDER: dict[str, str] = {
         "runtime context main agent supervise cli __init__"
     ),
     "broker": (
-        "__init__ wire ports errors tree audit generation rootkey keyring identity challenges dpop archive "
-        "collateral bundles judging reasons sessions admission vault release edges mailboxes routing memory "
-        "sql_tables sql verification"
+        "__init__ wire ports errors tree audit bundles generation rootkey keyring identity challenges dpop archive "
+        "collateral judging reasons sessions admission vault release edges mailboxes routing memory sql_tables sql "
+        "verification config administration clock telemetry service status http_api openapi console routes app"
     ),
-    "broker/wire": "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox bodies",
+    "broker/wire": (
+        "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox bodies"
+    ),
     "broker/rootkey": "__init__ root keyfile",
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral ccel "
         "domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral faults_tcb "
-        "faults_evidence faults judging vectors pcs_server guest strategies console demo cli "
+        "faults_evidence faults judging vectors pcs_server guest strategies lab demo cli broker_fixture "
         "pytest_plugin"
     ),
     "simulator/guest": (
         "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox cli"
     ),
-    "simulator/demo": "agents narrator policy process vectors",
+    "simulator/demo": "agents narrator policy process vectors operator story __init__",
 }
 
 # Imports against that order, each lazy.
@@ -70,6 +72,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "simulator": ("attestation",),
     "simulator.demo": ("attestation", "policies", "enclave", "broker"),
     "simulator.lab": ("attestation", "policies", "enclave", "broker"),
+    "simulator.broker_fixture": ("attestation", "policies", "enclave", "broker"),
     "simulator.pytest_plugin": ("attestation", "policies", "enclave", "broker"),
     "cloister": ("attestation", "policies", "enclave", "broker"),
 }
@@ -125,10 +128,14 @@ IMPURE_ALLOWED: dict[tuple[str, str], str] = {
 
 # More than 450 lines, and why that is one argument and not two.
 LONG_FILES: dict[str, str] = {
+    "attestation/verdict.py": "one type: its fields, its two doors, and what a token must hold to be one",
     "attestation/errors.py": "a table: every code with what happened and what to do",
 }
 # More than 60 lines, likewise.
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "broker/service.py:_assemble": "wiring: each part is made once, in the order in which they need each other",
+    "policies/appraisal.py:_tcb_reasons": "one independent question about the TCB after another, each in its words",
+}
 
 TOP_LEVEL = frozenset(
     ".ci .gitignore CHANGELOG.md CONTRIBUTING.md LICENSE LIMITATIONS.md Makefile NOTICE README.md SECURITY.md "

@@ -65,6 +65,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
+def test_every_decision_is_in_the_list() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(re.findall(r"\]\((\d{4}-[a-z0-9-]+\.md)\)", (folder / "README.md").read_text("utf-8")))
+    assert listed == {page.name for page in folder.glob("0*.md")}
+
+
 @PAGE
 def test_tests_that_are_named_exist(page: Path) -> None:
     named = re.findall(r"`(test_\w+)\.(test_\w+)`", page.read_text("utf-8"))
