@@ -13,7 +13,7 @@ from policies.bundle import Bundle, bundle_of
 from policies.cases import read_cases, run_cases
 from policies.diff import diff
 from policies.errors import BundleError
-from policies.model import Admit, ReleaseSecret, Send
+from policies.model import Action, Admit, ReleaseSecret, Send
 from policies.replay import replay
 from tests.policy_world import AT, Files, bundle, files, recorded
 
@@ -130,7 +130,11 @@ def fails_a_test(loaded: Bundle) -> bool:
     return any(not outcome.passed for outcome in outcomes)
 
 
-ACTIONS = [("Admit", Admit()), ("secret", ReleaseSecret("dev/secrets/k")), ("mail", Send("dev/mail/a"))]
+ACTIONS: list[tuple[str, Action]] = [
+    ("Admit", Admit()),
+    ("secret", ReleaseSecret("dev/secrets/k")),
+    ("mail", Send("dev/mail/a")),
+]
 
 
 def replay_changes(loaded: Bundle) -> bool:
