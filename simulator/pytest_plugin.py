@@ -8,7 +8,7 @@ from the same seed: the same keys and measurements each time, and nothing left o
     trust_domain   a fresh trust domain on it, what `Agent.start` and sessions want
     collateral     what its quotes are verified with now
     clock          the machine's clock: the wall clock until it is moved; the broker follows it
-    broker         a broker in this process that trusts this machine alone, see `BrokerUnderTest`
+    broker         a broker in this process that trusts this machine alone, `simulator.broker_fixture.BrokerUnderTest`
 
 Real TDX hardware can be ruled out: `cloister_allow_real_tdx = false` in pytest's configuration, or in a conftest
 `enclave.tdx.ALLOW_REAL_TDX = False`. Strategies for hypothesis are in `simulator.strategies`.
@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 if TYPE_CHECKING:
     from attestation.collateral import Collateral
+    from simulator.broker_fixture import BrokerUnderTest
     from simulator.clock import Clock
     from simulator.domain import SimulatedTd
     from simulator.machine import Machine
@@ -71,3 +74,15 @@ def trust_domain(tdx_machine: Machine) -> SimulatedTd:
 def collateral(tdx_machine: Machine) -> Collateral:
     """For the quotes of `trust_domain`, as of now. After moving the clock ask `tdx_machine.collateral()` again."""
     return tdx_machine.collateral()
+
+
+@pytest.fixture
+def broker(tdx_machine: Machine, tmp_path: Path) -> Iterator[BrokerUnderTest]:
+    """A real broker on the loopback interface that trusts `tdx_machine` alone, with the lab's policy.
+
+    Needs the extras `broker` and `enclave`. For another policy make a `BrokerUnderTest` with `bundle=` yourself.
+    """
+    from simulator.broker_fixture import BrokerUnderTest
+
+    with BrokerUnderTest(tdx_machine, tmp_path / "broker") as running:
+        yield running
