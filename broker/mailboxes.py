@@ -135,7 +135,7 @@ class Mailboxes:
             evidence=session.record.evidence.hex(),
             generation=session.generation,
             correlation_id=correlation_id,
-            more={"key": key.thumbprint.hex(), "epoch": key.epoch, "kind": key.kind},
+            more={"key": key.thumbprint.hex(), "epoch": key.epoch, "mailbox_kind": key.kind},
         )
 
     async def _permit(self, session: Session, name: str, at: datetime, correlation_id: str) -> None:
