@@ -11,7 +11,6 @@ issuer, key and typ, no subject, no confirmation key) and opens to plain claims.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
@@ -19,15 +18,14 @@ from typing import Any, Final, NamedTuple, NoReturn, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from attestation import ear, es256, tokens, verdict_claims
+from attestation import ear, es256, tokens, verdict_claims, verdict_facts
 from attestation.checks import Check
 from attestation.ear import NOT_APPRAISED, Appraisal, Tier
 from attestation.encoding import b64url
 from attestation.errors import AttestationError, Code, TokenRefused, VerificationFailed
 from attestation.eventlog import EventLog, Launch
 from attestation.evidence import Binding, Role
-from attestation.pki import TrustRoots
-from attestation.quote import EnclaveReport, Quote, TdReport, Tee
+from attestation.quote import Tee
 from attestation.tcb import TcbStatus
 from attestation.verifier import NOT_COMPARED, VerifiedQuote
 
@@ -125,10 +123,10 @@ class Verdict:
         if binding is not None and binding != bound:
             raise TypeError("the quote was not compared with this binding; verify it against it")
         return cls(
-            **_judged(verified),
-            **_measured(verified.quote),
-            **_logged(verified.quote, event_log),
-            **_bound(bound),
+            **verdict_facts.judged(verified),
+            **verdict_facts.measured(verified.quote),
+            **verdict_facts.logged(verified.quote, event_log),
+            **verdict_facts.bound(bound),
             compared=verified.compared is not NOT_COMPARED,
             seal=_SEAL,
         )
@@ -237,7 +235,7 @@ def sign_result(
 
     It names no subject and confirms no key. Raises TokenRefused: token.expired, token.lifetime, token.too_large.
     """
-    facts = {name: value for name, value in verdict.to_claims().items() if name not in _BOUND}
+    facts = {name: value for name, value in verdict.to_claims().items() if name not in verdict_facts.BOUND}
     payload = {
         **_envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti),
         **_appraised(verdict, appraisal, ""),
@@ -293,104 +291,6 @@ def open_result(
     if not isinstance(claims.get(_RESULT), dict) or (nonce and claims.get("eat_nonce") != nonce):
         raise TokenRefused(Code.TOKEN_CLAIMS, "no verification inside, or the answer to another nonce")
     return claims
-
-
-def _judged(verified: VerifiedQuote) -> dict[str, Any]:
-    pck = verified.pck
-    return {
-        "tcb_status": verified.tcb_status,
-        "platform_tcb_status": verified.platform_tcb_status,
-        "module_tcb_status": verified.module_tcb_status,
-        "qe_tcb_status": verified.qe_tcb_status,
-        "advisory_ids": verified.advisory_ids,
-        "tcb_date": verified.tcb_date,
-        "tcb_evaluation_number": verified.tcb_evaluation_number,
-        "qe_evaluation_number": verified.qe_evaluation_number,
-        "fmspc": pck.fmspc.hex(),
-        "ppid": pck.ppid.hex(),
-        "piid": pck.piid.hex() if pck.piid is not None else None,
-        "dynamic_platform": pck.dynamic_platform,
-        "cached_keys": pck.cached_keys,
-        "smt_enabled": pck.smt_enabled,
-        "allowances": tuple(sorted(verified.allowances_used)),
-        "collateral_digest": verified.collateral_digest.hex(),
-        "root_sha256": verified.root_sha256,
-        "simulated": verified.root_sha256 not in TrustRoots.intel().sha256,
-        "verified_at": verified.verified_at,
-        "valid_until": verified.valid_until,
-    }
-
-
-def _measured(quote: Quote) -> dict[str, Any]:
-    body = quote.body
-    td = body if isinstance(body, TdReport) else None
-    enclave = body if isinstance(body, EnclaveReport) else None
-    return {
-        "tee": quote.tee,
-        "mr_td": td.mr_td.hex() if td else "",
-        "mr_seam": td.mr_seam.hex() if td else "",
-        "rtmrs": tuple(rtmr.hex() for rtmr in td.rtmrs) if td else (),
-        "mr_config_id": td.mr_config_id.hex() if td else "",
-        "mr_owner": td.mr_owner.hex() if td else "",
-        "mr_owner_config": td.mr_owner_config.hex() if td else "",
-        "td_attributes": td.td_attributes.hex() if td else "",
-        "xfam": td.xfam.hex() if td else "",
-        "mr_enclave": enclave.mr_enclave.hex() if enclave else "",
-        "mr_signer": enclave.mr_signer.hex() if enclave else "",
-        "report_data": quote.report_data.hex(),
-        "quote_digest": quote_digest(quote).hex(),
-    }
-
-
-def quote_digest(quote: Quote) -> bytes:
-    """SHA-256 over the quote's own bytes, padding excluded. For logs, never an identity: signatures are malleable."""
-    size = len(quote.signature) + len(quote.certified)
-    return hashlib.sha256(quote.signed + size.to_bytes(4, "little") + quote.signature + quote.certified).digest()
-
-
-def _logged(quote: Quote, log: EventLog | None) -> dict[str, Any]:
-    if log is None:
-        return {"launches": (), "event_log_present": False, "event_digests": ()}
-    if quote.tee is not Tee.TDX:
-        raise VerificationFailed(Code.EVENTLOG_NOT_A_TD, "an SGX enclave has no run-time registers")
-    log.check(quote.td)
-    digests = tuple(tuple(digest.hex() for digest in log.digests(register)) for register in range(4))
-    return {"launches": log.launches(), "event_log_present": True, "event_digests": digests}
-
-
-def _bound(binding: Binding | None) -> dict[str, Any]:
-    if binding is None:
-        return {**dict.fromkeys(_BOUND, ""), "identity_key": b"", "sealing_key": b"", "admission": False}
-    return {
-        "subject": f"{binding.role}/{binding.tenant}/{binding.jkt}",
-        "tenant": binding.tenant,
-        "role": str(binding.role),
-        "identity_key": binding.identity_key,
-        "jkt": binding.jkt,
-        "suite": binding.suite,
-        "sealing_key": binding.sealing_key,
-        "nonce": binding.nonce.hex(),
-        "broker_id": binding.broker_id.hex(),
-        "trust_file_digest": binding.trust_file_digest.hex(),
-        "init_data_digest": binding.init_data_digest.hex(),
-        "admission": True,
-    }
-
-
-_BOUND: Final = (
-    "subject",
-    "tenant",
-    "role",
-    "identity_key",
-    "jkt",
-    "suite",
-    "sealing_key",
-    "nonce",
-    "broker_id",
-    "trust_file_digest",
-    "init_data_digest",
-    "admission",
-)
 
 
 def _envelope(

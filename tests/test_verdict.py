@@ -28,11 +28,11 @@ from attestation.verdict import (
     open_admission,
     open_result,
     open_token,
-    quote_digest,
     sign_admission,
     sign_refusal,
     sign_result,
 )
+from attestation.verdict_facts import quote_digest
 from attestation.verifier import Allowance, VerifiedQuote, verify_quote
 from tests.admitted import AGENT, AT, CODE, bound, machine, verdict, verified
 from tests.real_quotes import real_quotes
