@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import signal
 import socket
@@ -42,6 +41,7 @@ from broker.app import listen, serve
 from broker.config import Admin, Settings
 from broker.rootkey import keyfile
 from broker.service import Broker, build
+from broker.telemetry import log_to
 from broker.wire.jose import thumbprint
 from enclave.cli import lab_note
 from enclave.trustfile import render
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dir", type=Path, help="keep everything in this folder; without it, nothing is kept")
     parser.add_argument("--json", action="store_true", help="print one line of JSON once everything serves")
     options = parser.parse_args(list(arguments))
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="cloister lab: %(message)s")
+    log_to(sys.stderr, "WARNING")
     stop = threading.Event()
 
     def end(number: int, _: FrameType | None) -> None:

@@ -20,10 +20,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="cloister demo", description=__doc__.split(";")[0] + ".")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, nothing else")
     options = parser.parse_args(list(arguments))
+    from broker.telemetry import log_to
     from simulator.demo.process import DemoFailed
     from simulator.demo.story import tell
 
-    with tempfile.TemporaryDirectory(prefix="cloister-demo-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="cloister-demo-") as folder,
+        Path(folder, "broker.log").open("w", encoding="utf-8") as log,
+    ):
+        log_to(log, "DEBUG")
         try:
             tell(Narrator(as_json=options.json), Path(folder))
         except DemoFailed as error:

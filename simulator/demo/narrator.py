@@ -64,7 +64,8 @@ class Narrator:
             self._out.write(json.dumps(members) + "\n")
         else:
             self._write("")
-            self._write(self._paint(_BOLD, f"In {took:.0f} seconds: ") + "\n".join(textwrap.wrap(text, WIDTH)))
+            for line in textwrap.wrap(f"In {took:.0f} seconds: {text}", WIDTH):
+                self._write(line)
         self._out.flush()
 
     def _end(self, ok: bool | None, mark: str, colour: str, text: str, facts: dict[str, Any]) -> None:

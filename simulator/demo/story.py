@@ -1,7 +1,7 @@
 """The story that the demo tells, one function for each step, in the order in which they are told.
 
 Decides what is shown and which sentence goes with it. Nothing is staged for effect: agents are measured and run by
-`cloister run`, the broker is the real one on loopback, refusals are its own, and what a step claims it has just checked.
+`cloister run`, the broker is the real one on loopback, refusals are its own, and what a step claims, it has checked.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ import json
 import os
 import shutil
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from enclave.launch import stage
+from enclave.trustfile import TrustFile
 from simulator.demo import policy, vectors
 from simulator.demo.narrator import Narrator
+from simulator.demo.operator import LogExport, Operator
 from simulator.demo.process import AgentProcess, DemoFailed
 from simulator.lab import Lab
 from simulator.machine import Machine
@@ -38,6 +42,7 @@ class Scene:
 
     narrator: Narrator
     lab: Lab
+    operator: Operator
     folder: Path
     code: Mapping[str, str]  # agent → SHA-384 of its measured copy
     key: bytes = field(repr=False)
@@ -55,13 +60,14 @@ def tell(narrator: Narrator, folder: Path) -> None:
     real_quote(narrator)
     with ExitStack() as running:
         scene = set_up(narrator, folder, running)
-        researcher, analyst = agents_attest(scene)
+        researcher, analyst, subjects = agents_attest(scene)
         key_is_released(scene, researcher)
         messages_are_sealed(scene, analyst)
         changed_agent_is_refused(scene)
-        platform_falls_out_of_date(scene, analyst)
+        platform_falls_out_of_date(scene, analyst, subjects)
+        export = scene.operator.export_log()
         running.close()
-        log_is_verified(scene)
+        log_is_verified(narrator, export, TrustFile.load(scene.lab.trust_file))
     narrator.summary(
         "two programs proved by hardware-style evidence what they are; a key went to one exact program on one exact "
         "machine, and messages that the broker in the middle cannot read; one changed byte, or a platform that missed "
@@ -107,7 +113,8 @@ def set_up(narrator: Narrator, folder: Path, running: ExitStack) -> Scene:
     bundle = policy.bundle(ppid=machine.platform(0).ppid.hex(), measurements=measurements, code=code)
     lab = running.enter_context(Lab(folder, bundle=bundle, tenant=policy.TENANT))
     key = AESGCM.generate_key(256)
-    lab.put_secret(policy.SECRET, key, labels=("research",))
+    operator = Operator(lab.broker_url, lab.admin_key_file)
+    operator.put_secret(policy.SECRET, key, labels=("research",))
     narrator.say(
         "This laptop has no such processor, so a simulated one stands in, with its own root key that nobody else "
         "trusts. A broker guards the secrets. Its policy names this one platform, fully patched, and two programs "
@@ -116,7 +123,7 @@ def set_up(narrator: Narrator, folder: Path, running: ExitStack) -> Scene:
     for name in NAMES:
         narrator.quote(f"{name:<10} SHA-384 {code[name][:32]}…")
     narrator.good("the broker holds one secret: the key to a sealed research report.", code=code)
-    return Scene(narrator=narrator, lab=lab, folder=folder, code=code, key=key, running=running)
+    return Scene(narrator=narrator, lab=lab, operator=operator, folder=folder, code=code, key=key, running=running)
 
 
 def measure(agent: Path) -> str:
@@ -124,7 +131,7 @@ def measure(agent: Path) -> str:
         return staged.digest.hex()
 
 
-def agents_attest(scene: Scene) -> tuple[AgentProcess, AgentProcess]:
+def agents_attest(scene: Scene) -> tuple[AgentProcess, AgentProcess, set[str]]:
     narrator = scene.narrator
     narrator.step("attest", "Two agents prove what they are")
     narrator.say(
@@ -138,7 +145,7 @@ def agents_attest(scene: Scene) -> tuple[AgentProcess, AgentProcess]:
     analyst = _agent(scene, "analyst", b64encode(report).decode())
     subjects["analyst"] = _admitted(scene, analyst)
     narrator.good("both were admitted, each with a token that only its own key can use.", subjects=subjects)
-    return researcher, analyst
+    return researcher, analyst, set(subjects.values())
 
 
 def _agent(scene: Scene, name: str, *arguments: str) -> AgentProcess:
@@ -173,11 +180,12 @@ def messages_are_sealed(scene: Scene, analyst: AgentProcess) -> None:
     narrator = scene.narrator
     narrator.step("messages", "They talk, and the broker cannot listen")
     answer = analyst.expect("answered")
-    narrator.say("The analysts's question and the researcher's answer went through the broker, sealed end to end:")
+    narrator.say("The analyst's question and the researcher's answer went through the broker, sealed end to end:")
     narrator.quote(f"analyst heard: “{answer['line']}” ({answer['words']} words)")
-    searched = _search(scene.lab.broker_folder, [REPORT.splitlines()[0].encode(), scene.key])
+    canaries = [REPORT.splitlines()[0].encode(), scene.key]
+    searched = sum(_search(path, canaries) for path in (scene.lab.broker_folder, scene.folder / "broker.log"))
     narrator.good(
-        f"searched all {searched:,} bytes that the broker has on disk for that sentence and the key: neither is there.",
+        f"searched all {searched:,} bytes that the broker wrote (database, log) for that sentence and the key: neither is there.",
         answer=answer["line"],
         bytes_searched=searched,
     )
@@ -187,7 +195,7 @@ def _search(folder: Path, canaries: list[bytes]) -> int:
     """Bytes read. Raises DemoFailed when one of the canaries is found, in bytes, hex or base64."""
     forms = [form for one in canaries for form in (one, one.hex().encode(), b64encode(one).rstrip(b"="))]
     total = 0
-    for path in folder.rglob("*"):
+    for path in [folder, *folder.rglob("*")]:
         if path.is_file():
             content = path.read_bytes()
             total += len(content)
@@ -210,14 +218,23 @@ def changed_agent_is_refused(scene: Scene) -> None:
     status = process.wait()
     if status != 1:
         raise DemoFailed(f"the changed agent ended with status {status}\n{process.words}")
-    entry = scene.lab.log_entries("agent.refused")[-1]
+    entry = scene.operator.entries("agent.refused")[-1]
     narrator.say("One letter in a comment. Its new hash is in its quote, and it cannot take it out again.")
     narrator.refused(", ".join(entry["codes"]), codes=entry["codes"], reasons=entry["reasons"])
     narrator.say(
         "The agent is told these codes and nothing else. The operator reads in the log why, and what would help:"
     )
-    for reason in entry["reasons"]:
+    _tell_reasons(narrator, entry["reasons"])
+
+
+def _tell_reasons(narrator: Narrator, reasons: list[str]) -> None:
+    """The first reason of each code: the others say the same about other rules."""
+    first = {reason.partition(":")[0]: reason for reason in reversed(reasons)}
+    told = [reason for reason in reasons if reason in first.values()]
+    for reason in told:
         narrator.quote(_shortened(reason))
+    if len(told) < len(reasons):
+        narrator.quote(f"… and {len(reasons) - len(told)} more of the same kind")
 
 
 def _shortened(text: str) -> str:
@@ -228,34 +245,42 @@ def _shortened(text: str) -> str:
     )
 
 
-def platform_falls_out_of_date(scene: Scene, analyst: AgentProcess) -> None:
+def platform_falls_out_of_date(scene: Scene, analyst: AgentProcess, subjects: set[str]) -> None:
     narrator = scene.narrator
     narrator.step("out_of_date", "The platform misses a security update")
     narrator.say(
         "Weeks pass. A weakness becomes known, Intel publishes what a platform must have installed to count as up to "
         "date, and this machine has not installed it. The agents run on, unchanged."
     )
-    scene.lab.fall_out_of_date()
+    machine = scene.lab.machine
+    machine.recover("publish", what="platform", standard=True)
+    machine.clock.advance(timedelta(days=40))
+    if not scene.operator.refresh_collateral():
+        raise DemoFailed("the broker's collateral did not change")
     refused = analyst.expect("refused")
-    entry = scene.lab.log_entries("agent.quarantined")[-1]
+    entries = scene.operator.wait_for_entries(subjects, "agent.refused", "agent.quarantined")
+    entry = entries[-1]
     narrator.refused(", ".join(dict.fromkeys(entry["codes"])), agent_was_told=refused["code"], codes=entry["codes"])
-    narrator.say("The next thing that either of them asked for was refused. From the log:")
-    for reason in entry["reasons"]:
-        narrator.quote(_shortened(reason))
+    narrator.say("Both had to prove themselves again, and neither is admitted any more. From the log:")
+    _tell_reasons(narrator, entry["reasons"])
 
 
-def log_is_verified(scene: Scene) -> None:
-    narrator = scene.narrator
+def log_is_verified(narrator: Narrator, export: LogExport, trust: TrustFile) -> None:
     narrator.step("audit", "The log is checked, without the broker")
-    size = scene.lab.verify_log()
-    kinds: dict[str, int] = {}
-    for entry in scene.lab.log_entries():
-        kinds[entry["kind"]] = kinds.get(entry["kind"], 0) + 1
-    narrator.say("The broker is stopped. Its log is a hash tree; with the public key from the trust file alone:")
-    narrator.quote(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))
-    narrator.good(f"all {size} entries give the root hash that the broker signed.", entries=size, kinds=kinds)
-
-
-def as_object(entry: bytes) -> dict[str, Any]:
-    found = json.loads(entry)
-    return found if isinstance(found, dict) else {}
+    assert trust.log_key is not None
+    size = export.verify(trust.log_key)
+    kinds = Counter(str(json.loads(entry)["kind"]) for entry in export.entries)
+    narrator.say(
+        "The broker has stopped. Its log is a hash tree; all that a check needs is the trust file's public key:"
+    )
+    narrator.quote(", ".join(f"{count} × {kind}" for kind, count in sorted(kinds.items())))
+    try:
+        export.with_changed_byte(size // 2).verify(trust.log_key)
+    except DemoFailed:
+        narrator.good(
+            f"all {size} entries give the root hash that the broker signed; with one bit changed they do not.",
+            entries=size,
+            kinds=dict(kinds),
+        )
+        return
+    raise DemoFailed("a changed log passed")
