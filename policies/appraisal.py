@@ -80,6 +80,8 @@ class Settings:
     suites: frozenset[str]
     roles: frozenset[str]
     workloads: tuple[Workload, ...]
+    unbound: bool = False
+    """Whether evidence without a Binding can pass `Admit`: for services that verify and grant nothing."""
     lines: tuple[tuple[str, int], ...] = ()
 
     def place(self, key: str) -> Place:

@@ -14,8 +14,8 @@ from policies.model import Context, Facts
 DEBUG = 1
 
 
-def floor(facts: Facts, action: str, context: Context) -> tuple[Reason, ...]:
-    """Every part of the floor that the facts miss, for an action."""
+def floor(facts: Facts, action: str, context: Context, *, unbound: bool = False) -> tuple[Reason, ...]:
+    """Every part of the floor that the facts miss, for an action. `unbound` lets bare REPORT_DATA pass `Admit`."""
     reasons: list[Reason] = []
 
     def no(code: PolicyCode, expected: str, found: str, passes_if: str) -> None:
@@ -37,7 +37,7 @@ def floor(facts: Facts, action: str, context: Context) -> tuple[Reason, ...]:
     if facts.compared == "nothing":
         passes = "the quote is verified against the expected REPORT_DATA"
         no(PolicyCode.FLOOR_NOT_COMPARED, "REPORT_DATA compared", "not compared", passes)
-    elif action != "Admit" and facts.compared != "binding" and context.via != "kbs":
+    elif facts.compared != "binding" and context.via != "kbs" and not (unbound and action == "Admit"):
         passes = "the agent attests with a Binding (keys, nonce and tenant in REPORT_DATA)"
         no(PolicyCode.FLOOR_NOT_ADMITTED, "a Binding", "bare REPORT_DATA", passes)
     return tuple(reasons)

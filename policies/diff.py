@@ -180,6 +180,9 @@ def _rest(old: Bundle, new: Bundle) -> Iterator[Change]:
     yield from _order_change(new, "freshness.grace_s", one.age_grace_s, two.age_grace_s, more_is=WIDER)
     yield from _set_change(new, "suites", one.suites, two.suites)
     yield from _set_change(new, "roles", one.roles, two.roles)
+    if one.unbound != two.unbound:
+        words = ["optional" if each.unbound else "required" for each in (one, two)]
+        yield _change(new, "binding", WIDER if two.unbound else NARROWER, *words)
 
 
 def _workloads(old: Bundle, new: Bundle) -> Iterator[Change]:

@@ -18,7 +18,7 @@ from policies.baseline import floor
 from policies.bundle import Bundle
 from policies.codes import PolicyCode
 from policies.errors import Reason, Refused
-from policies.explain import explain, rule_error
+from policies.explain import explain, log_missing, rule_error
 from policies.model import Action, Asked, Context, Facts, Judgement, asked, name_problem
 from policies.permit import Permit
 
@@ -66,7 +66,11 @@ def appraise_verdict(bundle: Bundle, verdict: Verdict, *, context: Context) -> t
     here, since the caller knows that it did not compare; a Permit can never come of it.
     """
     facts = _facts_of(bundle, verdict)
-    base = [reason for reason in floor(facts, "Admit", context) if reason.code is not PolicyCode.FLOOR_NOT_COMPARED]
+    base = [
+        reason
+        for reason in floor(facts, "Admit", context, unbound=True)
+        if reason.code is not PolicyCode.FLOOR_NOT_COMPARED
+    ]
     return (*base, *_appraised(bundle, facts, context.at).reasons, *platform_addresses(bundle.settings, context))
 
 
@@ -91,7 +95,7 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> J
     appraised = _appraised(bundle, facts, context.at)
     outside = _tenancy(bundle, facts, question)
     reasons = (
-        *floor(facts, question.action, context),
+        *floor(facts, question.action, context, unbound=bundle.settings.unbound),
         *outside,
         *appraised.reasons,
         *platform_addresses(bundle.settings, context),
@@ -100,6 +104,8 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> J
         return _refused(reasons, appraised)
     part = bundle.rules.slice(question, appraised.workloads)
     answer = _answer(bundle, facts, question, part, appraised, context)
+    unseen = () if facts.event_log_present else log_missing(part, answer)
+    reasons += unseen
     if not answer.allowed:
         reasons += _why(bundle, facts, question, part, appraised, context, answer)
     if reasons or not answer.allowed:

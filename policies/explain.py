@@ -63,6 +63,31 @@ def rule_error(part: Slice, message: str) -> Reason:
     )
 
 
+def log_missing(part: Slice, answer: Answer) -> tuple[Reason, ...]:
+    """What cannot be judged without the event log: a forbid that reads it, or a permit that nothing else backs.
+
+    Leaving the log out would otherwise hide a launch from the rule that asks for it.
+    """
+    backed = any(rule.permits and rule.id in answer.reasons and not rule.reads_log for rule in part.rules)
+    blind = [
+        rule
+        for rule in part.rules
+        if rule.reads_log and (not rule.permits or (rule.id in answer.reasons and not backed))
+    ]
+    return tuple(
+        Reason(
+            code=PolicyCode.EVENT_LOG,
+            rule=rule.id,
+            file=rule.file,
+            line=rule.line,
+            expected="an event log: the rule reads the launches",
+            found="none",
+            passes_if="the event log is sent with the quote",
+        )
+        for rule in blind
+    )
+
+
 def _forbidden(rule: Rule, found: Values) -> Reason:
     conditions = [condition.text for condition in rule.conditions]
     scope = [text for text in (scope_text("principal", rule.principal), scope_text("resource", rule.resource)) if text]

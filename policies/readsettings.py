@@ -41,6 +41,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
     freshness.done()
     suites = bundle.texts("suites", one_of=SUITES)
     roles = bundle.texts("roles", one_of=ROLES)
+    binding = bundle.text("binding", one_of=("required", "optional"))
     bundle.done()
     _duplicates(bundle, "allowance", [grant.name for grant in grants])
     return Settings(
@@ -55,6 +56,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
         suites=frozenset(suites or SUITES[:1]),
         roles=frozenset(roles or ROLES[:1]),
         workloads=read_workloads(references),
+        unbound=binding == "optional",
         lines=_lines(bundle),
     )
 

@@ -26,6 +26,7 @@ from policies.vocabulary import ATTRIBUTES, CONTEXT
 Json = Any
 _BLANK: Final = re.compile(r'@id\s*\(\s*""\s*\)')
 _QUOTED: Final = re.compile(r"`([^`]+)`")
+LOG_PATHS: Final = ("principal.launches", "principal.launch_count")
 ENTITY_TYPES: Final = ("Tenant", "Path", "Workload", "Agent", "Secret", "Mailbox", "Topic", "Tool", "Target")
 
 
@@ -73,6 +74,8 @@ class Rule:
     resource: Scope
     conditions: tuple[Condition, ...]
     time: TimeReads
+
+    reads_log: bool = False
 
     @property
     def permits(self) -> bool:
@@ -132,6 +135,7 @@ def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list
         resource=_scope(policy["resource"]),
         conditions=conditions,
         time=_time_reads([json.loads(condition.tree) for condition in conditions]),
+        reads_log=any(path in LOG_PATHS for item in conditions for path in paths_of(json.loads(item.tree))),
     )
 
 

@@ -99,7 +99,7 @@ LOOSER = [
     (r"^version = 1", 'roles = ["agent", "broker", "peer"]\nversion = 1'),
     (r"\Z", '\n[[allowance]]\nname = "migratable"\nuntil = "2099-01-01"\n'),
     (r"\Z", '\n[[allowance]]\nname = "sept_ve_disable_clear"\nuntil = "2099-01-01"\n'),
-    (r'^platforms = "any"', 'platforms = "any"\n'),
+    (r"^version = 1", 'binding = "optional"\nversion = 1'),
 ]
 # What a starter's tests cannot notice, with the reason.
 EXEMPT = {
