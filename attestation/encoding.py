@@ -77,13 +77,10 @@ def _check(value: object, depth: int) -> None:
     if isinstance(value, str):
         if not value.isascii():
             value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
-        return
-    if not isinstance(value, dict | list):
-        return
-    if depth == 0:
-        raise ValueError("nested too deeply")
-    for item in value.values() if isinstance(value, dict) else value:
-        _check(item, depth - 1)
-    if isinstance(value, dict):
-        for name in value:
-            _check(name, 1)
+    elif isinstance(value, dict | list):
+        if depth == 0:
+            raise ValueError("nested too deeply")
+        if isinstance(value, dict):
+            "".join(value).encode()  # the names
+        for item in value.values() if isinstance(value, dict) else value:
+            _check(item, depth - 1)
