@@ -6,9 +6,10 @@ record's digest is the evidence digest of agents and log entries.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import final
+
+import orjson
 
 from attestation.encoding import b64url, from_b64url, strict_json
 from attestation.evidence import Binding, Evidence
@@ -39,7 +40,7 @@ def pack(evidence: Evidence, client_nonce: bytes) -> Packed:
         "proof": b64url(evidence.proof),
         "client_nonce": b64url(client_nonce),
     }
-    raw = json.dumps(record, separators=(",", ":"), sort_keys=True).encode("ascii")
+    raw = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
     digest = hashlib.sha256(raw).digest()
     return Packed(digest=digest, blobs=(*parts, (digest, raw)))
 

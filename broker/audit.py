@@ -6,7 +6,6 @@ entry is the use-cases' decision. Entries hold names, digests and codes, never v
 """
 
 import base64
-import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, TypeVar, final
 
+import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker import tree
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import LogHead, LogRow, Store, Transaction
+from broker.ports import LogHead, LogRow, Readable, Store, Transaction
 from broker.wire.log import EMPTY_ROOT, Checkpoint, Receipt, raw_log_key
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Entry:
             **self.more,
         }
         told = {name: value for name, value in members.items() if value not in ("", [], 0)}
-        return json.dumps(told, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode("ascii")
+        return orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
 
 
 @final
@@ -236,18 +236,18 @@ def _getter(tx: Transaction) -> tree.GetNode:
     return get
 
 
-def rows(store: Store, *, start: int = 0, page: int = 1000) -> Iterator[LogRow]:
+def rows(store: Readable, *, start: int = 0, page: int = 1000) -> Iterator[LogRow]:
     """Every entry from `start`, read page by page."""
     while found := _page(store, start, page):
         yield from found
         start = found[-1].index + 1
 
 
-def _page(store: Store, start: int, limit: int) -> Sequence[LogRow]:
+def _page(store: Readable, start: int, limit: int) -> Sequence[LogRow]:
     return store.read(lambda tx: tx.log.page(start=start, limit=limit))
 
 
-def verify_store(store: Store, log_key: bytes) -> Checkpoint:
+def verify_store(store: Readable, log_key: bytes) -> Checkpoint:
     """Recompute the whole tree from the stored entries and compare it with the signed head.
 
     The public key is all it takes. Raises BrokerError log.tampered; WireError log.malformed, log.signature_invalid.

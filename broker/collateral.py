@@ -19,6 +19,7 @@ from attestation.collateral import Collateral
 from attestation.errors import AttestationError, Code, CollateralUnavailable
 from attestation.ports import CollateralSource
 from attestation.quote import Quote
+from attestation.recent import Recent
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.ports import Clock, Store, Transaction
@@ -29,6 +30,8 @@ MAX_FAMILIES: Final = 1024
 MAX_FETCHES: Final = 16
 _MARK: Final = "collateral/"
 logger = logging.getLogger("cloister.broker.collateral")
+# Certificate chains, byte for byte → family: reading three certificates costs more than a signature.
+_FAMILIES: Final[Recent[str]] = Recent(1024)
 
 
 @final
@@ -135,8 +138,14 @@ class CollateralCache:
 
 
 def _family(quote: Quote) -> str:
-    facts = claimed_platform(quote)
-    return f"{quote.tee}/{facts.fmspc.hex()}/{facts.ca}"
+    """Raises MalformedEvidence chain.*, VerificationFailed chain.not_in_quote."""
+    key = (quote.tee, quote.certification_type, quote.certification_data)
+    known = _FAMILIES.get(key)
+    if known is None:
+        facts = claimed_platform(quote)
+        known = f"{quote.tee}/{facts.fmspc.hex()}/{facts.ca}"
+        _FAMILIES.put(key, known)
+    return known
 
 
 def _numbers(collateral: Collateral) -> tuple[int, int]:

@@ -226,8 +226,11 @@ def _agent(call: Call) -> str:
 def refusal(broker: Broker, error: Refusal, correlation_id: str) -> Response:
     """The problem document for a refusal, and its line in the operator's log."""
     problem = problem_of(error, correlation_id)
-    broker.metrics.refused(problem.code)
+    asked_for_nonce = problem.code == BrokerCode.DPOP_NONCE  # every client's first request: no refusal to speak of
+    if not asked_for_nonce:
+        broker.metrics.refused(problem.code)
     level = logging.ERROR if problem.status >= 500 and problem.status != 503 else logging.INFO
+    level = logging.DEBUG if asked_for_nonce else level
     logger.log(
         level,
         "refused",

@@ -251,6 +251,11 @@ class Transaction(Protocol):
     def marks(self) -> Marks: ...
 
 
+class Readable(Protocol):
+    def read(self, query: Callable[[Transaction], T]) -> T:
+        """Run a query on what is committed."""
+
+
 class Store(Protocol):
     def before_commit(self, hook: Callable[[Transaction], None]) -> None:
         """Run `hook` at the end of every transaction, or of every group of them, inside it."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, final
 
+import orjson
+
 from attestation.errors import AttestationError, CollateralUnavailable
 from attestation.quote import Quote
 from attestation.verdict import Admission, Verdict
@@ -85,7 +87,7 @@ def record_of(
         expires_at_s=expires_at_s,
         simulated=verdict.simulated,
         tcb_status=str(verdict.tcb_status),
-        facts=json.dumps(facts, sort_keys=True),
+        facts=orjson.dumps(facts).decode("utf-8"),
     )
 
 

@@ -8,6 +8,7 @@ group's fsync. Queries run on a second connection, which sees only what is commi
 import asyncio
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ class SqlStore:
 
     def __init__(self, path: Path, *, mac_key: bytes) -> None:
         self._path = path
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its other files the same mode
         self._writer = self._connect()
         migrate(self._writer)
         self._reader = self._connect()
@@ -166,6 +168,29 @@ def _announce(group: Sequence[_Unit]) -> None:
 def _settle(units: Sequence[_Unit]) -> None:
     for unit in units:
         unit.settle()
+
+
+@final
+class SqlFile:
+    """A database to look into, read-only and without the root key: for checking a log offline."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileNotFoundError; BrokerError store.unavailable for a file that is no database of ours."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        try:
+            self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+            self._db.execute("SELECT 1 FROM log_head").fetchone()
+        except sqlite3.Error as error:
+            raise BrokerError(BrokerCode.STORE_UNAVAILABLE, f"{path}: {error}") from None
+        self._view = SqlTransaction(self._db, b"")
+
+    def read(self, query: Callable[[Transaction], T]) -> T:
+        """Raises BrokerError store.unavailable when the file is damaged."""
+        try:
+            return query(self._view)
+        except sqlite3.Error as error:
+            raise BrokerError(BrokerCode.STORE_UNAVAILABLE, str(error)) from None
 
 
 def migrate(connection: sqlite3.Connection) -> None:

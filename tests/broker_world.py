@@ -1,7 +1,7 @@
 """A broker, a simulated machine and agents for the broker's tests. Nothing here stands in for a part of the project.
 
-The broker is the real one, in process; agents are keys and trust domains that speak its language by hand, so that a test
-can change any single thing that they say.
+The broker is the real one, in process; agents are keys and trust domains that speak its language by hand, so that a
+test can change any single thing that they say.
 """
 
 import os
@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.errors import AttestationError
 from attestation.evidence import MLKEM768_X25519, Binding, Evidence, Role, proof_message, sign_proof
@@ -29,7 +31,6 @@ from broker.wire.jose import spki, thumbprint
 from broker.wire.mailbox import MailboxInfo, MailboxKey, ReceiveRequest, ReceiveResponse, SendResponse
 from broker.wire.release import ReleasePermit, ReleaseRequest, ReleaseResponse
 from broker.wire.tags import sealing_thumbprint
-from cryptography.hazmat.primitives.asymmetric import ec
 from policies import engine
 from policies.errors import Refused
 from simulator.domain import SimulatedTd
@@ -234,7 +235,9 @@ class Agent:
     def read(self, envelope: Envelope) -> bytes:
         return self.mail_key.open(envelope.body, info(envelope.header))
 
-    def headers(self, method: str, path: str, body: bytes = b"", *, nonce: str | None, **changes: Any) -> dict[str, str]:
+    def headers(
+        self, method: str, path: str, body: bytes = b"", *, nonce: str | None, **changes: Any
+    ) -> dict[str, str]:
         """What an HTTP request of this agent carries."""
         how: dict[str, Any] = {"method": method, "url": URL + path, "body": body, "nonce": nonce, "token": self.token}
         at_s = int(self.world.broker.clock().timestamp())
@@ -314,4 +317,3 @@ class World:
         at_s = int(self.broker.clock().timestamp())
         proof = dpop.build(self.admin_key, method=method, url=URL + path, body=body, at_s=at_s, nonce=nonce)
         return {"cloister-admin": proof}
-
