@@ -295,7 +295,7 @@ class Agent:
             if message_type is None or handler is None:
                 raise MessageError(Code.MESSAGE_TYPE, f"{header.type} from {header.sender}")
             result = await self._call(handler, context, message_type.decode(received.opened.plaintext))
-            if result is not None:
+            if result is not None and header.reply_to:  # who only told us something wants no answer
                 await context.reply(result)
         except MessageError as error:
             log.warning("message dropped: %s", error)
@@ -331,7 +331,7 @@ class Agent:
     async def _tell(self, context: Context, header: Header, code: Code) -> None:
         if header.reply_to:
             with suppress(*TROUBLE):  # the asker's time-out covers this
-                await context.reply(Problem(code=code))
+                await context.reply(Problem(code=str(code)))
 
     async def _call(self, handler: Handler, context: Context, *message: object) -> Any:
         if inspect.iscoroutinefunction(handler):

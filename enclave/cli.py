@@ -45,7 +45,10 @@ class Surroundings:
 
 def run(arguments: Sequence[str]) -> int:
     """`cloister run …`; returns the exit status."""
-    options = _parser().parse_args(list(arguments))
+    line = list(arguments)
+    end = line.index("--") if "--" in line else len(line)  # argparse can't tell an agent's options from ours
+    options = _parser().parse_args(line[:end])
+    options.arguments = line[end + 1 :]
     try:
         return _digest(options) if options.digest else _run(options)
     except (EnclaveError, AttestationError) as error:
@@ -54,9 +57,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cloister run", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="cloister run",
+        description=__doc__.split("\n\n")[0],
+        usage="cloister run AGENT [OPTIONS] [-- ARGUMENTS FOR THE AGENT]",
+    )
     parser.add_argument("agent", type=Path, metavar="AGENT", help="a .py file, or a folder with __main__.py")
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="for the agent, after --")
     parser.add_argument("--simulated", action="store_true", help="run on the software simulator; protects nothing")
     parser.add_argument("--machine", default="", metavar="DIR", help="the simulated machine's folder")
     parser.add_argument("--broker", default="", metavar="URL", help=f"the broker's address (or {BROKER_VARIABLE})")

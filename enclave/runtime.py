@@ -39,10 +39,13 @@ log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
 
 ATTEST_PATIENCE_S: Final = 60.0  # collateral of a platform that the broker has never seen is fetched meanwhile
+FIRST_REFUSED_S: Final = 1.0
+MAX_REFUSED_S: Final = 30.0
 KEY_CACHE_S: Final = 30.0
 WAIT_S: Final = 10
 LEASE_S: Final = 30
 KEY_CODES: Final = frozenset({"mailbox.key_stale"})  # sent to a key that is no longer the mailbox's
+_NONCE_CODES: Final = frozenset({"challenge.expired", "challenge.used"})  # this nonce is gone, another one may do
 _RETRY: Final = frozenset({429, 503})
 
 
@@ -54,6 +57,16 @@ class Received:
     opened: Opened = field(repr=False)
     lease: str
     attempt: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    """The broker's last refusal to admit this agent, and the moment (of the loop's clock) until which it stands."""
+
+    why: BrokerRefused
+    pause: float
+    until: float
 
 
 @final
@@ -81,6 +94,7 @@ class Runtime:
         self._client = AsyncClient(transport)
         self._calls = BrokerCalls(broker_url, self.keys, self.time, self._token)
         self._admission: Admission | None = None
+        self._refused: _Refused | None = None
         self._attesting = asyncio.Lock()
         self._sending: dict[str, asyncio.Lock] = {}
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
@@ -102,16 +116,26 @@ class Runtime:
     # --- attestation ---
 
     async def attest(self, *, instead_of: Admission | None = None) -> Admission:
-        """Attest, unless another task has replaced `instead_of` meanwhile. Raises what the session and client raise."""
+        """Attest, unless another task has replaced `instead_of` meanwhile. Raises what the session and client raise;
+        a fresh refusal stands for a while."""
         async with self._attesting:
             if self._admission is not None and self._admission is not instead_of:
                 return self._admission
+            refused = self._refused
+            if refused is not None and asyncio.get_running_loop().time() < refused.until:
+                raise refused.why  # a quote costs the platform time, and asking at once changes nothing
             try:
                 self._admission = await self._attest_patiently()
-            except BrokerRefused:
-                self._admission = None
+            except BrokerRefused as why:
+                self._admission, self._refused = None, self._next_refusal(why)
                 raise
+            self._refused = None
             return self._admission
+
+    def _next_refusal(self, why: BrokerRefused) -> _Refused:
+        """How long this refusal stands before the broker is asked again: twice as long as the one before."""
+        pause = min(2 * self._refused.pause, MAX_REFUSED_S) if self._refused else FIRST_REFUSED_S
+        return _Refused(why=why, pause=pause, until=asyncio.get_running_loop().time() + pause)
 
     async def _attest_patiently(self) -> Admission:
         loop, pause = asyncio.get_running_loop(), 0.2
@@ -120,7 +144,7 @@ class Runtime:
             try:
                 return await self._attest_once()
             except BrokerRefused as refusal:
-                if refusal.status not in _RETRY or loop.time() + pause > give_up:
+                if (refusal.status not in _RETRY and refusal.code not in _NONCE_CODES) or loop.time() + pause > give_up:
                     raise
             except TransportFailed:
                 if loop.time() + pause > give_up:

@@ -185,7 +185,8 @@ def messages_are_sealed(scene: Scene, analyst: AgentProcess) -> None:
     canaries = [REPORT.splitlines()[0].encode(), scene.key]
     searched = sum(_search(path, canaries) for path in (scene.lab.broker_folder, scene.folder / "broker.log"))
     narrator.good(
-        f"searched all {searched:,} bytes that the broker wrote (database, log) for that sentence and the key: neither is there.",
+        f"searched all {searched:,} bytes that the broker wrote to database and log: neither that sentence nor the key "
+        "is there.",
         answer=answer["line"],
         bytes_searched=searched,
     )
