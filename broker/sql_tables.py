@@ -359,15 +359,19 @@ class _Log:
 
     def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
         rows = self._db.execute(
-            """SELECT idx, at_ms, kind, subject, entry FROM log_entry
+            """SELECT idx, at_ms, kind, subject, CAST(entry AS BLOB) FROM log_entry
                WHERE idx >= ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR subject = ?) ORDER BY idx LIMIT ?""",
             (start, kind, kind, subject, subject, limit),
         )
         return [_log_row(row) for row in rows]
 
     def newest(self, *, kind: str, limit: int) -> Sequence[LogRow]:
-        query = "SELECT idx, at_ms, kind, subject, entry FROM log_entry WHERE kind = ? ORDER BY idx DESC LIMIT ?"
-        return [_log_row(row) for row in self._db.execute(query, (kind, limit))]
+        rows = self._db.execute(
+            """SELECT idx, at_ms, kind, subject, CAST(entry AS BLOB) FROM log_entry
+               WHERE kind = ? ORDER BY idx DESC LIMIT ?""",
+            (kind, limit),
+        )
+        return [_log_row(row) for row in rows]
 
     def head(self) -> LogHead | None:
         row = self._db.execute("SELECT size, note FROM log_head").fetchone()
