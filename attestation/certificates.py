@@ -36,6 +36,8 @@ _VERSION_2: Final = bytes.fromhex("020101")
 _EXPLICIT_0: Final = 0xA0
 _EXPLICIT_3: Final = 0xA3
 _TRUE: Final = bytes.fromhex("0101ff")
+_SEQUENCE: Final = bytes((der.SEQUENCE,))
+_STANDARD_OID: Final = bytes.fromhex("0603551d")
 _UTC_TIME: Final = b"\x17"
 _GENERALIZED_TIME: Final = 0x18
 _COMMON_NAME: Final = bytes.fromhex("0603550403")
@@ -281,17 +283,16 @@ def _p256_point(spki: bytes) -> bytes:
 
 
 def _common_name(name: bytes) -> str:
-    """The one CN of a Name. Raises Unmet when there is none or more than one."""
+    """The one CN of a Name: SEQUENCE of SET { SEQUENCE { OID, text } }. Raises Unmet when there is not exactly one."""
     at, end = der.whole(name, der.SEQUENCE)
     found: list[str] = []
     while at < end:
-        attribute, at = der.record(name, at, end, der.SET)
-        start, stop = der.record(name, attribute, at, der.SEQUENCE)
-        if stop != at:
-            raise Unmet("a name with several attributes in one set")
-        if name[start : start + len(_COMMON_NAME)] == _COMMON_NAME:
-            value_at = start + len(_COMMON_NAME)
-            text = slice(*der.record(name, value_at, stop, name[value_at])) if value_at < stop else slice(0)
+        start, at = der.record(name, at, end, der.SET)
+        if name[start : start + 1] != _SEQUENCE or start + 2 + name[start + 1] != at:
+            raise Unmet("a name with something else than one short attribute in a set")
+        if name.startswith(_COMMON_NAME, start + 2):
+            value = start + 2 + len(_COMMON_NAME)
+            text = slice(*der.record(name, value, at, name[value])) if value < at else slice(0)
             found.append(name[text].decode("ascii", "replace"))
     if len(found) != 1:
         raise Unmet(f"a name with {len(found)} common names")
@@ -323,7 +324,8 @@ def _extensions(raw: bytes, at: int, end: int, tag: int) -> dict[bytes, tuple[bo
     found: dict[bytes, tuple[bool, bytes]] = {}
     while at < end:
         start, at = der.record(raw, at, end, der.SEQUENCE)
-        value_at = der.record(raw, start, at, der.OID)[1]
+        standard = raw.startswith(_STANDARD_OID, start, at)  # nearly all are 2.5.29.n: spares a general reading
+        value_at = start + 5 if standard else der.record(raw, start, at, der.OID)[1]
         oid = raw[start:value_at]
         critical = raw[value_at : value_at + 3] == _TRUE
         value, value_end = der.record(raw, value_at + 3 if critical else value_at, at, der.OCTET_STRING)

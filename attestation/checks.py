@@ -183,16 +183,16 @@ class Ledger:
     def each(self, step: Step, items: Mapping[str, S], demand: Callable[[S], T]) -> dict[str, T]:
         """Run one demand on several labelled things as one check. What met it comes back under its label."""
         met: dict[str, T] = {}
-        unmet: list[tuple[str, Unmet]] = []
+        unmet: dict[str, Unmet] = {}
         for label, item in items.items():
             try:
                 met[label] = demand(item)
             except Unmet as error:
-                unmet.append((label, error))
+                unmet[label] = error
         if unmet:
-            details = "; ".join(f"{label}: {error.detail}" for label, error in unmet)
-            short = tuple(item for _, error in unmet for item in error.short)
-            self.failed(step, Unmet(details, unmet[0][1].remedy, short))
+            details = "; ".join(f"{label}: {error.detail}" for label, error in unmet.items())
+            short = tuple(item for error in unmet.values() for item in error.short)
+            self.failed(step, Unmet(details, next(iter(unmet.values())).remedy, short))
         elif met:
             self.checks.append(step.passed)
         return met

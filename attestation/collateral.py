@@ -116,9 +116,8 @@ def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
         raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: {len(text)} bytes, at most {MAX_COLLATERAL}")
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
-        containers = decoded.count("{") + decoded.count("[")
-        if containers > _MAX_CONTAINERS:
-            raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: {containers} objects and arrays")
+        if len(decoded) > _MAX_CONTAINERS and decoded.count("{") + decoded.count("[") > _MAX_CONTAINERS:
+            raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: over {_MAX_CONTAINERS} objects and arrays")
         document = _DECODER.decode(decoded)
     except (ValueError, RecursionError) as error:  # bad UTF-8 and absurd numbers are ValueErrors too
         raise _malformed(f"{what} is not JSON: {type(error).__name__}") from error

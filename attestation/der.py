@@ -21,6 +21,8 @@ ENUMERATED: Final = 0x0A
 SEQUENCE: Final = 0x30
 SET: Final = 0x31
 
+_LEAST: Final = (0, 0x80, 0x100, 0x10000)  # what needs so many octets of length
+
 Range = tuple[int, int]
 """Where a record's content starts and ends."""
 
@@ -43,12 +45,12 @@ def record(data: bytes, at: int, end: int, tag: int) -> Range:
 
 def _long_length(data: bytes, at: int, end: int) -> tuple[int, int]:
     """A length of more than seven bits, and where the content starts."""
-    size = data[at + 1] & 0x7F
+    size = data[at + 1] - 0x80
     start = at + 2 + size
     if not 1 <= size <= 3 or start > end:
         raise Unmet(f"DER: bad length at offset {at}")
-    length = int.from_bytes(data[at + 2 : start], "big")
-    if length < (0x80 if size == 1 else 1 << (8 * (size - 1))):
+    length = data[at + 2] << 8 | data[at + 3] if size == 2 else int.from_bytes(data[at + 2 : start], "big")
+    if length < _LEAST[size]:
         raise Unmet(f"DER: a length is not in its shortest form at offset {at}")
     return length, start
 

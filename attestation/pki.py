@@ -59,6 +59,8 @@ class TrustRoots:
     certificates: tuple[Certificate, ...] = field(repr=False)
     sha256: tuple[str, ...]
     """Lower-case hex SHA-256 of each root's DER: log these at start."""
+    bodies: tuple[bytes, ...] = field(repr=False)
+    """Their PEM bodies: chains usually carry the same text, which need not be decoded again."""
 
     @classmethod
     def intel(cls) -> TrustRoots:
@@ -71,7 +73,8 @@ class TrustRoots:
         try:
             if len(pem) > _MAX_ROOTS_PEM:
                 raise Unmet(f"{len(pem)} bytes, at most {_MAX_ROOTS_PEM}")
-            certificates = tuple(Certificate.parse(pem_decode(body)) for body in pem_blocks(pem))
+            bodies = tuple(pem_blocks(pem))
+            certificates = tuple(Certificate.parse(pem_decode(body)) for body in bodies)
             for certificate in certificates:
                 if not (certificate.self_issued and certificate.is_ca):
                     raise Unmet(f"{certificate.common_name} is not a self-issued CA certificate")
@@ -79,7 +82,7 @@ class TrustRoots:
                     raise Unmet(f"{certificate.common_name} is not signed by its own key")
         except Unmet as unmet:
             raise MalformedEvidence(Code.ROOTS_MALFORMED, unmet.detail) from unmet
-        return cls(certificates, tuple(sha256(certificate.der).hexdigest() for certificate in certificates))
+        return cls(certificates, tuple(sha256(certificate.der).hexdigest() for certificate in certificates), bodies)
 
     def holding(self, point: bytes) -> Certificate | None:
         """The root with this public key."""
@@ -101,7 +104,7 @@ class KnownCertificates:
     __slots__ = ("_bodies", "_parsed", "_proved")
 
     def __init__(self, roots: TrustRoots, earlier: KnownCertificates | None = None) -> None:
-        self._bodies: dict[bytes, Certificate] = {}
+        self._bodies: dict[bytes, Certificate] = dict(zip(roots.bodies, roots.certificates, strict=True))
         self._parsed: dict[bytes, Certificate] = {root.der: root for root in roots.certificates}
         self._proved: set[tuple[bytes, bytes]] = set()
         if earlier is not None:
@@ -132,17 +135,21 @@ class KnownCertificates:
 
 
 def in_roles(certificates: Sequence[Certificate], roles: Sequence[Role]) -> tuple[Certificate, ...]:
-    """The certificates in the order of `roles`, found by name, whatever their order in the text. Raises Unmet."""
-    ordered = []
-    for role in roles:
-        named = [certificate for certificate in certificates if certificate.common_name in role.names]
-        if len(named) != 1:
+    """As many certificates as `roles`, put in their order by name, each issued by the next. Raises Unmet."""
+    ordered: list[Certificate] = []
+    for at, role in enumerate(roles):
+        if certificates[at].common_name in role.names:  # nearly always they stand in order
+            ordered.append(certificates[at])
+        else:
+            ordered += [certificate for certificate in certificates if certificate.common_name in role.names]
+        if len(ordered) != at + 1:
             names = ", ".join(repr(certificate.common_name) for certificate in certificates)
             raise Unmet(f"need one {role.title} ({' or '.join(role.names)}), the names here are {names}")
-        ordered += named
-    for lower, upper in zip(ordered, [*ordered[1:], ordered[-1]], strict=True):  # the root issued itself
+    upper = ordered[-1]  # the root issued itself
+    for lower in reversed(ordered):
         if lower.issuer != upper.subject:
             raise Unmet(f"the issuer of {lower.common_name!r} is not the subject of {upper.common_name!r}")
+        upper = lower
     return tuple(ordered)
 
 
@@ -251,11 +258,10 @@ def _items(raw: bytes, span: der.Range, oids: tuple[bytes, ...]) -> list[der.Ran
     at, end = span
     values: list[der.Range] = []
     for oid in oids:
-        start, stop = der.record(raw, at, end, der.SEQUENCE)
-        if not raw.startswith(oid, start, stop):
+        start, at = der.record(raw, at, end, der.SEQUENCE)
+        if not raw.startswith(oid, start, at):
             raise Unmet(f"item {len(values) + 1} in the SGX extension is not the one that belongs there")
-        values.append((start + len(oid), stop))
-        at = stop
+        values.append((start + len(oid), at))
     if at != end:
         raise Unmet(f"more than {len(oids)} items in the SGX extension or in a part of it")
     return values
