@@ -1,16 +1,20 @@
 """`cloister demo`: the whole story in under a minute, for somebody who has never heard of TDX; then it cleans up.
 
-Decides options and exit status: 0 when everything happened as it must, 1 when something did not, 2 for wrong usage.
+Decides options and exit status: 0 when everything happened as it must, 1 when something did not, 2 for wrong usage,
+128 + n after signal n.
 What is told is in `story`.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from simulator.demo.narrator import Narrator
 
@@ -29,9 +33,16 @@ def main(arguments: Sequence[str]) -> int:
         Path(folder, "broker.log").open("w", encoding="utf-8") as log,
     ):
         log_to(log, "DEBUG")
+        signal.signal(signal.SIGTERM, _end)
         try:
             tell(Narrator(as_json=options.json), Path(folder))
-        except DemoFailed as error:
+        except (DemoFailed, OSError) as error:
             print(f"cloister demo: {error}", file=sys.stderr)
             return 1
     return 0
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    """Told to stop: leave through every clean-up, and let no second signal interrupt that."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
