@@ -296,11 +296,15 @@ print("once" if again is None else "twice", flush=True)
     )
     os.close(follower)
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    os.write(leader, b"\x03")
-    assert process.communicate(timeout=30)[0] == b"once\n"
-    assert process.returncode == 0
-    os.close(leader)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        os.write(leader, b"\x03")
+        assert process.communicate(timeout=30)[0] == b"once\n"
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(leader)
 
 
 def _become_foreground(terminal: int) -> None:
