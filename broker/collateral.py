@@ -121,7 +121,7 @@ class CollateralCache:
         old = self._known.get(family)
         if old is not None and old.collateral.digest == found.digest:
             return
-        if old is not None and _numbers(found) < _numbers(old.collateral):
+        if old is not None and _older(found, old.collateral):
             self._fail(family, CollateralUnavailable(Code.COLLATERAL_ROLLBACK, f"{family}: older than what was seen"))
             return
         if old is None and len(self._known) >= MAX_FAMILIES:
@@ -148,14 +148,20 @@ def _family(quote: Quote) -> str:
     return known
 
 
-def _numbers(collateral: Collateral) -> tuple[int, int]:
-    """Evaluation number and issue date (as a sortable number) of the TCB info; zeros when it has none."""
+def _older(found: Collateral, known: Collateral) -> bool:
+    """Whether any document of the set is older than what was seen: a source may not take anything back."""
+    pairs = ((found.tcb_info, known.tcb_info), (found.qe_identity, known.qe_identity))
+    return any(now < before for new, old in pairs for now, before in zip(_numbers(new), _numbers(old), strict=True))
+
+
+def _numbers(text: str) -> tuple[int, float]:
+    """Evaluation number and issue date of a document; zeros when it has none, since the verifier will refuse it."""
     try:
-        document = json.loads(collateral.tcb_info)
+        document = json.loads(text)
         issued = datetime.fromisoformat(document["issueDate"].replace("Z", "+00:00"))
-        return int(document["tcbEvaluationNumber"]), int(issued.timestamp())
+        return int(document["tcbEvaluationDataNumber"]), issued.timestamp()
     except (ValueError, KeyError, TypeError, AttributeError):
-        return 0, 0
+        return 0, 0.0
 
 
 def _save(tx: Transaction, family: str, known: _Known) -> None:

@@ -80,12 +80,13 @@ when { principal.simulated };
 }
 
 
-def write_bundle(folder: Path, **changes: tuple[str, str]) -> Path:
-    """The test's policy; `changes` replace a text by another in the file of that name (`_` for `.`)."""
+def write_bundle(folder: Path, *changes: tuple[str, str], version: int = 1) -> Path:
+    """The test's policy, with texts replaced wherever they stand."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in FILES.items():
-        old, new = changes.get(name.replace(".", "_").replace("-", "_"), ("", ""))
-        (folder / name).write_text(text.replace(old, new) if old else text)
+        for old, new in (("version = 1", f"version = {version}"), *changes):
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
     shutil.copy(Path(engine.__file__).parent / "schema.cedarschema", folder)
     return folder
 
