@@ -36,6 +36,7 @@ EV_EVENT_TAG: Final = 6
 REGISTER: Final = 3
 MAX_BYTES: Final = 1 << 30
 BOOT: Final = "boot.py"
+LAUNCHER_VARIABLE: Final = "CLOISTER_LAUNCHER"
 _CHUNK: Final = 1 << 20
 _NOFOLLOW: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BOOT_TEXT: Final = '''\
@@ -54,6 +55,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 for option, value in ((38, 1), (4, 0), (1, int(signal.SIGTERM))):  # no new privileges, no dumps, end with the launcher
     if libc.prctl(option, value, 0, 0, 0) != 0:
         raise SystemExit(f"prctl({option}): {os.strerror(ctypes.get_errno())}")
+if os.getppid() != int(os.environ.pop("CLOISTER_LAUNCHER")):
+    raise SystemExit("the launcher has ended already")
 sys.path[:] = [path for path in sys.path if path.startswith((sys.base_prefix, sys.base_exec_prefix))]
 sys.path += [os.path.join(top, "agent"), os.path.join(top, "packages")]
 sys.dont_write_bytecode = True

@@ -12,7 +12,7 @@ import pwd
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -20,7 +20,7 @@ from typing import Any, Final, Self, final
 
 from attestation.ports import TrustDomain
 from enclave.domain import FD_VARIABLE, DomainServer
-from enclave.launch import Staged, hand_over
+from enclave.launch import LAUNCHER_VARIABLE, Staged, hand_over
 from enclave.main import BROKER_VARIABLE, TRUST_VARIABLE
 
 # Where service managers, too, take ids for users that exist only while something runs.
@@ -37,8 +37,18 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._starting = False
+        self._pending = 0
         self._before: dict[int, Any] = {}
+
+    def start(self, begin: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+        """Start the agent; a signal meanwhile goes to it afterwards, so that none is left alone."""
+        self._starting = True
+        self._child = begin()
+        if self._pending:
+            self._child.send_signal(self._pending)
+        return self._child
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,10 +60,13 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.child is None:
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                self._child.send_signal(number)
+        elif self._starting:
+            self._pending = number
+        else:
             raise SystemExit(128 + number)
-        with suppress(ProcessLookupError):
-            self.child.send_signal(number)
 
 
 def run(
@@ -74,25 +87,28 @@ def run(
         hand_over(staged, uid)
     server = DomainServer(domain)
     inherited = server.theirs.fileno()
-    child = subprocess.Popen(
-        [interpreter(), "-I", "-S", "-B", str(staged.boot), *arguments],
-        env={
-            "PATH": os.defpath,
-            "LANG": "C.UTF-8",
-            **environment,
-            FD_VARIABLE: str(inherited),
-            BROKER_VARIABLE: broker_url,
-            TRUST_VARIABLE: str(trust_path),
-        },
-        pass_fds=(inherited,),
-        cwd=staged.top,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        umask=0o077,
-        **_as_user(uid),
-    )
-    if signals is not None:
-        signals.child = child
+
+    def begin() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [interpreter(), "-I", "-S", "-B", str(staged.boot), *arguments],
+            env={
+                "PATH": os.defpath,
+                "LANG": "C.UTF-8",
+                **environment,
+                FD_VARIABLE: str(inherited),
+                BROKER_VARIABLE: broker_url,
+                TRUST_VARIABLE: str(trust_path),
+                LAUNCHER_VARIABLE: str(os.getpid()),
+            },
+            pass_fds=(inherited,),
+            cwd=staged.top,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            umask=0o077,
+            **_as_user(uid),
+        )
+
+    child = (signals or Signals()).start(begin)
     server.start()
     try:
         status = child.wait()

@@ -89,6 +89,7 @@ def test_interrupted_it_cleans_up_too(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode not in (0, None)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in tree)
+    left = {pid: Path(f"/proc/{pid}/stat").read_text() for pid in tree if Path(f"/proc/{pid}").exists()}
+    assert left == {}
     assert list(tmp_path.iterdir()) == []
     assert launches() <= before

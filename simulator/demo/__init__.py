@@ -1,8 +1,7 @@
 """`cloister demo`: the whole story in under a minute, for somebody who has never heard of TDX; then it cleans up.
 
 Decides options and exit status: 0 when everything happened as it must, 1 when something did not, 2 for wrong usage,
-128 + n after signal n.
-What is told is in `story`.
+128 + n after signal n. What is told is in `story`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from simulator.demo.narrator import Narrator
 
@@ -25,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, nothing else")
     options = parser.parse_args(list(arguments))
     from broker.telemetry import log_to
-    from simulator.demo.process import DemoFailed
+    from simulator.demo.process import DemoFailed, interruption
     from simulator.demo.story import tell
 
     with (
@@ -33,16 +30,11 @@ def main(arguments: Sequence[str]) -> int:
         Path(folder, "broker.log").open("w", encoding="utf-8") as log,
     ):
         log_to(log, "DEBUG")
-        signal.signal(signal.SIGTERM, _end)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, interruption.handle)
         try:
             tell(Narrator(as_json=options.json), Path(folder))
         except (DemoFailed, OSError) as error:
             print(f"cloister demo: {error}", file=sys.stderr)
             return 1
     return 0
-
-
-def _end(number: int, _: FrameType | None) -> NoReturn:
-    """Told to stop: leave through every clean-up, and let no second signal interrupt that."""
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(128 + number)

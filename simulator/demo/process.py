@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, Self, final
 
 HOME: Final = Path(__file__).resolve().parent.parent.parent
@@ -25,6 +26,36 @@ _END: Final = {"event": "end"}
 
 class DemoFailed(Exception):
     """The story did not go as it must; the demo ends with status 1."""
+
+
+@final
+class Interruption:
+    """SIGTERM and SIGINT end the demo through every clean-up, but never between a start and its clean-up."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._held = False
+
+    def handle(self, number: int, _: FrameType | None) -> None:
+        """The signal handler. Later signals are ignored: nothing interrupts the cleaning up."""
+        if not self._number:
+            self._number = number
+            if not self._held:
+                raise SystemExit(128 + number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is done inside is done whole; a signal meanwhile takes effect afterwards."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._number:
+            raise SystemExit(128 + self._number)
+
+
+interruption: Final = Interruption()
 
 
 @final

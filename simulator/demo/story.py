@@ -25,7 +25,7 @@ from enclave.trustfile import TrustFile
 from simulator.demo import policy, vectors
 from simulator.demo.narrator import Narrator
 from simulator.demo.operator import LogExport, Operator
-from simulator.demo.process import AgentProcess, DemoFailed
+from simulator.demo.process import AgentProcess, DemoFailed, interruption
 from simulator.lab import Lab
 from simulator.machine import Machine
 
@@ -111,7 +111,8 @@ def set_up(narrator: Narrator, folder: Path, running: ExitStack) -> Scene:
         "rtmr2": image.rtmrs[2].hex(),
     }
     bundle = policy.bundle(ppid=machine.platform(0).ppid.hex(), measurements=measurements, code=code)
-    lab = running.enter_context(Lab(folder, bundle=bundle, tenant=policy.TENANT))
+    with interruption.held():
+        lab = running.enter_context(Lab(folder, bundle=bundle, tenant=policy.TENANT))
     key = AESGCM.generate_key(256)
     operator = Operator(lab.broker_url, lab.admin_key_file)
     operator.put_secret(policy.SECRET, key, labels=("research",))
@@ -149,8 +150,13 @@ def agents_attest(scene: Scene) -> tuple[AgentProcess, AgentProcess, set[str]]:
 
 
 def _agent(scene: Scene, name: str, *arguments: str) -> AgentProcess:
-    process = AgentProcess(scene.folder / f"{name}.py", surroundings=scene.surroundings, arguments=arguments)
-    return scene.running.enter_context(process)
+    return _start(scene, scene.folder / f"{name}.py", *arguments)
+
+
+def _start(scene: Scene, path: Path, *arguments: str) -> AgentProcess:
+    with interruption.held():
+        process = AgentProcess(path, surroundings=scene.surroundings, arguments=arguments)
+        return scene.running.enter_context(process)
 
 
 def _admitted(scene: Scene, agent: AgentProcess) -> str:
@@ -215,7 +221,7 @@ def changed_agent_is_refused(scene: Scene) -> None:
     differing = sum(a != b for a, b in zip(source, changed.read_bytes(), strict=True))
     if differing != 1:
         raise DemoFailed(f"{differing} bytes were changed, not one")
-    process = scene.running.enter_context(AgentProcess(changed, surroundings=scene.surroundings))
+    process = _start(scene, changed)
     status = process.wait()
     if status != 1:
         raise DemoFailed(f"the changed agent ended with status {status}\n{process.words}")
