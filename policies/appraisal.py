@@ -129,9 +129,14 @@ def appraise(settings: Settings, facts: Facts, at: datetime) -> Appraised:
 
 
 def change_moments(settings: Settings, facts: Facts, matches: tuple[Match, ...]) -> set[datetime]:
-    """Every moment, past or future, at which an input of this appraisal changes."""
-    age_ends = facts.verified_at + timedelta(seconds=settings.max_age_s)
-    moments = {facts.valid_until, age_ends, age_ends + timedelta(seconds=settings.age_grace_s)}
+    """Every moment, past or future, at which an input of this appraisal changes.
+
+    Ages are whole seconds and hold through their last one, and so does `valid_until`: each gives two moments, its own
+    and the first one after.
+    """
+    ages = (settings.max_age_s, settings.max_age_s + settings.age_grace_s)
+    moments = {facts.verified_at + timedelta(seconds=age + more) for age in ages for more in (0, 1)}
+    moments |= {facts.valid_until, facts.valid_until + timedelta(microseconds=1)}
     if settings.grace:
         moments.add(settings.grace.until)
     if settings.platforms.any_until:

@@ -170,19 +170,22 @@ def _fixed_circumstances(
 
 
 def ask(question: dict[str, object], policies: cedarpy.PolicySet, known: cedarpy.Entities) -> Answer:
-    """One question to Cedar. Anything but a clean Allow denies: an error anywhere, NoDecision, a bad request."""
+    """One question to Cedar. Anything but a clean Allow denies: an error anywhere, NoDecision, a bad request.
+
+    Cedar lists rules in no fixed order; they are sorted, so that the same question has the same answer.
+    """
     try:
         result = cedarpy.is_authorized(question, policies, known, schema())
     except ValueError as error:
         return Answer(allowed=False, errors=(str(error),))
     diagnostics = result.diagnostics
-    errors = tuple(diagnostics.errors)
+    errors = tuple(sorted(diagnostics.errors))
     if not errors and result.decision is cedarpy.Decision.NoDecision:
         errors = ("Cedar gave no decision",)
     ids = diagnostics.id_annotations_by_reason
     return Answer(
         allowed=result.allowed and not errors,
-        reasons=tuple(ids[name] for name in diagnostics.reasons if name in ids),
+        reasons=tuple(sorted(ids[name] for name in diagnostics.reasons if name in ids)),
         errors=errors,
     )
 

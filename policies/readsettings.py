@@ -34,7 +34,8 @@ def read_settings(bundle: Table, references: Table) -> Settings:
     grace = _grace(grace_table, tcb) if grace_table.data else None
     tcb_table.done()
     platforms = _platforms(bundle)
-    grants = tuple(grant for table in bundle.tables("allowance") if (grant := _grant(table)))
+    granted = bundle.tables("allowance")
+    grants = tuple(grant for table in granted if (grant := _grant(table)))
     freshness = bundle.table("freshness", required=True)
     max_age_s = freshness.number("max_age_s", required=True, low=1, high=MAX_AGE_S)
     age_grace_s = freshness.number("grace_s", high=MAX_AGE_S)
@@ -43,7 +44,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
     roles = bundle.texts("roles", one_of=ROLES)
     binding = bundle.text("binding", one_of=("required", "optional"))
     bundle.done()
-    _duplicates(bundle, "allowance", [grant.name for grant in grants])
+    _duplicates(bundle, "allowance", [str(table.data.get("name", "")) for table in granted])
     return Settings(
         tenant=tenant,
         version=version or 0,
@@ -70,8 +71,11 @@ def _lines(table: Table) -> tuple[tuple[str, int], ...]:
 
 
 def _duplicates(table: Table, key: str, names: list[str]) -> None:
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        table.complain(key, BundleCode.DUPLICATE, f"{key} {name!r} is defined twice", "keep one")
+    """Names of array tables that stand twice, blamed on the later one."""
+    for index, name in enumerate(names):
+        if name and name in names[:index]:
+            path = (*table.path, key, index)
+            table.document.complain(path, BundleCode.DUPLICATE, f"{key} {name!r} is defined twice", "keep one")
 
 
 def _tcb(table: Table) -> TcbRule:
