@@ -254,6 +254,49 @@ def test_the_copy_runs_with_its_own_packages_and_no_more(
         assert (found["uid"], found["writable"]) == (uid, False)
 
 
+SNOOP = """
+import json, os
+found = {"uid": os.getuid(), "groups": os.getgroups(), "core": __import__("resource").getrlimit(4)[0]}
+top = os.path.dirname(os.path.dirname(__file__))
+for name in ("agent/snoop.py", "boot.py"):
+    try:
+        open(os.path.join(top, name), "a").close()
+        found[name] = "written"
+    except PermissionError:
+        found[name] = "refused"
+try:
+    os.listdir("/root")
+    found["root"] = "read"
+except PermissionError:
+    found["root"] = "refused"
+from enclave.domain import RemoteDomain
+found["quote"] = RemoteDomain.inherited().quote(bytes(range(64)))[:2].hex()
+print(json.dumps(found), flush=True)
+"""
+
+
+def test_as_root_the_copy_runs_as_a_user_that_can_reach_nothing(
+    tmp_path: Path, domain: SimulatedTd, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = Path("/usr/bin/python3")
+    version = (
+        subprocess.run([str(system), "-V"], capture_output=True, text=True, check=False) if system.exists() else None
+    )
+    if os.geteuid() != 0 or version is None or f"{sys.version_info[0]}.{sys.version_info[1]}." not in version.stdout:
+        pytest.skip("needs root, and this version of Python where every user can read it")
+    monkeypatch.setattr(supervise, "interpreter", lambda: str(system))
+    agent = tmp_path / "snoop.py"
+    agent.write_text(SNOOP)
+    uid = supervise.FREE_IDS[0]
+    with launch.stage(agent) as staged:
+        status = supervise.run(staged, domain, trust=b"{}", broker_url="", environment={}, uid=uid)
+        found = json.loads(capfd.readouterr().out)
+    assert status == 0
+    assert (found["uid"], found["groups"], found["core"], found["quote"]) == (uid, [], 0, "0400")
+    assert (found["agent/snoop.py"], found["boot.py"], found["root"]) == ("refused", "refused", "refused")
+    assert not staged.top.exists()
+
+
 def test_without_tdx_and_without_simulated_the_message_says_what_to_add(tmp_path: Path) -> None:
     if Path("/sys/kernel/config/tsm/report").exists():
         pytest.skip("this machine is a trust domain")

@@ -1,0 +1,86 @@
+"""The examples are run as their own first lines say."""
+
+import os
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from simulator.demo import vectors
+from simulator.demo.operator import Operator
+from simulator.lab import Lab
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    with Lab(tmp_path) as lab:
+        yield lab
+
+
+@contextmanager
+def run(lab: Lab, example: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    around = ["--machine", str(lab.machine_folder), "--broker", lab.broker_url, "--trust", str(lab.trust_file)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cloister", "run", str(EXAMPLES / example), "--simulated", *around, "--", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def wait_until_admitted(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if " runs as agent/" in line:
+            return
+    pytest.fail("".join(said))
+
+
+def test_the_research_pair_reads_a_sealed_report(lab: Lab) -> None:
+    key, nonce = AESGCM.generate_key(256), os.urandom(12)
+    report = nonce + AESGCM(key).encrypt(nonce, b"It works.\nReally.", b"")
+    Operator(lab.broker_url, lab.admin_key_file).put_secret("lab/research/report-key", key, labels=("board-only",))
+    with run(lab, "research/researcher.py") as researcher:
+        wait_until_admitted(researcher)
+        with run(lab, "research/analyst.py", b64encode(report).decode()) as analyst:
+            assert analyst.stdout is not None
+            assert analyst.stdout.readline() == "It works. (3 words, labels ['board-only'])\n"
+
+
+def test_hello_is_short() -> None:
+    text = (EXAMPLES / "hello.py").read_text()
+    code = [line for line in text.splitlines() if line.strip() and not line.startswith('"""')]
+    assert len(code) <= 15
+
+
+def test_a_real_quote_is_verified_in_three_lines(tmp_path: Path) -> None:
+    found = vectors.find()
+    if found is None:
+        pytest.skip("no recorded Intel quotes here")
+    (tmp_path / "quote").write_bytes(found.raw)
+    (tmp_path / "collateral").write_text(found.collateral)
+    arguments = [str(tmp_path / "quote"), str(tmp_path / "collateral"), found.at.isoformat()]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "verify.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("UpToDate "), done.stderr
