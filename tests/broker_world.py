@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.errors import AttestationError
 from attestation.evidence import MLKEM768_X25519, Binding, Evidence, Role, proof_message, sign_proof
-from attestation.sealing import SealingKey
+from attestation.quote import Quote
+from attestation.sealing import SealingKey, seal_to
 from broker.config import Admin, Settings
 from broker.errors import BrokerError
 from broker.rootkey.root import RootKey
@@ -203,8 +204,6 @@ class Agent:
         return found
 
     def envelope(self, key: MailboxKey, text: bytes = b"hello", *, life_s: int = 600, **changes: Any) -> Envelope:
-        from attestation.sealing import seal_to
-
         self.seq += 1
         now_ms = int(self.world.broker.clock().timestamp() * 1000)
         members: dict[str, Any] = {
@@ -281,10 +280,9 @@ class World:
             await world.prefetch()
         return world
 
-    async def prefetch(self) -> None:
-        from attestation.quote import Quote
-
-        await self.broker.collateral.prefetch(Quote.parse(self.machine.launch("prefetch").quote(b"p" * 64)))
+    async def prefetch(self, platform: int = 0) -> None:
+        quote = self.machine.launch("prefetch", platform=platform).quote(b"p" * 64)
+        await self.broker.collateral.prefetch(Quote.parse(quote))
 
     async def restart(self, **settings: Any) -> None:
         """The same broker in another life."""
