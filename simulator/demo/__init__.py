@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="cloister demo", description=__doc__.split(";")[0] + ".")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, nothing else")
     options = parser.parse_args(list(arguments))
+    from broker.admin_client import AdminError
     from broker.telemetry import log_to
     from simulator.demo.process import DemoFailed, interruption
     from simulator.demo.story import tell
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
             signal.signal(number, interruption.handle)
         try:
             tell(Narrator(as_json=options.json), Path(folder))
-        except (DemoFailed, OSError) as error:
+        except (AdminError, DemoFailed, OSError) as error:
             print(f"cloister demo: {error}", file=sys.stderr)
             return 1
     return 0

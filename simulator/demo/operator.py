@@ -1,24 +1,21 @@
 """The demo's operator: what an administrator does at the broker over HTTP, and what an auditor does without it.
 
-Decides nothing about rights: each request carries a proof by the administrator's key (DPoP form, header
-`Cloister-Admin`), and the broker knows that key from its settings.
+Decides nothing about rights: the broker knows the administrator's key from its settings, and each request proves that
+its sender holds it.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 import httpx2
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from broker.admin_client import AdminClient, load_key
 from broker.audit import recompute
-from broker.wire import dpop
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.jose import unb64u
 from broker.wire.log import Checkpoint
@@ -52,21 +49,19 @@ class LogExport:
 
 @final
 class Operator:
-    """Requests with an administrator's key. Raises DemoFailed for any answer but success."""
+    """An administrator with the key in `key_file`. Raises AdminError when the broker says no."""
 
     def __init__(self, broker_url: str, key_file: Path) -> None:
-        key = load_pem_private_key(key_file.read_bytes(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        self._key = key
+        self._broker = AdminClient(broker_url, load_key(key_file))
         self._url = broker_url
-        self._nonce: str | None = None
 
     def put_secret(self, name: str, value: bytes, *, labels: Sequence[str] = ()) -> None:
-        self._ask("PUT", f"/v1/secrets/{name}", PutSecretRequest(value=value, labels=tuple(labels)).to_dict())
+        body = PutSecretRequest(value=value, labels=tuple(labels))
+        self._broker.send("PUT", f"/v1/secrets/{name}", body.to_dict())
 
     def refresh_collateral(self) -> bool:
         """Have the broker ask its collateral source now; whether anything was new."""
-        return bool(self._ask("POST", "/v1/collateral:refresh", {})["changed"])
+        return bool(self._broker.send("POST", "/v1/collateral:refresh", {})["changed"])
 
     def entries(self, *kinds: str) -> list[dict[str, Any]]:
         """The log's entries of these kinds, or all, oldest first."""
@@ -94,30 +89,6 @@ class Operator:
 
     def _rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        while page := self._ask("GET", "/v1/log/entries", None, {"start": str(len(rows)), "limit": str(PAGE)})[
-            "entries"
-        ]:
+        while page := self._broker.get("/v1/log/entries", start=len(rows), limit=PAGE)["entries"]:
             rows += page
         return rows
-
-    def _ask(
-        self, method: str, path: str, members: Mapping[str, Any] | None, query: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        body = b"" if members is None else json.dumps(members).encode()
-        response = self._send(method, path, body, query)
-        if response.status_code == 401:  # the first proof has no nonce yet
-            response = self._send(method, path, body, query)
-        if response.status_code != 200:
-            raise DemoFailed(f"{method} {path}: HTTP {response.status_code} {response.text}")
-        found: dict[str, Any] = response.json()
-        return found
-
-    def _send(self, method: str, path: str, body: bytes, query: Mapping[str, str] | None) -> httpx2.Response:
-        url = self._url + path
-        proof = dpop.build(self._key, method=method, url=url, body=body, at_s=int(time.time()), nonce=self._nonce)
-        headers = {"cloister-admin": proof, "content-type": "application/json"}
-        response = httpx2.request(
-            method, url, content=body, headers=headers, params=dict(query or {}), trust_env=False, timeout=30.0
-        )
-        self._nonce = response.headers.get("dpop-nonce", self._nonce)
-        return response
