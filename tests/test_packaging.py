@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
-EXTRAS = {"base": [], "all": ["broker", "corim", "enclave", "simulator"], "tpm": ["tpm"], "dev": ["broker", "enclave", "dev"]}
+IN_ALL = ["broker", "corim", "enclave", "simulator"]
+EXTRAS = {"base": [], "all": IN_ALL, "tpm": ["tpm"], "dev": [*IN_ALL, "dev"]}
 
 
 @pytest.fixture(scope="module")
