@@ -19,6 +19,7 @@ from enclave.release import Secret
 
 T = TypeVar("T")
 ASK_TIMEOUT_S: Final = 30.0
+CLOCK_SLACK_S: Final = 5.0  # the broker tells the time in whole seconds, and some time ago
 
 
 class Host(Protocol):
@@ -72,7 +73,7 @@ class Context:
     async def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
         """Send, and wait for the answer of that type. Raises MessageError message.no_answer, message.peer_failed."""
         msg_id = await self._host.deliver(
-            to, message, labels=self._labels, in_reply_to=b"", expect_reply=True, ttl_s=timeout_s
+            to, message, labels=self._labels, in_reply_to=b"", expect_reply=True, ttl_s=timeout_s + CLOCK_SLACK_S
         )
         found, labels = await self._host.answer_to(msg_id, reply, timeout_s)
         self._labels |= labels

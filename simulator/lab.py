@@ -6,8 +6,9 @@ its time from the machine's clock, so that moving the clock moves everything. No
 
 A folder that is used again keeps its machine, its keys, its secrets, its log and, where they are free, its ports:
 
-    machine/   what `--machine` takes        broker/   database, root key       policy/    the bundle, to be edited
-    admin.pem  the administrator's key       root.pem  the machine's root       trust.json what agents must be given
+    machine/    what `--machine` takes          broker/    database, root key, the log's public key
+    policy/     the bundle                      admin.pem  the administrator's key
+    root.pem    the machine's root              trust.json what agents must be given
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from broker.rootkey import keyfile
 from broker.service import Broker, build
 from broker.telemetry import log_to
 from broker.wire.jose import thumbprint
+from broker.wire.log import verifier_key
 from enclave.cli import lab_note
 from enclave.trustfile import render
 from policies.scaffold import starter, write
@@ -91,10 +93,13 @@ class Lab:
             serving = _Serving(self._settings(), self.machine, self.pcs_url, self.broker_folder / "collateral", door)
             self._serving = stack.enter_context(serving)
             self._keep_ports()
+            identity = serving.broker.identity
+            vkey = verifier_key(identity.log_name, identity.log_key)
+            (self.broker_folder / "log.vkey").write_text(f"{vkey}\n", encoding="ascii")
             self.trust_file.write_bytes(
                 render(
                     tenant=self.tenant,
-                    log_key=serving.broker.identity.log_key,
+                    log_key=identity.log_key,
                     roots_pem=(self.machine.root_pem,),
                     administrators=tuple(admin.jkt for admin in serving.broker.settings.admins),
                 )
@@ -301,6 +306,7 @@ Try, in another terminal:
   cloister run examples/hello.py --simulated                    an agent; it finds this lab by itself
   echo hush > s && cloister secret put {lab.tenant}/demo/word s \\
       --broker {lab.broker_url} --key-file {lab.admin_key_file}
+  cloister audit verify {lab.database} --log-key {lab.broker_folder}/log.vkey
   cloister sim recover --machine {lab.machine_folder} --help    make the platform fall out of date
   edit {lab.policy_folder}/policy.cedar, raise its version      then restart the lab
 

@@ -14,7 +14,7 @@ import pytest
 
 from attestation.eventlog import EventLog
 from attestation.quote import Quote
-from enclave import launch, packages, supervise
+from enclave import cli, launch, packages, supervise
 from enclave.domain import DomainServer, RemoteDomain
 from enclave.errors import Code, EnclaveError
 from simulator.domain import SimulatedTd
@@ -323,3 +323,70 @@ def test_the_digest_for_reference_values_is_printed_without_running_anything(tmp
     with launch.stage(agent) as staged:
         assert done.stdout.strip() == staged.digest.hex()
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def cloister_run(tmp_path: Path, *options: str, **environment: str) -> tuple[int, str]:
+    agent = tmp_path / "a.py"
+    agent.write_bytes(AGENT)
+    done = subprocess.run(
+        [sys.executable, "-m", "cloister", "run", str(agent), *options],
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_what_is_not_known_is_asked_for(tmp_path: Path) -> None:
+    status, said = cloister_run(tmp_path, "--simulated")
+    assert (status, "agent.unconfigured" in said, "cloister lab" in said) == (2, True, True)
+    status, said = cloister_run(tmp_path, "--simulated", "--trust", str(tmp_path / "none"))
+    assert (status, "trust.unreadable" in said) == (2, True)
+
+
+def test_an_agent_that_nobody_launched_says_how_to_launch_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/hello.py"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "cloister run" in done.stderr) == (2, True)
+
+
+def test_where_no_simulator_is_installed_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_entry_points", dict)
+    assert code_of(cli._simulated, "machine", "td") == Code.LAUNCH_NO_SIMULATOR
+    monkeypatch.setattr(cli, "_entry_points", lambda: {"simulated": "no_such_simulator:make"})
+    assert code_of(cli._simulated, "machine", "td") == Code.LAUNCH_NO_SIMULATOR
+
+
+class Broken:
+    """A trust domain whose platform is out of order."""
+
+    name = "broken"
+    simulated = True
+
+    def quote(self, report_data: bytes) -> bytes:
+        raise OSError("no quote today")
+
+    def event_log(self) -> bytes:
+        return b""
+
+    def extend(self, register: int, digest: bytes, *, event_type: int, data: bytes) -> None:
+        raise OSError("no register today")
+
+
+def test_a_domain_that_fails_says_so_and_goes_on(tmp_path: Path) -> None:
+    server = DomainServer(Broken())
+    theirs = server.theirs.dup()
+    server.start()
+    remote = RemoteDomain(theirs)
+    assert code_of(remote.quote, bytes(64)) == Code.LAUNCH_DOMAIN_FAILED
+    assert remote.event_log() == b""
+    theirs.close()
+    server.close()

@@ -290,6 +290,11 @@ def test_mail_from_before_a_restart_never_comes_back(router: Router, alice: Part
     assert opened_with(router, bob, old, alice) == Code.ENVELOPE_INCARNATION
 
 
+def test_an_envelope_for_a_key_that_the_mailbox_never_had_is_refused(router: Router, alice: Party, bob: Party) -> None:
+    header = replace(Header.from_bytes(send(alice, bob).header), mailbox_key=bytes(32)).to_bytes()
+    assert opened_with(router, bob, alice.keys.sign_envelope(header=header, body=b""), alice) == Code.ENVELOPE_EPOCH
+
+
 def test_an_old_mailbox_key_ends_with_its_time(router: Router, alice: Party, bob: Party) -> None:
     old = send(alice, bob, ttl_s=4 * 3600)
     assert not bob.inbox.key_due()

@@ -170,6 +170,24 @@ def test_a_folder_keeps_machine_broker_and_ports(tmp_path: Path) -> None:
         assert TrustFile.load(second.trust_file).digest == broker.digest
 
 
+def test_a_folder_is_used_again_when_its_port_is_taken(tmp_path: Path) -> None:
+    with Lab(tmp_path) as first:
+        port = int(first.broker_url.rpartition(":")[2])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with Lab(tmp_path) as second:
+            assert second.broker_url != first.broker_url
+            assert httpx2.get(f"{second.broker_url}/readyz", trust_env=False).json()["ok"] is True
+
+
+def test_its_log_is_verified_offline(tmp_path: Path) -> None:
+    with Lab(tmp_path) as lab:
+        pass
+    command = ["audit", "verify", str(lab.database), "--log-key", str(lab.broker_folder / "log.vkey")]
+    subprocess.run([sys.executable, "-m", "cloister", *command], cwd=ROOT, check=True, capture_output=True)
+
+
 def test_people_are_told_what_it_is_and_what_to_try(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with lab_process("--dir", str(tmp_path / "lab"), XDG_STATE_HOME=str(state)) as (process, line):

@@ -24,6 +24,7 @@ from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import b64u
 from broker.wire.mailbox import MailboxInfo, ReceiveResponse
 from enclave import Agent, BrokerRefused, EnclaveError
+from enclave import agent as agent_module
 from enclave import launch as measured
 from enclave.context import BlockingContext, Context
 from enclave.errors import Code
@@ -435,6 +436,55 @@ def test_a_release_that_somebody_altered_is_not_opened(lab: Lab) -> None:
     assert asyncio.run(story()) == WireCode.RELEASE_SIGNATURE
 
 
+def test_an_admission_for_another_agent_is_not_taken(lab: Lab) -> None:
+    answers: list[dict[str, Any]] = []
+
+    def swap(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+        if request.url.path != "/v1/attestations" or response.status_code != 200:
+            return response
+        answers.append(json.loads(response.content))
+        return answered(response, answers[0])
+
+    async def story() -> None:
+        async with running(lab, researcher(), wire=Wire(tamper=swap)):
+            pass
+
+    asyncio.run(story())
+    assert refused_at_start(lab, Wire(tamper=swap)) == Code.SESSION_ADMISSION
+
+
+def test_a_release_whose_log_entry_is_about_something_else_is_not_opened(lab: Lab) -> None:
+    receipts: list[dict[str, Any]] = []
+
+    def swap(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+        if response.status_code != 200 or not request.url.path.endswith((":release", "/attestations")):
+            return response
+        members = json.loads(response.content)
+        receipts.append(members["receipt"])  # the first is genuine too: it is that of the admission
+        return answered(response, {**members, "receipt": receipts[0]})
+
+    async def story() -> str:
+        async with running(lab, Agent("researcher"), wire=Wire(tamper=swap)) as agent:
+            return await code_of(agent.context().secrets.get(SECRET))
+
+    assert asyncio.run(story()) == Code.RELEASE_RECEIPT
+
+
+def test_a_release_that_comes_too_late_is_not_opened(lab: Lab) -> None:
+    async def story() -> str:
+        agent = Agent("researcher")
+
+        def later(request: httpx2.Request, response: httpx2.Response) -> httpx2.Response:
+            if request.url.path.endswith(":release") and response.status_code == 200:
+                agent.running.time.learn(int(agent.running.time.now_s()) + 120)
+            return response
+
+        async with running(lab, agent, wire=Wire(tamper=later)):
+            return await code_of(agent.context().secrets.get(SECRET))
+
+    assert asyncio.run(story()) == Code.RELEASE_EXPIRED
+
+
 # --- life goes on ---
 
 
@@ -542,6 +592,44 @@ def test_handlers_may_be_plain_functions(lab: Lab) -> None:
             return (await analyst.context().ask("researcher", Question(text="?"), Answer)).text
 
     assert asyncio.run(asyncio.wait_for(story(), 20)) == f"demo ['research'] {len(CANARY)}"
+
+
+def test_a_handler_that_always_fails_ends_with_a_code_for_the_asker(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_module, "MAX_ATTEMPTS", 1)
+
+    async def story() -> str:
+        agent = Agent("researcher")
+
+        @agent.on_message(Question)
+        async def answer(ctx: Context, question: Question) -> Answer:
+            raise RuntimeError(CANARY.decode())
+
+        async with running(lab, agent), running(lab, Agent("analyst")) as analyst:
+            try:
+                await analyst.context().ask("researcher", Question(text="?"), Answer)
+            except EnclaveError as error:
+                return str(error)
+            return "ok"
+
+    said = asyncio.run(asyncio.wait_for(story(), 20))
+    assert said.startswith(f"{Code.MESSAGE_PEER_FAILED}: {Code.MESSAGE_HANDLER}\n")
+    assert CANARY.decode() not in said
+
+
+def test_who_waits_in_vain_or_replies_to_nobody_is_told(lab: Lab) -> None:
+    async def story() -> tuple[str, str]:
+        silent = Agent("researcher")
+
+        @silent.on_message(Question)
+        async def hear(ctx: Context, question: Question) -> None:
+            return None
+
+        async with running(lab, silent), running(lab, Agent("analyst")) as analyst:
+            ctx = analyst.context()
+            waited = await code_of(ctx.ask("researcher", Question(text="?"), Answer, timeout_s=0.3))
+            return waited, await code_of(ctx.reply(Answer(text="!")))
+
+    assert asyncio.run(asyncio.wait_for(story(), 20)) == (Code.MESSAGE_NO_ANSWER, Code.AGENT_NO_REPLY)
 
 
 def test_a_message_that_nobody_handles_is_answered_with_a_code(lab: Lab) -> None:
