@@ -9,6 +9,7 @@ server is `cloister lab` on a processor of its own.
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
@@ -108,6 +109,7 @@ async def timed(
 
 
 def rows() -> Iterator[Row]:
+    logging.getLogger("cloister.broker").setLevel(logging.ERROR)  # it says at start that it trusts another root
     with tempfile.TemporaryDirectory() as name:
         yield asyncio.run(_in_process(Path(name)))
     with tempfile.TemporaryDirectory() as name, _lab(Path(name)) as told:
@@ -181,7 +183,7 @@ def _lab(folder: Path) -> Iterator[dict[str, str]]:
     if not Path(command[0]).exists():
         raise PartMissing("`cloister` beside the interpreter: install the project (make setup)")
     ours = os.sched_getaffinity(0)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as lab:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as lab:
         assert lab.stdout is not None
         line = lab.stdout.readline()
         if not line:

@@ -15,8 +15,8 @@ from benchmarks import corpus
 from benchmarks.corpus import Sample
 from benchmarks.harness import PartMissing, Row, faster_row, ratio_row, take_turns
 
-ROUNDS = 20
-BURST = 10
+ROUNDS = 15
+BURST = 30
 ALL = frozenset(Allowance)
 
 
