@@ -130,7 +130,8 @@ def test_a_failing_case_shows_what_was_expected_what_came_and_why(run: Ran, tmp_
 
 def test_rules_that_no_case_exercises_are_named(run: Ran, tmp_path: Path) -> None:
     made = files("dev")
-    extra = b'\n@id("idle") permit (principal in Workload::"agent", action == Action::"CallTool", resource == Tool::"dev/idle/x");\n'
+    scope = 'principal in Workload::"agent", action == Action::"CallTool", resource == Tool::"dev/idle/x"'
+    extra = f'\n@id("idle") permit ({scope});\n'.encode()
     path = changed(tmp_path, {**made, "policy.cedar": made["policy.cedar"] + extra})
     status, told = run("test", path)
     assert status == 0
