@@ -9,6 +9,7 @@ Sources: RFC 7518 §3.4 (raw signature); RFC 5480 (SPKI of an EC key); RFC 7638 
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -27,8 +28,12 @@ _ECDSA: Final = ec.ECDSA(SHA256())
 _CURVE: Final = ec.SECP256R1()
 
 
+@lru_cache(maxsize=4096)
 def load_public(spki: bytes) -> ec.EllipticCurvePublicKey:
-    """ValueError unless these are the 91 bytes that DER has for an uncompressed point on P-256."""
+    """ValueError unless these are the 91 bytes that DER has for an uncompressed point on P-256.
+
+    Remembered, because a key is loaded wherever it is looked at.
+    """
     if len(spki) != SPKI_SIZE or not spki.startswith(_SPKI_PREFIX):
         raise ValueError("not the SPKI of an uncompressed P-256 key")
     return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, spki[len(_SPKI_PREFIX) - 1 :])

@@ -134,7 +134,7 @@ class AdmissionDesk:
             tx.agents.put(session.record)
 
         receipt = await self._record(Kind.AGENT_ADMITTED, attempt, at, work, judged=judged, generation=generation)
-        self._sessions.admit(session)
+        self._sessions.admit(session, issued)
         return AttestationResponse(
             token=issued.token, subject=session.subject, expires_at_s=issued.expires_at_s, receipt=receipt
         )

@@ -4,6 +4,7 @@ Decides the order: bundle of the tenant, collateral at hand, quote, event log, `
 admission.py's business; the same judgement without freshness serves whoever was admitted before.
 """
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, final
@@ -16,6 +17,7 @@ from attestation.eventlog import EventLog
 from attestation.evidence import Evidence
 from attestation.pki import TrustRoots
 from attestation.quote import Quote
+from attestation.recent import Recent
 from attestation.tcb import ANY_TCB
 from attestation.verdict import Verdict
 from attestation.verifier import Verifier
@@ -26,6 +28,7 @@ from policies.engine import decide
 from policies.model import Admit, Context
 from policies.permit import Permit
 
+KEPT_LOGS: Final = 512
 OUTDATED: Final = frozenset(
     {
         Code.COLLATERAL_EXPIRED,
@@ -69,6 +72,7 @@ class Judge:
     def __init__(self, roots: TrustRoots, bundles: Bundles, collateral: CollateralCache) -> None:
         self._roots = roots
         self._verifier = Verifier(roots)
+        self._logs: Recent[EventLog] = Recent(KEPT_LOGS)
         self.bundles: Final = bundles
         self.collateral: Final = collateral
 
@@ -94,10 +98,21 @@ class Judge:
             if error.code in OUTDATED:
                 self.collateral.outdated(quote)
             raise
-        log = EventLog.parse(evidence.event_log) if evidence.event_log is not None else None
+        log = self._log(evidence.event_log)
         verdict = Verdict.of(verified, event_log=log, binding=evidence.binding)
         permit = decide(bundle, verdict, Admit(), context=Context(at=at, source_ip=source_ip))
         return Judged(verdict=verdict, permit=permit, bundle=bundle)
+
+    def _log(self, raw: bytes | None) -> EventLog | None:
+        """The event log, read once: an agent's is the same at every renewal."""
+        if raw is None:
+            return None
+        name = hashlib.sha256(raw).digest()
+        known = self._logs.get(name)
+        if known is None:
+            known = EventLog.parse(raw)
+            self._logs.put(name, known)
+        return known
 
     def require_chain(self, quote: Quote) -> None:
         """The PCK chain alone: what a stranger must show before anything is fetched or written for him.

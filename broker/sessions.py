@@ -12,14 +12,14 @@ import json
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, final
 
 import orjson
 
 from attestation.errors import AttestationError, CollateralUnavailable
 from attestation.quote import Quote
-from attestation.verdict import Admission, Verdict
+from attestation.verdict import Verdict
 from broker.archive import unpack
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
@@ -57,6 +57,20 @@ class Session:
     @property
     def generation(self) -> int:
         return self.record.generation
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Token:
+    """What an admission token that was proved to be ours says, and when it stops saying it."""
+
+    subject: str
+    jkt: str
+    end: datetime
+
+
+def _name(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
 def record_of(
@@ -105,11 +119,20 @@ class Sessions:
         self._identity = identity
         self._clock = clock
         self._live: OrderedDict[str, Session] = OrderedDict()
-        self._tokens: OrderedDict[bytes, Admission] = OrderedDict()
+        self._tokens: OrderedDict[bytes, _Token] = OrderedDict()
         self._judging: dict[str, asyncio.Task[Session]] = {}
 
-    def admit(self, session: Session) -> None:
-        """Take in an agent that has just been admitted."""
+    def admit(self, session: Session, issued: Issued | None = None) -> None:
+        """Take in an agent that has just been judged, and the token that it was given, which need not be read again."""
+        if issued is not None:
+            self._remember(
+                issued.token,
+                _Token(
+                    subject=session.subject,
+                    jkt=session.verdict.jkt,
+                    end=min(datetime.fromtimestamp(issued.expires_at_s, UTC), session.verdict.valid_until),
+                ),
+            )
         self._live[session.subject] = session
         self._live.move_to_end(session.subject)
         if len(self._live) > MAX_LIVE:
@@ -120,23 +143,27 @@ class Sessions:
 
         Raises TokenRefused token.*; BrokerError agent.*; what judging raises.
         """
-        admission = self._opened(token, at)
-        return await self.of_subject(admission.verdict.subject, at)
+        return await self.of_subject(self._opened(token, at).subject, at)
 
     def key_of(self, token: str, at: datetime) -> str:
         """Thumbprint of the key that the token is bound to. Raises TokenRefused token.*"""
-        return self._opened(token, at).verdict.jkt
+        return self._opened(token, at).jkt
 
-    def _opened(self, token: str, at: datetime) -> Admission:
+    def _opened(self, token: str, at: datetime) -> _Token:
         """A token is verified once; its end is looked at every time."""
-        name = hashlib.sha256(token.encode("utf-8", "replace")).digest()
-        known = self._tokens.get(name)
-        if known is None or at >= known.expires_at or at >= known.verdict.valid_until:
-            known = self._identity.open(token, at)
-            self._tokens[name] = known
-            if len(self._tokens) > MAX_TOKENS:
-                self._tokens.popitem(last=False)
+        known = self._tokens.get(_name(token))
+        if known is None or at >= known.end:
+            admission = self._identity.open(token, at)
+            verdict = admission.verdict
+            end = min(admission.expires_at, verdict.valid_until)
+            known = _Token(subject=verdict.subject, jkt=verdict.jkt, end=end)
+            self._remember(token, known)
         return known
+
+    def _remember(self, token: str, known: _Token) -> None:
+        self._tokens[_name(token)] = known
+        if len(self._tokens) > MAX_TOKENS:
+            self._tokens.popitem(last=False)
 
     async def of_subject(self, subject: str, at: datetime) -> Session:
         """The agent, judged in the present generation.
