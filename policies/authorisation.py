@@ -24,7 +24,6 @@ from policies.vocabulary import schema
 
 MILLISECOND: Final = timedelta(milliseconds=1)
 SECOND: Final = timedelta(seconds=1)
-_SKIPPED: Final = frozenset(
     {"rtmrs", "report_data", "quote_digest", "collateral_digest", "subject", "broker_id", "tee"}
 )
 _PLAIN: Final = (

@@ -173,7 +173,7 @@ def _why(
     except ValueError as error:
         return (rule_error(part, str(error)),)
     asking = request(subject, question, facts, appraised.standing, context)
-    return explain(bundle.rules, part, answer, question, asking, known, facts)
+    return explain(bundle.rules, part, answer, question, asking, known, facts, appraised.workloads)
 
 
 def _refused(reasons: tuple[Reason, ...], appraised: Appraised) -> Judgement:

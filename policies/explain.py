@@ -33,9 +33,10 @@ def explain(
     question: dict[str, object],
     known: cedarpy.Entities,
     facts: Facts,
+    workloads: tuple[str, ...],
 ) -> tuple[Reason, ...]:
     """Every reason for a refusal by the rules: errors, forbids that applied, and why no permit did."""
-    found = Values(question, asked, facts)
+    found = Values(question, asked, facts, workloads)
     reasons = [rule_error(part, message) for message in answer.errors]
     forbids = {rule.id: rule for rule in part.rules if not rule.permits}
     reasons += [_forbidden(forbids[name], found) for name in answer.reasons if name in forbids]
@@ -192,11 +193,11 @@ def scope_text(variable: str, scope: Scope) -> str:
 class Values:
     """What the request and the facts say at the paths that a condition reads."""
 
-    def __init__(self, question: dict[str, object], asked: Asked, facts: Facts) -> None:
+    def __init__(self, question: dict[str, object], asked: Asked, facts: Facts, workloads: tuple[str, ...]) -> None:
         self._context: dict[str, Any] = json.loads(str(question["context"]))
         self._asked = asked
         self._facts = facts
-        self.workloads = "no workload's measurements match, or another one's do"
+        self.workloads = f"it is {' and '.join(workloads)}" if workloads else "no workload has its measurements"
         self.request = f"{asked.action} on {asked.kind}::{json.dumps(asked.name)}"
 
     def show(self, *trees: Any) -> str:

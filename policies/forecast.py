@@ -6,6 +6,7 @@ those at which the answer changes or at which something must be renewed for it t
 `early` channel it also tells what the next TCB recovery will do to this platform, down to the SVN that will be missing.
 
 Evidence is taken to be attested afresh at each moment: an agent does that every few minutes, so its age says nothing.
+Dates in the bundle are judged as if the collateral had been renewed by then, so that its end does not hide them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from attestation.tcb import UP_TO_DATE
 from attestation.verifier import NOT_COMPARED, verify_quote
 from policies.bundle import Bundle
 from policies.model import Action
-from policies.recording import Recording
-from policies.replay import Answer, answer
+from policies.recording import Recording, facts_of
+from policies.replay import Answer, answer, judged
 
 SECOND: Final = timedelta(seconds=1)
 RENEWABLE: Final = ("TCB info", "QE identity", "PCK CRL", "root CRL")
@@ -97,14 +98,27 @@ def forecast(
     events: list[Event] = []
     if early is not None and (coming := _coming(bundle, recording, action, at, now, early)):
         events.append(coming)
-    previous = now
+    previous = {"": now, "bundle": now}
     for moment, what, where in sorted(_moments(bundle, recording)):
-        if moment <= at:
-            continue
-        then = answer(bundle, recording, action, at=moment)
-        events.append(_event(moment, what, where, previous, then))
-        previous = then
+        if moment > at:
+            lane = "bundle" if where else ""
+            then = (
+                _renewed(bundle, recording, action, at, moment)
+                if where
+                else answer(bundle, recording, action, at=moment)
+            )
+            events.append(_event(moment, what, where, previous[lane], then))
+            previous[lane] = then
     return Forecast(name=recording.name, at=at, now=now, events=tuple(events))
+
+
+def _renewed(bundle: Bundle, recording: Recording, action: Action, at: datetime, moment: datetime) -> Answer:
+    """The answer at a moment by which everything has been renewed that a broker renews by itself."""
+    try:
+        facts = facts_of(recording, at=at, allow=bundle.allowances(at))
+    except AttestationError as error:
+        return Answer(permitted=False, codes=(error.code.value,), detail=error.detail)
+    return judged(bundle, replace(facts, verified_at=moment, valid_until=moment + SECOND), action, moment, "cloister")
 
 
 def _event(moment: datetime, what: str, where: str, previous: Answer, then: Answer) -> Event:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast
+
+from policies.errors import Reason
 
 if TYPE_CHECKING:
     from attestation.verdict import Verdict
@@ -277,10 +279,9 @@ class Judgement:
     """The whole answer for one action, without the authority of a Permit."""
 
     permitted: bool
-    reasons: tuple[Any, ...] = ()
+    reasons: tuple[Reason, ...] = ()
     not_after: datetime = NEVER
     rules: tuple[str, ...] = ()
     standing: str = "stale"
     workloads: tuple[str, ...] = ()
     cacheable: bool = True
-    facts_read: tuple[str, ...] = field(default=())

@@ -72,10 +72,11 @@ def answer(bundle: Bundle, recording: Recording, action: Action, *, at: datetime
         facts = facts_of(recording, at=at, allow=bundle.allowances(at))
     except AttestationError as error:
         return Answer(permitted=False, codes=(error.code.value,), detail=error.detail)
-    return _judged(bundle, facts, action, at, via)
+    return judged(bundle, facts, action, at, via)
 
 
-def _judged(bundle: Bundle, facts: Facts, action: Action, at: datetime, via: str) -> Answer:
+def judged(bundle: Bundle, facts: Facts, action: Action, at: datetime, via: str) -> Answer:
+    """The engine's judgement of facts as an Answer."""
     result = judge(bundle, facts, action, context=Context(at=at, via=via))
     return Answer(
         permitted=result.permitted,
@@ -107,7 +108,7 @@ def replay(
             pair = []
             for bundle in (old, new):
                 found = verified[bundle.allowances(moment)]
-                pair.append(found if isinstance(found, Answer) else _judged(bundle, found, action, moment, via))
+                pair.append(found if isinstance(found, Answer) else judged(bundle, found, action, moment, via))
             yield Replayed(name=recording.name, action=name, at=moment, old=pair[0], new=pair[1])
 
 

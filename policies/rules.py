@@ -24,7 +24,6 @@ from policies.tables import nearest, suggest, to_moment
 from policies.vocabulary import ATTRIBUTES, CONTEXT
 
 Json = Any
-_BLANK: Final = re.compile(r'@id\s*\(\s*""\s*\)')
 _QUOTED: Final = re.compile(r"`([^`]+)`")
 LOG_PATHS: Final = ("principal.launches", "principal.launch_count")
 ENTITY_TYPES: Final = ("Tenant", "Path", "Workload", "Agent", "Secret", "Mailbox", "Topic", "Tool", "Target")

@@ -161,6 +161,12 @@ def test_dates_of_the_bundle_are_forecast_with_file_and_line() -> None:
     assert not first.renewable
 
 
+def test_the_end_of_collateral_does_not_hide_a_date_of_the_bundle() -> None:
+    found = forecast(bundle(), recorded(), Admit(), at=AT)
+    event = next(item for item in found.events if item.what == "platforms = any ends")
+    assert (event.changes, event.codes) == (True, ("policy.platform_any_ended",))
+
+
 def test_the_early_channel_tells_which_svn_will_be_missing() -> None:
     later = machine().fork(AT)
     later.recover("publish", advisories=["INTEL-SA-01313"])
