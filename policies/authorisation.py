@@ -24,8 +24,6 @@ from policies.vocabulary import schema
 
 MILLISECOND: Final = timedelta(milliseconds=1)
 SECOND: Final = timedelta(seconds=1)
-    {"rtmrs", "report_data", "quote_digest", "collateral_digest", "subject", "broker_id", "tee"}
-)
 _PLAIN: Final = (
     "tenant role compared tcb_status platform_tcb_status module_tcb_status qe_tcb_status tcb_evaluation_number"
     " qe_evaluation_number fmspc ppid piid mr_td mr_seam rtmr0 rtmr1 rtmr2 rtmr3 mr_config_id mr_owner mr_owner_config"
