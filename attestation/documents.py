@@ -222,8 +222,9 @@ def _moment(found: str) -> int:
     return int(datetime.fromisoformat(_time(found)).timestamp())
 
 
-def _octets(found: object, size: int) -> bytes:
-    if type(found) is not str or len(found) != 2 * size:
+def _octets(found: str, size: int) -> bytes:
+    """Raises TypeError for what is not text, too."""
+    if len(found) != 2 * size:
         raise ValueError(f"something is not {2 * size} hex digits")
     return unhexlify(found)
 

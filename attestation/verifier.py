@@ -294,8 +294,9 @@ class Verifier:
         chain = self._chain(quote, None)
         ledger = Ledger()
         judge_time(ledger, chain.windows, moment)
-        if not (chain.ok and ledger.ok) or chain.facts is None:
+        if not (chain.ok and ledger.ok):
             raise _refusal([*chain.checks, *ledger.checks])
+        assert chain.facts is not None  # chain.ok says so
         return chain.facts
 
     def _prove(
@@ -342,7 +343,9 @@ class _Call:
         signed = key is not None and _signed(key, quote)
         same = expected is None or hmac.compare_digest(quote.body.report_data, expected)
         in_force = case.begin <= self.moment <= case.end
-        if case.ok and signed and same and in_force and state is not None and facts is not None:
+        if case.ok and signed and same and in_force:
+            assert state is not None  # case.ok says so
+            assert facts is not None
             return VerifiedQuote(
                 quote=quote,
                 compared=self.report_data,

@@ -279,6 +279,7 @@ for _title, _changes in (
     ("a time without zone", {"times": _times(tlv(_UTC, b"260101000000+"), _END)}),
     ("a time without seconds", {"times": _times(tlv(_UTC, b"2601010000Z"), _END)}),
     ("a time that is no number", {"times": _times(tlv(_UTC, b"26010100000xZ"), _END)}),
+    ("a time that is a week's", {"times": _times(tlv(_UTC, b"26W011000000Z"), _END)}),
     ("a 30th of February", {"times": _times(tlv(_UTC, b"260230000000Z"), _END)}),
     ("a time of an unknown kind", {"times": _times(tlv(0x19, b"260101000000Z"), _END)}),
     ("three times in the validity", {"times": _times(_BEGIN, _END, _END)}),
@@ -358,6 +359,16 @@ def a_certificate_without_extensions(w: World) -> None:
 @attack("chain.malformed")
 def something_after_the_extensions(w: World) -> None:
     _resign(w, lambda tbs: seq(tbs[4:] + b"\x05\x00"))
+
+
+@attack("chain.malformed")
+def an_extension_after_the_extensions(w: World) -> None:
+    _resign(w, lambda tbs: seq(tbs[4:] + seq(UNKNOWN, octets(b"a"))))
+
+
+@attack("chain.malformed")
+def a_last_pem_block_without_end(w: World) -> None:
+    w.certification = (5, w.pem(w.pck_chain).rpartition(b"-----END")[0])
 
 
 @attack("chain.malformed")
