@@ -58,6 +58,7 @@ class Code(StrEnum):
     SESSION_EXPIRED = "session.challenge_expired"
     SESSION_QUOTE = "session.quote_mismatch"
     SESSION_STEP = "session.wrong_step"
+    SESSION_UNATTESTED = "session.broker_not_attested"
     TDX_BUSY = "tdx.busy"
     TDX_CLASH = "tdx.clash"
     TDX_FAILED = "tdx.failed"
@@ -316,6 +317,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.SESSION_STEP: (
         "The session was asked for a step that its state does not allow.",
         "Follow the order ask, challenge, evidence, admit; after an error start over with ask.",
+    ),
+    Code.SESSION_UNATTESTED: (
+        "The trust file names measurements of the broker, and this version cannot judge a broker's quote.",
+        "Take [broker.reference] out of the trust file, and know that the broker is then trusted by its key alone.",
     ),
     Code.TDX_BUSY: (
         "The host's quote service did not answer in time.",

@@ -135,11 +135,13 @@ class Session:
         """Verify the broker, then bind: the 64 bytes that the quote must carry.
 
         Raises WireError challenge.wrong_broker, challenge.signature_invalid (also for an answer to another's nonce);
-        SessionError session.wrong_step, session.challenge_expired, session.challenge_malformed.
+        SessionError session.wrong_step, session.broker_not_attested, session.challenge_malformed.
         """
         self._step(Step.CHALLENGE)
         with _Failing(self):
             identity = answer.verify(self._trust.broker_id, client_nonce=self._client_nonce)
+            if self._trust.broker_reference:  # asked for, and not done here: then the answer is no
+                raise SessionError(Code.SESSION_UNATTESTED, "the trust file wants the broker's own quote judged")
             if not 0 < answer.expires_s <= MAX_CHALLENGE_S:
                 raise SessionError(Code.SESSION_CHALLENGE, f"a challenge that lives {answer.expires_s} s")
             self._time.learn(answer.at_s)

@@ -10,7 +10,7 @@ file is TOML, or JSON when its first character is a brace; both have the same me
     id = "<64 hex digits>"               # SHA-256 of the log key
     log_key = "<64 hex digits>"          # Ed25519, raw; optional, and then it must fit the id
     url = "http://127.0.0.1:8470"        # optional: where it usually is. An address, nothing to trust
-    [broker.reference]                   # optional: measurements that the broker's own quote must show
+    [broker.reference]                   # optional: measurements of the broker; agents refuse until they can judge them
     mr_td = "<96 hex digits>"            # and rtmr0 … rtmr3
     [roots]
     intel = true                         # Intel's own root

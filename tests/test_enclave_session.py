@@ -1,5 +1,6 @@
 """The agent's half of attestation: nothing leaves before the broker has proved itself, in one legal order."""
 
+import json
 import os
 from dataclasses import replace
 from itertools import product
@@ -170,6 +171,16 @@ def test_no_member_of_an_answer_can_be_changed(session: Session, broker: Signer,
     changed: Any = value + 1 if isinstance(value, int) else bytes([value[0] ^ 1]) + value[1:]
     code = code_of(session.challenged, replace(answer, **{field: changed}))
     assert code in {str(WireCode.CHALLENGE_SIGNATURE), str(WireCode.CHALLENGE_WRONG_BROKER)}
+
+
+def test_a_broker_whose_measurements_are_demanded_is_refused_until_they_can_be_judged(
+    broker: Signer, keys: AgentKeys
+) -> None:
+    members = json.loads(render(tenant="lab", log_key=raw_log_key(broker.log.public_key()), intel=True))
+    members["broker"]["reference"] = {"mr_td": "00" * 48}
+    session = Session(keys, TrustFile.parse(json.dumps(members).encode()), BrokerTime(Ticks()))
+    question = session.ask(nonce())
+    assert code_of(session.challenged, broker.answer(question.client_nonce)) == Code.SESSION_UNATTESTED
 
 
 def test_a_challenge_that_never_ends_is_refused(session: Session, broker: Signer) -> None:
