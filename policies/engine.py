@@ -7,6 +7,7 @@ only as long as no input can have changed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
@@ -19,13 +20,26 @@ from policies.bundle import Bundle
 from policies.codes import PolicyCode
 from policies.errors import Reason, Refused
 from policies.explain import explain, log_missing, rule_error
-from policies.model import Action, Asked, Context, Facts, Judgement, asked, name_problem
+from policies.model import NEVER, Action, Asked, Context, Facts, asked, name_problem
 from policies.permit import Permit
 
 if TYPE_CHECKING:
     import cedarpy
 
     from attestation.verdict import Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """The whole answer for one action, without the authority of a Permit."""
+
+    permitted: bool
+    reasons: tuple[Reason, ...] = ()
+    not_after: datetime = NEVER
+    rules: tuple[str, ...] = ()
+    standing: str = "stale"
+    workloads: tuple[str, ...] = ()
+    cacheable: bool = True
 
 
 def decide(bundle: Bundle, verdict: Verdict, action: Action, *, context: Context) -> Permit:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast
 
-from policies.errors import Reason
-
 if TYPE_CHECKING:
     from attestation.verdict import Verdict
 
@@ -272,16 +270,3 @@ class Place:
 
     file: str
     line: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """The whole answer for one action, without the authority of a Permit."""
-
-    permitted: bool
-    reasons: tuple[Reason, ...] = ()
-    not_after: datetime = NEVER
-    rules: tuple[str, ...] = ()
-    standing: str = "stale"
-    workloads: tuple[str, ...] = ()
-    cacheable: bool = True
