@@ -252,6 +252,7 @@ def _module_attributes(claims: Claims, identity: ModuleIdentity) -> None:
         raise Unmet(f"SEAMATTRIBUTES are {found}, published are {published}; only zero is known")
 
 
+_RELAUNCH: Final = (TcbStatus.TD_RELAUNCH_ADVISED, TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED)
 _LAUNCH: Final = "at launch"
 _NOW: Final = "now"
 
@@ -312,6 +313,8 @@ def _not_revoked(state: TcbState) -> None:
 def _short(state: TcbState, svns: PlatformSvns, platform: Platform, tcb_info: TcbInfo, accept: TcbStates) -> Shortfalls:
     """Which SVNs keep the parts from a state that would be accepted; empty when SVNs are not the reason."""
     short: Shortfalls = ()
+    if state.status in _RELAUNCH:  # what was short at launch is not short any more
+        return short
     if state.platform.status not in accept:
         better = [level for level in tcb_info.levels if level.status in accept and level.order > state.platform.order]
         found = nearest(better, svns)
@@ -333,7 +336,7 @@ def _short_isv(levels: tuple[IsvLevel, ...], have: Shortfall) -> Shortfalls:
 def _remedy(state: TcbState, short: Shortfalls, accept: TcbStates) -> str:
     if short:
         advice = _update(short)
-    elif state.status in (TcbStatus.TD_RELAUNCH_ADVISED, TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED):
+    elif state.status in _RELAUNCH:
         advice = "Restart the trust domain: the platform was updated after it started."
     elif state.status is TcbStatus.SW_HARDENING_NEEDED:
         advice = "No SVN is short: the software inside must be hardened as the advisories say."

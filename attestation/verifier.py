@@ -37,7 +37,7 @@ from attestation.collateral import Collateral
 from attestation.endorsements import Endorsements, endorse
 from attestation.errors import VerificationFailed
 from attestation.pki import PckFacts, TrustRoots
-from attestation.quote import Quote
+from attestation.quote import Quote, Tee
 from attestation.quoting import Platform, judge_platform
 from attestation.recent import Recent
 from attestation.tcb import UP_TO_DATE, TcbStates, TcbStatus
@@ -244,9 +244,9 @@ class Verifier:
     """`verify_quote` with a memory: the same answers, without proving the same thing twice. Safe to share by threads.
 
     It remembers, each in a bounded cache that forgets what was used longest ago, and only what passed:
-    collateral sets by their digest; PCK chains by the digest of their bytes; attestation keys by collateral digest and
-    the digest of all that vouches for the key; findings by those and by what the body claims. Times are compared,
-    the quote's signature checked and REPORT_DATA compared on every call.
+    collateral sets by their digest; PCK chains by the digest of their bytes; attestation keys by collateral digest, the
+    digest of all that vouches for the key, version and TEE; findings by those and by what the body claims. Times are
+    compared, the quote's signature checked and REPORT_DATA compared on every call.
     """
 
     __slots__ = ("_cases", "_chains", "_platforms", "_sets", "roots")
@@ -274,7 +274,7 @@ class Verifier:
         call = _Call(report_data, at)
         claims = Claims.of(quote)
         accept, allow = frozenset(accept), frozenset(allow)
-        vouched = (collateral.digest, sha256(quote.certified).digest(), quote.header.version)
+        vouched = (collateral.digest, sha256(quote.certified).digest(), quote.header.version, quote.tee)
         key = (vouched, claims, accept, allow)
         case = self._cases.get(key)
         if case is None:
@@ -300,7 +300,7 @@ class Verifier:
         return chain.facts
 
     def _prove(
-        self, quote: Quote, collateral: Collateral, vouched: tuple[bytes, bytes, int]
+        self, quote: Quote, collateral: Collateral, vouched: tuple[bytes, bytes, int, Tee]
     ) -> tuple[Endorsements, PckChain, Platform]:
         proved = self._platforms.get(vouched)
         if proved is not None:
