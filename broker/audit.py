@@ -7,6 +7,7 @@ entry is the use-cases' decision. Entries hold names, digests and codes, never v
 
 import base64
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -97,7 +98,11 @@ class Entry:
 
 @final
 class Audit:
-    """Appends entries through the store and answers for them. `key` signs the checkpoints."""
+    """Appends entries through the store and answers for them. `key` signs the checkpoints.
+
+    The newest durable head and recent nodes are kept in memory, so that a receipt costs no query. What was written is
+    kept aside until its commit: a node of an index below a durable head is always the one that was committed last.
+    """
 
     def __init__(self, store: Store, *, key: Ed25519PrivateKey, origin: str) -> None:
         self._store = store
@@ -105,7 +110,12 @@ class Audit:
         self.log_key: Final[bytes] = raw_log_key(key.public_key())
         self.origin: Final[str] = origin
         self._nodes: dict[tuple[int, int], bytes] = {}
+        self._keeping = threading.Lock()
+        self._head: LogHead | None = store.read(lambda tx: tx.log.head())
+        self._written: dict[tuple[int, int], bytes] = {}  # in the group that is being committed
+        self._signed: LogHead | None = self._head
         store.before_commit(self._sign_head)
+        store.after_commit(self._committed)
 
     async def record(self, entry: Entry, work: Callable[[Transaction], T]) -> tuple[T, Receipt]:
         """Do `work` and append the entry, both or neither; the receipt exists when both are durable.
@@ -115,17 +125,43 @@ class Audit:
 
         def unit(tx: Transaction) -> tuple[T, int, bytes]:
             done = work(tx)
-            index, raw = append(tx, entry)
+            index, raw = self.append(tx, entry)
             return done, index, raw
 
         done, index, raw = await self._store.transact(unit)
         return done, self.receipt(index, raw)
 
+    def append(self, tx: Transaction, entry: Entry) -> tuple[int, bytes]:
+        """Add the entry to the log inside a transaction; its index and exact bytes."""
+        raw = entry.to_bytes()
+        index = tx.log.append(at_ms=entry.at_ms, kind=entry.kind, subject=entry.subject, entry=raw)
+
+        def put(level: int, at: int, digest: bytes) -> None:
+            tx.log.put_node(level, at, digest)
+            self._written[level, at] = digest
+
+        tree.grow(raw, index, _getter(tx), put)
+        return index, raw
+
     def _sign_head(self, tx: Transaction) -> None:
         head, size = tx.log.head(), tx.log.size()
         if head is None or head.size != size:
             signed = Checkpoint.sign(self.origin, size, tree.root(size, _getter(tx)), self._key)
-            tx.log.set_head(LogHead(size=size, note=signed.note))
+            head = LogHead(size=size, note=signed.note)
+            tx.log.set_head(head)
+        self._signed = head
+
+    def _committed(self) -> None:
+        written, self._written = self._written, {}
+        self._keep(written)
+        self._head = self._signed
+
+    def _keep(self, nodes: Mapping[tuple[int, int], bytes]) -> None:
+        """The older half goes when there are too many. Called by the store's thread and by readers."""
+        with self._keeping:
+            if len(self._nodes) + len(nodes) > CACHED_NODES:
+                self._nodes = dict(list(self._nodes.items())[CACHED_NODES // 2 :])
+            self._nodes.update(nodes)
 
     def check_head(self) -> None:
         """At start: the stored tree has the root that its checkpoint was signed for, and nothing beyond it.
@@ -144,20 +180,15 @@ class Audit:
 
     def head(self) -> LogHead:
         """The newest durable checkpoint; an empty log has one too."""
-        found = self._store.read(lambda tx: tx.log.head())
-        return found or LogHead(size=0, note=Checkpoint.sign(self.origin, 0, EMPTY_ROOT, self._key).note)
+        return self._head or LogHead(size=0, note=Checkpoint.sign(self.origin, 0, EMPTY_ROOT, self._key).note)
 
     def receipt(self, index: int, entry: bytes) -> Receipt:
-        """Proof that the entry stands at `index` of the newest checkpoint."""
-
-        def query(tx: Transaction) -> Receipt:
-            head = tx.log.head()
-            if head is None or index >= head.size:
-                raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
-            proof = tree.inclusion(index, head.size, self._cached(tx))
-            return Receipt(index=index, entry=entry, proof=proof, checkpoint=head.note)
-
-        return self._store.read(query)
+        """Proof that the entry stands at `index` of the newest checkpoint. Raises BrokerError log.entry_unknown."""
+        head = self._head
+        if head is None or not 0 <= index < head.size:
+            raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
+        proof = tree.inclusion(index, head.size, self._node)
+        return Receipt(index=index, entry=entry, proof=proof, checkpoint=head.note)
 
     def prove(self, index: int) -> Receipt:
         """Raises BrokerError log.entry_unknown."""
@@ -182,48 +213,28 @@ class Audit:
         head = self.head()
         if not 0 < old <= size <= head.size:
             raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"sizes {old} and {size} in a log of {head.size}")
-        return self._store.read(lambda tx: tree.consistency(old, size, self._cached(tx)))
+        return tree.consistency(old, size, self._node)
 
     def tile(self, level: int, index: int) -> bytes:
         """Up to 256 hashes of level 8·`level`, as far as the newest checkpoint covers them: tlog-tiles' `tile/L/N`.
 
         Raises BrokerError log.entry_unknown for a tile that is empty.
         """
-        at = level * TILE_HEIGHT
-
-        def query(tx: Transaction) -> bytes:
-            head = tx.log.head()
-            end = min((index + 1) * TILE, (head.size if head else 0) >> at)
-            get = self._cached(tx)
-            return b"".join(get(at, number) for number in range(index * TILE, end))
-
-        found = self._store.read(query) if 0 <= level < 8 and index >= 0 else b""
+        at, end = level * TILE_HEIGHT, 0
+        if 0 <= level < 8 and index >= 0:
+            end = min((index + 1) * TILE, self.head().size >> at)
+        found = b"".join(self._node(at, number) for number in range(index * TILE, end))
         if not found:
             raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"tile {level}/{index}")
         return found
 
-    def _cached(self, tx: Transaction) -> tree.GetNode:
-        """Nodes never change once committed, so what was read once is kept; the oldest half goes when it is full."""
-        stored = _getter(tx)
-
-        def get(level: int, index: int) -> bytes:
-            found = self._nodes.get((level, index))
-            if found is None:
-                found = stored(level, index)
-                if len(self._nodes) >= CACHED_NODES:
-                    self._nodes = dict(list(self._nodes.items())[CACHED_NODES // 2 :])
-                self._nodes[level, index] = found
-            return found
-
-        return get
-
-
-def append(tx: Transaction, entry: Entry) -> tuple[int, bytes]:
-    """Add the entry to the log inside a transaction; its index and exact bytes."""
-    raw = entry.to_bytes()
-    index = tx.log.append(at_ms=entry.at_ms, kind=entry.kind, subject=entry.subject, entry=raw)
-    tree.grow(raw, index, _getter(tx), tx.log.put_node)
-    return index, raw
+    def _node(self, level: int, index: int) -> bytes:
+        """A committed node, which never changes any more."""
+        found = self._nodes.get((level, index))
+        if found is None:
+            found = self._store.read(lambda tx: _getter(tx)(level, index))
+            self._keep({(level, index): found})
+        return found
 
 
 def _getter(tx: Transaction) -> tree.GetNode:

@@ -14,7 +14,7 @@ from typing import Final, final
 
 from attestation.encoding import b64url
 from attestation.evidence import SEALING_KEY_SIZES
-from broker.audit import Audit, Entry, Kind, append
+from broker.audit import Audit, Entry, Kind
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
@@ -142,7 +142,7 @@ class Mailboxes:
         """Raises Refused."""
         answer = self._edges.ask(session, Receive(name), at, correlation_id=correlation_id)
         if (entry := answer.entry) is not None:
-            await self._store.transact(lambda tx: append(tx, entry))
+            await self._store.transact(lambda tx: self._audit.append(tx, entry))
         if answer.refusal is not None:
             raise answer.refusal
 

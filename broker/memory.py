@@ -328,9 +328,13 @@ class MemoryStore:
         self._undo: Undo = []
         self._tables = _Tables(self._undo)
         self._hooks: list[Callable[[Transaction], None]] = []
+        self._after: list[Callable[[], None]] = []
 
     def before_commit(self, hook: Callable[[Transaction], None]) -> None:
         self._hooks.append(hook)
+
+    def after_commit(self, hook: Callable[[], None]) -> None:
+        self._after.append(hook)
 
     async def transact(self, work: Callable[[Transaction], T]) -> T:
         self._undo.clear()
@@ -341,6 +345,8 @@ class MemoryStore:
         except BaseException:
             self._take_back()
             raise
+        for after in self._after:
+            after()
         return done
 
     def _take_back(self) -> None:

@@ -260,6 +260,9 @@ class Store(Protocol):
     def before_commit(self, hook: Callable[[Transaction], None]) -> None:
         """Run `hook` at the end of every transaction, or of every group of them, inside it."""
 
+    def after_commit(self, hook: Callable[[], None]) -> None:
+        """Run `hook` when what `before_commit` saw last has become durable, before anybody hears of it."""
+
     async def transact(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` alone; durable on return. What it raises undoes it and comes back unchanged.
 

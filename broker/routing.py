@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, final
 
-from broker.audit import append
+from broker.audit import Audit
 from broker.edges import Answer, Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
@@ -45,9 +45,18 @@ class Router:
     """Takes envelopes in."""
 
     def __init__(
-        self, *, store: Store, edges: Edges, generation: Generation, bell: Bell, clock: Clock, quota: Quota
+        self,
+        *,
+        store: Store,
+        audit: Audit,
+        edges: Edges,
+        generation: Generation,
+        bell: Bell,
+        clock: Clock,
+        quota: Quota,
     ) -> None:
         self._store = store
+        self._audit = audit
         self._edges = edges
         self._generation = generation
         self._bell = bell
@@ -68,7 +77,7 @@ class Router:
         def work(tx: Transaction) -> list[Refusal | SendStatus]:
             self._generation.expect(tx, session.generation)
             for entry in entries:
-                append(tx, entry)
+                self._audit.append(tx, entry)
             return [item.refusal or self._queue(tx, item) for item in checked]
 
         outcomes = await self._store.transact(work)

@@ -181,7 +181,9 @@ async def _assemble(
         releases=ReleaseDesk(
             store=store, vault=vault, audit=audit, generation=generation, identity=identity, clock=clock
         ),
-        router=Router(store=store, edges=edges, generation=generation, bell=bell, clock=clock, quota=settings.quota),
+        router=Router(
+            store=store, audit=audit, edges=edges, generation=generation, bell=bell, clock=clock, quota=settings.quota
+        ),
         mailboxes=Mailboxes(
             store=store,
             audit=audit,

@@ -63,6 +63,7 @@ class SqlStore:
         self._write = SqlTransaction(self._writer, mac_key)
         self._view = SqlTransaction(self._reader, mac_key)
         self._hooks: list[Callable[[Transaction], None]] = []
+        self._after: list[Callable[[], None]] = []
         self._queue: SimpleQueue[_Unit | None] = SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cloister-store", daemon=True)
@@ -80,6 +81,9 @@ class SqlStore:
 
     def before_commit(self, hook: Callable[[Transaction], None]) -> None:
         self._hooks.append(hook)
+
+    def after_commit(self, hook: Callable[[], None]) -> None:
+        self._after.append(hook)
 
     async def transact(self, work: Callable[[Transaction], T]) -> T:
         if self._closed:
@@ -142,6 +146,9 @@ class SqlStore:
             for unit in group:
                 if unit.error is None:
                     unit.error = BrokerError(BrokerCode.STORE_UNAVAILABLE, type(error).__name__)
+        else:
+            for after in self._after:
+                after()
 
     def _one(self, unit: _Unit) -> None:
         self._writer.execute("SAVEPOINT unit")
