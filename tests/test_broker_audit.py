@@ -56,12 +56,7 @@ def test_proofs_of_every_size_are_those_of_rfc_6962(size: int, data: st.DataObje
         nodes[level, index] = digest
 
     for index, raw in enumerate(entries):
-        tree.grow(
-            raw, index, lambda level, at: nodes[level, at], lambda level, at, h: nodes.__setitem__((level, at), h)
-        )
-
-    def get(level: int, index: int) -> bytes:
-        return nodes[level, index]
+        tree.grow(raw, index, get, put)
 
     root = tree.root(size, get)
     index = data.draw(st.integers(0, size - 1))
