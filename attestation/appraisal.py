@@ -42,10 +42,11 @@ _SGX_DEBUG: Final = 0x02  # byte 0 of ATTRIBUTES.FLAGS
 _TD_DEBUG: Final = 1 << 0
 _SEPT_VE_DISABLE: Final = 1 << 28
 _MIGRATABLE: Final = 1 << 29
+_SERVTD_EXT: Final = 1 << 17
 _KNOWN_ATTRIBUTES: Final = (
     _TD_DEBUG  # judged by a step of its own
     | 1 << 16  # ICSSD
-    | 1 << 17  # SERVTD_EXT: what it binds shows in MRSERVICETD
+    | _SERVTD_EXT
     | 1 << 27  # LASS
     | _SEPT_VE_DISABLE
     | _MIGRATABLE
@@ -202,8 +203,8 @@ def _judge_attributes(ledger: Ledger, claims: Claims, allow: frozenset[Allowance
         (
             step.SERVICE_TD,
             Allowance.SERVICE_TD,
-            any(map(any, claims.service_tds)),
-            "MRSERVICETD is not zero: service TDs are bound to this TD",
+            attributes & _SERVTD_EXT or any(map(any, claims.service_tds)),
+            "MRSERVICETD is not zero, or SERVTD_EXT (bit 17) is set: service TDs are bound to this TD, or may be",
         ),
         (
             step.UNKNOWN_ATTRIBUTES,

@@ -37,7 +37,7 @@ def no_nul_at_the_end_of_the_pem_text(w: World) -> None:
 
 @attack("ok")
 def known_attributes(w: World) -> None:
-    w.td["td_attributes"] = bits(16, 17, 27, 28, 30, 31, 62, 63)
+    w.td["td_attributes"] = bits(16, 27, 28, 30, 31, 62, 63)
 
 
 @attack("ok")
@@ -237,6 +237,14 @@ def a_debug_quoting_enclave_whose_mask_hides_it(w: World) -> None:
 
 
 put("qe.miscselect_mismatch", "a quoting enclave of another MISCSELECT", updates("qe", misc_select=1))
+
+
+@attack("ok")
+def a_published_miscselect_is_in_memory_order(w: World) -> None:
+    w.qe["misc_select"] = 1
+    w.qe_identity["miscselect"] = "01000000"
+
+
 put(
     "qe.attributes_mismatch",
     "a quoting enclave of other ATTRIBUTES",
@@ -301,6 +309,7 @@ for _at, _title in ((829 - 648, "now"), (729 - 648, "at the start")):
         updates("td", extended=bytes(_at) + b"\x01" + bytes(236 - _at)),
         TDX5EX,
     )
+put("quote.service_td", "a TD that may bind service TDs later", updates("td", td_attributes=bits(17, 28)))
 for _bit in (1, 2, 3, 4, 5, 6, 7, 8, 15, 18, 26, 32, 61):
     put(
         "quote.attributes_unknown",
