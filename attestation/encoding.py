@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 MAX_DEPTH: Final = 8
+MAX_VALUES: Final = 50_000
+"""Values in one JSON text, nearly: its commas and opening brackets are counted before anything is built."""
+MAX_DIGITS: Final = 20
+"""Of one number; 64 bits need no more. It also bounds what arithmetic with a number can cost or overflow."""
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
 
@@ -39,16 +43,25 @@ def framed(*fields: bytes) -> bytes:
     return b"".join(len(field).to_bytes(4, "big") + field for field in fields)
 
 
-def strict_json(text: str | bytes, *, max_depth: int = MAX_DEPTH) -> Any:
+class TooManyValues(ValueError):
+    """The JSON text may be well formed, but would take more time and memory than its length suggests."""
+
+
+def strict_json(text: str | bytes, *, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES) -> Any:
     """JSON made of objects, lists, text, integers, booleans and null.
 
-    ValueError for anything else: a name that occurs twice, a number with a fraction or exponent, NaN, text that is not
-    Unicode, bytes that are not UTF-8, more nesting than `max_depth`.
+    ValueError for anything else: a name that occurs twice, a number with a fraction or exponent or more than MAX_DIGITS
+    digits, NaN, text that is not Unicode, bytes that are not UTF-8, more nesting than `max_depth`. TooManyValues, which
+    is one, for more commas and brackets (in texts, too) than `max_values`.
     """
+    decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+    if len(decoded) > max_values and sum(map(decoded.count, ",[{")) > max_values:
+        raise TooManyValues(f"more than {max_values} values")
     try:
         value = json.loads(
-            text.decode("utf-8") if isinstance(text, bytes) else text,
+            decoded,
             object_pairs_hook=_members,
+            parse_int=_integer,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
         )
@@ -59,7 +72,10 @@ def strict_json(text: str | bytes, *, max_depth: int = MAX_DEPTH) -> Any:
 
 
 def compact_json(value: object) -> bytes:
-    """How this project writes JSON that is hashed or signed: no blanks, UTF-8, members in the order given."""
+    """How this project writes JSON that is hashed or signed: no blanks, UTF-8, members in the order given.
+
+    ValueError for text that is not Unicode (a lone surrogate) and for NaN and infinities.
+    """
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -68,6 +84,12 @@ def _members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise ValueError("a JSON name occurs twice")
     return made
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a JSON number has more than {MAX_DIGITS} digits")
+    return int(text)
 
 
 def _refuse_number(text: str) -> NoReturn:

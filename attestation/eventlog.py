@@ -18,13 +18,15 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self, final
 
-from attestation.encoding import compact_json, strict_json
+from attestation.encoding import TooManyValues, compact_json, strict_json
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
 from attestation.quote import TdReport
 
 MAX_LOG: Final = 1 << 20
 """Bytes, of either form."""
 MAX_EVENTS: Final = 4096
+MAX_VALUES: Final = 16 * MAX_EVENTS
+"""JSON values in dstack's form: real events have five or six members."""
 MAX_NAME: Final = 255
 """UTF-8 bytes of a launched program's name."""
 
@@ -82,6 +84,10 @@ class EventLog:
 
     entries: tuple[Event, ...]
 
+    def __post_init__(self) -> None:
+        if type(self.entries) is not tuple:
+            raise TypeError("entries are a tuple: what was checked must not change afterwards")
+
     @classmethod
     def parse(cls, raw: bytes) -> Self:
         """Either form: JSON when the first visible byte is `[`. Raises MalformedEvidence: eventlog.*"""
@@ -116,7 +122,9 @@ class EventLog:
         """
         _bounded(len(text))
         try:
-            listed = strict_json(text)
+            listed = strict_json(text, max_values=MAX_VALUES)
+        except TooManyValues as error:
+            raise MalformedEvidence(Code.EVENTLOG_TOO_LARGE, str(error)) from error
         except ValueError as error:
             raise MalformedEvidence(Code.EVENTLOG_MALFORMED, f"not JSON as it should be: {error}") from error
         if not isinstance(listed, list):
@@ -218,8 +226,14 @@ def launch_event(code_digest: bytes, name: str) -> tuple[bytes, bytes]:
 
 
 def dstack_digest(name: str, payload: bytes, *, version: int = 1) -> bytes:
-    """SHA-384 by dstack's rule for runtime events: 1 = type (u32) ‖ ":" ‖ name ‖ ":" ‖ payload, 2 = RFC 8785 text."""
+    """SHA-384 by dstack's rule for runtime events: 1 = type (u32) ‖ ":" ‖ name ‖ ":" ‖ payload, 2 = RFC 8785 text.
+
+    ValueError for a name that is not Unicode, and under rule 1 for one with ":" in it: such a digest is also that of
+    another event, whose name ends earlier and whose payload begins with the rest.
+    """
     if version == 1:
+        if ":" in name:
+            raise ValueError("by rule 1, ':' in a name cannot be told from the end of the name")
         head = DSTACK_RUNTIME_EVENT.to_bytes(4, "little")
         return hashlib.sha384(b":".join((head, name.encode(), payload))).digest()
     members = {"name": name, "payload": payload.hex(), "type": DSTACK_RUNTIME_EVENT}
@@ -297,8 +311,8 @@ def _runtime_digest(number: int, item: dict[str, Any], name: str, payload: bytes
         raise _bad(number, "version is not 1 or 2")
     try:
         computed = dstack_digest(name, payload, version=version)
-    except UnicodeEncodeError as error:
-        raise _bad(number, "event is not Unicode text") from error
+    except ValueError as error:
+        raise _bad(number, f"event is not a name: {error}") from error
     if given and given != computed:
         raise MalformedEvidence(Code.EVENTLOG_DIGEST, f"event {number}: its name and payload hash to another digest")
     return computed

@@ -50,6 +50,8 @@ class Role(StrEnum):
 class Binding:
     """What REPORT_DATA commits to. Raises MalformedEvidence (evidence.*) when a field has not its form.
 
+    Every field has exactly its type: a bytearray could change after it was judged, a text could pass for bytes.
+
     nonce              32 bytes   the challenge of whoever will judge
     broker_id          32 bytes   SHA-256 of the broker's log key
     identity_key       91 bytes   SPKI DER of the agent's P-256 key
@@ -70,6 +72,8 @@ class Binding:
     trust_file_digest: bytes
 
     def __post_init__(self) -> None:
+        for name, kind in _BINDING_TYPES.items():
+            _expect_type(name, getattr(self, name), kind)
         if self.version != 1:
             raise MalformedEvidence(Code.EVIDENCE_FIELD, f"binding version {self.version}, know 1")
         if not _TENANT.fullmatch(self.tenant):
@@ -150,12 +154,22 @@ _BINDING_BYTES: Final = (
     "init_data_digest",
     "trust_file_digest",
 )
+_BINDING_TYPES: Final[dict[str, type]] = {
+    "version": int,
+    "role": Role,
+    "tenant": str,
+    "suite": str,
+    **dict.fromkeys(_BINDING_BYTES, bytes),
+}
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What goes over the wire, unverified. `proof` is a raw ES256 signature over `proof_message`."""
+    """What goes over the wire, unverified. `proof` is a raw ES256 signature over `proof_message`.
+
+    Raises MalformedEvidence (evidence.*) when a field has not exactly its type, or not its size.
+    """
 
     quote: bytes = field(repr=False)
     event_log: bytes | None = field(default=None, repr=False)
@@ -163,6 +177,10 @@ class Evidence:
     proof: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
+        for name, kind in {"quote": bytes, "binding": Binding, "proof": bytes}.items():
+            _expect_type(name, getattr(self, name), kind)
+        if self.event_log is not None:
+            _expect_type("event_log", self.event_log, bytes)
         if not 0 < len(self.quote) <= MAX_QUOTE:
             code = Code.EVIDENCE_TOO_LARGE if self.quote else Code.EVIDENCE_FIELD
             raise MalformedEvidence(code, f"quote has {len(self.quote)} bytes, need 1 to {MAX_QUOTE}")
@@ -215,6 +233,11 @@ def verify_proof(evidence: Evidence, *, client_nonce: bytes) -> None:
     message = proof_message(binding.broker_id, client_nonce, binding.nonce, evidence.quote, evidence.event_log)
     if not es256.verify(binding.public_key(), evidence.proof, message):
         raise VerificationFailed(Code.EVIDENCE_PROOF, "the identity key did not sign this exchange")
+
+
+def _expect_type(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:
+        raise MalformedEvidence(Code.EVIDENCE_FIELD, f"{name} is {type(value).__name__}, not {kind.__name__}")
 
 
 def _expect_size(name: str, value: bytes, sizes: tuple[int, ...]) -> None:

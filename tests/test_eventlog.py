@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -190,7 +192,7 @@ def test_an_entry_of_another_form_is_malformed(item: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "null", "[", "[1]", "[" * 100_000, '[{"imr":0,"imr":1}]', "[" + "1" * 5000 + "]", b"[\xff]", "[NaN]"],
+    ["", "{}", "null", "[", "[1]", "[" * 60_000, '[{"imr":0,"imr":1}]', "[" + "1" * 5000 + "]", b"[\xff]", "[NaN]"],
     ids=lambda text: repr(text[:20]),
 )
 def test_text_that_is_no_list_of_entries_is_malformed(text: str | bytes) -> None:
@@ -200,6 +202,56 @@ def test_text_that_is_no_list_of_entries_is_malformed(text: str | bytes) -> None
 def test_too_many_or_too_large_entries_are_refused() -> None:
     assert code_of(lambda: EventLog.parse_dstack(json.dumps([0] * (MAX_EVENTS + 1)))) == Code.EVENTLOG_TOO_LARGE
     assert code_of(lambda: EventLog.parse_dstack(" " * (MAX_LOG + 1))) == Code.EVENTLOG_TOO_LARGE
+
+
+HOSTILE = {
+    "objects": "[" + "{}," * 349_000 + "{}]",
+    "lists": "[" + "[]," * 349_000 + "[]]",
+    "numbers": "[" + "0," * 520_000 + "0]",
+    "texts": "[" + '"ab",' * 200_000 + "0]",
+    "nests": "[" + "[[[[]]]]," * 110_000 + "0]",
+    "long numbers": "[" + ("7" * 4300 + ",") * 240 + "0]",
+    "members": "[{" + ",".join(f'"{number:x}":0' for number in range(100_000)) + "}]",
+    "escapes": '["' + "\\ud83d\\ude00" * 87_000 + '"]',
+    "as many as may be": "[" + "{}," * 32_000 + "{}]",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_json_costs_little_time_and_memory(text: str) -> None:
+    raw = text.encode()
+    assert len(raw) <= MAX_LOG
+    assert code_of(lambda: EventLog.parse(raw)) in (Code.EVENTLOG_TOO_LARGE, Code.EVENTLOG_MALFORMED)
+    spent = []
+    for _ in range(3):
+        started = time.process_time()
+        code_of(lambda: EventLog.parse(raw))
+        spent.append(time.process_time() - started)
+    assert min(spent) < 0.05
+    tracemalloc.start()
+    code_of(lambda: EventLog.parse(raw))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_a_log_of_as_many_events_as_may_be_is_read() -> None:
+    text = json.dumps([runtime("a", b"", version=2, note="x")] * MAX_EVENTS, separators=(",", ":"))
+    assert len(EventLog.parse(text.encode()).entries) == MAX_EVENTS
+
+
+def test_a_name_that_could_end_at_another_colon_is_refused_where_name_and_payload_are_hashed_together() -> None:
+    spliced = runtime("foo:compose-hash", b"evil")
+    assert code_of(lambda: EventLog.parse_dstack(json.dumps([spliced]))) == Code.EVENTLOG_MALFORMED
+    told = EventLog.parse_dstack(json.dumps([runtime("foo", b"compose-hash:evil"), spliced | {"version": 2}]))
+    assert told.entries[0].digest != told.entries[1].digest
+    with pytest.raises(ValueError):
+        dstack_digest("foo:compose-hash", b"evil")
+
+
+def test_the_entries_of_a_log_cannot_change_after_it_was_checked() -> None:
+    with pytest.raises(TypeError):
+        EventLog([])  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("version", [1, 2])

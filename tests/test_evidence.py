@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation import es256
-from attestation.encoding import b64url, compact_json, framed, from_b64url, strict_json
+from attestation.encoding import MAX_VALUES, TooManyValues, b64url, compact_json, framed, from_b64url, strict_json
 from attestation.errors import AttestationError, Code
 from attestation.evidence import (
     MLKEM768_X25519,
@@ -152,6 +152,38 @@ def test_a_field_of_another_form_is_refused(changes: dict[str, Any], code: Code)
     assert code_of(lambda: binding(**changes)) == code
 
 
+class Shout(str):
+    """A text that is not what it looks like."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Binding)])
+def test_a_binding_holds_exactly_the_types_that_cannot_change(name: str) -> None:
+    good = getattr(binding(), name)
+    twins: list[Any] = [None, 7.0, [good]]
+    if isinstance(good, bytes):
+        twins += [bytearray(good), memoryview(good), good.decode("latin-1")]
+    if isinstance(good, str):
+        twins += [Shout(good), good.encode()]
+    if name == "role":
+        twins.append("agent")
+    if name == "version":
+        twins.append(True)
+    for twin in twins:
+        assert code_of(lambda twin=twin: binding(**{name: twin})) == Code.EVIDENCE_FIELD, twin  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["quote", "event_log", "binding", "proof"])
+def test_evidence_holds_exactly_the_types_that_cannot_change(name: str) -> None:
+    good = getattr(evidence(), name)
+    twins: list[Any] = (
+        [7, bytearray(good), good.decode("latin-1")] if isinstance(good, bytes) else [None, good.to_dict()]
+    )
+    for twin in twins:
+        assert code_of(lambda twin=twin: evidence(**{name: twin})) == Code.EVIDENCE_FIELD, twin  # type: ignore[misc]
+
+
 def test_keys_of_other_curves_and_compressed_points_are_refused() -> None:
     other_curve = ec.derive_private_key(7, ec.SECP384R1()).public_key()
     compressed = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
@@ -256,7 +288,11 @@ def test_evidence_of_another_form_is_refused(what: str, value: Any, code: Code) 
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**19) + 1, 10**20 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
@@ -293,6 +329,8 @@ def test_base64url_has_one_spelling(text: str) -> None:
         '"\\ud800"',
         "",
         "1" * 5000,
+        "1" * 21,
+        "-" + "1" * 20,
         '{"\\ud800":1}',
     ],
     ids=lambda text: text[:12],
@@ -310,3 +348,16 @@ def test_strict_json_reads_what_compact_json_writes_unless_it_has_fractions(valu
         assert strict_json(compact_json(value)) == value
     except ValueError:
         assert any(mark in repr(value) for mark in (".", "e", "ud", "inf", "nan"))
+
+
+def test_json_is_counted_before_it_is_built() -> None:
+    assert len(strict_json("[" + ",".join(["0"] * MAX_VALUES) + "]")) == MAX_VALUES
+    for unit in ("0", "{}", "[]", '"a"', '{"a":[]}'):
+        with pytest.raises(TooManyValues):
+            strict_json("[" + ",".join([unit] * (MAX_VALUES + 1)) + "]")
+    with pytest.raises(TooManyValues):
+        strict_json("{" + ",".join(f'"{number}":0' for number in range(MAX_VALUES + 1)) + "}")
+
+
+def test_numbers_of_64_bits_are_read() -> None:
+    assert strict_json(f"[{2**64 - 1},{-(2**63)}]") == [2**64 - 1, -(2**63)]
