@@ -26,8 +26,7 @@ class Packed:
     blobs: tuple[tuple[bytes, bytes], ...]
 
     def put(self, tx: Transaction) -> None:
-        for digest, blob in self.blobs:
-            tx.archive.put(digest, blob)
+        tx.archive.put(*self.blobs)
 
 
 def pack(evidence: Evidence, client_nonce: bytes) -> Packed:

@@ -136,17 +136,30 @@ class Audit:
         raw = entry.to_bytes()
         index = tx.log.append(at_ms=entry.at_ms, kind=entry.kind, subject=entry.subject, entry=raw)
 
+        nodes: list[tuple[int, int, bytes]] = []
+
         def put(level: int, at: int, digest: bytes) -> None:
-            tx.log.put_node(level, at, digest)
+            nodes.append((level, at, digest))
             self._written[level, at] = digest
 
-        tree.grow(raw, index, _getter(tx), put)
+        tree.grow(raw, index, self._writing(tx), put)
+        tx.log.put_nodes(*nodes)
         return index, raw
 
+    def _writing(self, tx: Transaction) -> tree.GetNode:
+        """Nodes inside a transaction. Those of a run that was undone are written anew before anybody asks for them."""
+        stored = _getter(tx)
+
+        def get(level: int, index: int) -> bytes:
+            found = self._written.get((level, index)) or self._nodes.get((level, index))
+            return found or stored(level, index)
+
+        return get
+
     def _sign_head(self, tx: Transaction) -> None:
-        head, size = tx.log.head(), tx.log.size()
+        head, size = self._head, tx.log.size()
         if head is None or head.size != size:
-            signed = Checkpoint.sign(self.origin, size, tree.root(size, _getter(tx)), self._key)
+            signed = Checkpoint.sign(self.origin, size, tree.root(size, self._writing(tx)), self._key)
             head = LogHead(size=size, note=signed.note)
             tx.log.set_head(head)
         self._signed = head

@@ -171,8 +171,7 @@ def _save(tx: Transaction, family: str, known: _Known) -> None:
         (known.collateral.digest, known.collateral.to_json().encode()),
         (hashlib.sha256(raw_quote).digest(), raw_quote),
     )
-    for digest, blob in places:
-        tx.archive.put(digest, blob)
+    tx.archive.put(*places)
     tx.marks.put(_MARK + family, json.dumps([digest.hex() for digest, _ in places]))
 
 

@@ -100,9 +100,10 @@ class _Archive:
     def __init__(self, undo: Undo) -> None:
         self._rows: _Table[bytes, bytes] = _Table(undo)
 
-    def put(self, digest: bytes, blob: bytes) -> None:
-        if self._rows.get(digest) is None:
-            self._rows.put(digest, blob)
+    def put(self, *blobs: tuple[bytes, bytes]) -> None:
+        for digest, blob in blobs:
+            if self._rows.get(digest) is None:
+                self._rows.put(digest, blob)
 
     def get(self, digest: bytes) -> bytes | None:
         return self._rows.get(digest)
@@ -263,8 +264,9 @@ class _Log:
         self._rows.put(index, LogRow(index=index, at_ms=at_ms, kind=kind, subject=subject, entry=entry))
         return index
 
-    def put_node(self, level: int, index: int, digest: bytes) -> None:
-        self._nodes.put((level, index), digest)
+    def put_nodes(self, *nodes: tuple[int, int, bytes]) -> None:
+        for level, index, digest in nodes:
+            self._nodes.put((level, index), digest)
 
     def node(self, level: int, index: int) -> bytes | None:
         return self._nodes.get((level, index))

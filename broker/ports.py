@@ -159,7 +159,9 @@ class Agents(Protocol):
 class Archive(Protocol):
     """Blobs by their digest: evidence and collateral, so that every decision can be judged again."""
 
-    def put(self, digest: bytes, blob: bytes) -> None: ...
+    def put(self, *blobs: tuple[bytes, bytes]) -> None:
+        """Digest and blob each; one that is there stays."""
+
     def get(self, digest: bytes) -> bytes | None: ...
 
 
@@ -210,9 +212,11 @@ class Mail(Protocol):
 class Log(Protocol):
     def size(self) -> int: ...
     def append(self, *, at_ms: int, kind: str, subject: str, entry: bytes) -> int:
-        """The entry's index. Its hashes are kept by `put_node`."""
+        """The entry's index. Its hashes are kept by `put_nodes`."""
 
-    def put_node(self, level: int, index: int, digest: bytes) -> None: ...
+    def put_nodes(self, *nodes: tuple[int, int, bytes]) -> None:
+        """Level, index and hash each."""
+
     def node(self, level: int, index: int) -> bytes | None: ...
     def entry(self, index: int) -> LogRow | None: ...
     def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
@@ -266,7 +270,8 @@ class Store(Protocol):
     async def transact(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` alone; durable on return. What it raises undoes it and comes back unchanged.
 
-        `work` must not wait for anything and must not keep the transaction. Raises BrokerError store.unavailable.
+        `work` must not wait for anything and must not keep the transaction. It may be run again from the start, after
+        a first run was undone, so it changes nothing but the transaction. Raises BrokerError store.unavailable.
         """
 
     def read(self, query: Callable[[Transaction], T]) -> T:

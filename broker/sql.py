@@ -60,7 +60,7 @@ class SqlStore:
         self._reader = self._connect()
         self._reader.execute("PRAGMA query_only = ON")
         self._reading = threading.Lock()
-        self._write = SqlTransaction(self._writer, mac_key)
+        self._write = SqlTransaction(self._writer, mac_key, remember=True)
         self._view = SqlTransaction(self._reader, mac_key)
         self._hooks: list[Callable[[Transaction], None]] = []
         self._after: list[Callable[[], None]] = []
@@ -132,17 +132,13 @@ class SqlStore:
         return group, True
 
     def _carry_out(self, group: Sequence[_Unit]) -> None:
+        """Units rarely fail, so they run bare first; when one does, all start over, each in a savepoint of its own."""
         try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            for unit in group:
-                self._one(unit)
-            for hook in self._hooks:
-                hook(self._write)
-            self._writer.execute("COMMIT")
+            if not self._attempt(group, careful=False):
+                self._attempt(group, careful=True)
         except Exception as error:  # noqa: BLE001  # whatever happened, nothing of the group may count as done
             logger.error("store.unavailable", extra={"error": type(error).__name__, "why": str(error)})
-            with contextlib.suppress(sqlite3.Error):
-                self._writer.execute("ROLLBACK")
+            self._roll_back()
             for unit in group:
                 if unit.error is None:
                     unit.error = BrokerError(BrokerCode.STORE_UNAVAILABLE, type(error).__name__)
@@ -150,7 +146,26 @@ class SqlStore:
             for after in self._after:
                 after()
 
-    def _one(self, unit: _Unit) -> None:
+    def _attempt(self, group: Sequence[_Unit], *, careful: bool) -> bool:
+        """Commit the group; False, and nothing done, when a unit failed that had no savepoint."""
+        self._writer.execute("BEGIN IMMEDIATE")
+        for unit in group:
+            if careful:
+                self._guarded(unit)
+                continue
+            try:
+                unit.result = unit.work(self._write)
+            except sqlite3.Error:
+                raise
+            except Exception:  # noqa: BLE001  # it will happen again in a savepoint, and go to the caller from there
+                self._roll_back()
+                return False
+        for hook in self._hooks:
+            hook(self._write)
+        self._writer.execute("COMMIT")
+        return True
+
+    def _guarded(self, unit: _Unit) -> None:
         self._writer.execute("SAVEPOINT unit")
         try:
             unit.result = unit.work(self._write)
@@ -159,7 +174,13 @@ class SqlStore:
         except Exception as error:  # noqa: BLE001  # handed to the caller, who asked for this work
             unit.error = error
             self._writer.execute("ROLLBACK TO unit")
+            self._write.forget()
         self._writer.execute("RELEASE unit")
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._writer.execute("ROLLBACK")
+        self._write.forget()
 
 
 def _announce(group: Sequence[_Unit]) -> None:

@@ -36,7 +36,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             admitted_at_s INTEGER NOT NULL, judged_at_s INTEGER NOT NULL, expires_at_s INTEGER NOT NULL,
             simulated INTEGER NOT NULL, tcb_status TEXT NOT NULL, facts TEXT NOT NULL) WITHOUT ROWID""",
         "CREATE INDEX agent_live ON agent (state, expires_at_s)",
-        "CREATE TABLE archive (digest BLOB PRIMARY KEY, blob BLOB NOT NULL) WITHOUT ROWID",
+        "CREATE TABLE archive (digest BLOB PRIMARY KEY, blob BLOB NOT NULL)",  # large rows: better off with a rowid
         """CREATE TABLE secret (
             name TEXT NOT NULL, version INTEGER NOT NULL, labels TEXT NOT NULL, created_at_s INTEGER NOT NULL,
             wrapped_key BLOB NOT NULL, ciphertext BLOB NOT NULL, PRIMARY KEY (name, version)) WITHOUT ROWID""",
@@ -78,15 +78,19 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 )
 REMEMBER_MS: Final = 24 * 3600 * 1000  # ids of handled messages, at least until they expire
 PURGE_ROWS: Final = 64
+MAX_MARKS: Final = 1024  # kept in memory
 
 
 @final
 class _Nonces:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._cleaned_s = 0
 
     def consume(self, nonce: bytes, *, expires_at_s: int, now_s: int) -> bool:
-        self._db.execute("DELETE FROM nonce WHERE expires_at_s < ?", (now_s,))
+        if now_s != self._cleaned_s:
+            self._db.execute("DELETE FROM nonce WHERE expires_at_s < ?", (now_s,))
+            self._cleaned_s = now_s
         done = self._db.execute("INSERT OR IGNORE INTO nonce VALUES (?, ?)", (nonce, expires_at_s))
         return done.rowcount == 1
 
@@ -148,8 +152,8 @@ class _Archive:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def put(self, digest: bytes, blob: bytes) -> None:
-        self._db.execute("INSERT OR IGNORE INTO archive VALUES (?, ?)", (digest, blob))
+    def put(self, *blobs: tuple[bytes, bytes]) -> None:
+        self._db.executemany("INSERT OR IGNORE INTO archive VALUES (?, ?)", blobs)
 
     def get(self, digest: bytes) -> bytes | None:
         row = self._db.execute("SELECT blob FROM archive WHERE digest = ?", (digest,)).fetchone()
@@ -334,20 +338,28 @@ def _log_row(row: Sequence[Any]) -> LogRow:
 
 @final
 class _Log:
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, *, remember: bool) -> None:
         self._db = db
+        self._remember = remember
+        self.known_size: int | None = None
 
     def size(self) -> int:
+        if self.known_size is not None:
+            return self.known_size
         (size,) = self._db.execute("SELECT coalesce(max(idx) + 1, 0) FROM log_entry").fetchone()
+        if self._remember:
+            self.known_size = int(size)
         return int(size)
 
     def append(self, *, at_ms: int, kind: str, subject: str, entry: bytes) -> int:
         index = self.size()
         self._db.execute("INSERT INTO log_entry VALUES (?,?,?,?,?)", (index, at_ms, kind, subject, entry))
+        if self._remember:
+            self.known_size = index + 1
         return index
 
-    def put_node(self, level: int, index: int, digest: bytes) -> None:
-        self._db.execute("INSERT INTO log_node VALUES (?,?,?)", (level, index, digest))
+    def put_nodes(self, *nodes: tuple[int, int, bytes]) -> None:
+        self._db.executemany("INSERT INTO log_node VALUES (?,?,?)", nodes)
 
     def node(self, level: int, index: int) -> bytes | None:
         row = self._db.execute("SELECT hash FROM log_node WHERE level = ? AND idx = ?", (level, index)).fetchone()
@@ -383,15 +395,27 @@ class _Log:
 
 @final
 class _Marks:
-    def __init__(self, db: sqlite3.Connection, key: bytes) -> None:
+    def __init__(self, db: sqlite3.Connection, key: bytes, *, remember: bool) -> None:
         self._db, self._key = db, key
+        self._remember = remember
+        self.known: dict[str, str] = {}
 
     def _mac(self, name: str, value: str) -> bytes:
         return hmac.digest(self._key, f"{len(name)}:{name}{value}".encode(), hashlib.sha256)
 
     def get(self, name: str) -> str | None:
+        known = self.known.get(name)
+        if known is not None:
+            return known
         row = self._db.execute("SELECT value, mac FROM mark WHERE name = ?", (name,)).fetchone()
-        return None if row is None else self._checked(name, *row)
+        return None if row is None else self._keep(name, self._checked(name, *row))
+
+    def _keep(self, name: str, value: str) -> str:
+        if self._remember:
+            if len(self.known) >= MAX_MARKS:
+                self.known.clear()
+            self.known[name] = value
+        return value
 
     def _checked(self, name: str, value: str, mac: bytes) -> str:
         if not hmac.compare_digest(self._mac(name, value), mac):
@@ -406,17 +430,26 @@ class _Marks:
 
     def put(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO mark VALUES (?,?,?)", (name, value, self._mac(name, value)))
+        self._keep(name, value)
 
 
 @final
 class SqlTransaction:
-    """The tables as a `Transaction`, on one connection."""
+    """The tables as a `Transaction`, on one connection.
 
-    def __init__(self, db: sqlite3.Connection, mac_key: bytes) -> None:
+    With `remember`, for the only connection that writes, the log's size and marks that were read are kept until
+    `forget`, which has to follow every rollback.
+    """
+
+    def __init__(self, db: sqlite3.Connection, mac_key: bytes, *, remember: bool = False) -> None:
         self.nonces = _Nonces(db)
         self.agents = _Agents(db)
         self.archive = _Archive(db)
         self.secrets = _Secrets(db)
         self.mail = _Mail(db)
-        self.log = _Log(db)
-        self.marks = _Marks(db, mac_key)
+        self.log = _Log(db, remember=remember)
+        self.marks = _Marks(db, mac_key, remember=remember)
+
+    def forget(self) -> None:
+        self.log.known_size = None
+        self.marks.known.clear()

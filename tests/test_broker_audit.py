@@ -16,7 +16,7 @@ from broker import tree
 from broker.audit import Audit, Entry, Kind, recompute, rows, verify_store
 from broker.errors import BrokerCode, BrokerError
 from broker.memory import MemoryStore
-from broker.ports import Store
+from broker.ports import Store, Transaction
 from broker.routes import parse_tile
 from broker.sql import SqlFile, SqlStore
 from broker.wire.errors import WireCode, WireError
@@ -173,6 +173,42 @@ def test_other_tile_paths_are_unknown(path: str) -> None:
     with pytest.raises(BrokerError) as caught:
         parse_tile(path)
     assert caught.value.code is BrokerCode.LOG_ENTRY_UNKNOWN
+
+
+@given(groups=st.lists(st.lists(st.booleans(), min_size=1, max_size=6), max_size=8))
+@settings(max_examples=25)
+def test_failures_among_successes_leave_a_log_that_verifies(
+    groups: list[list[bool]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = SqlStore(tmp_path_factory.mktemp("log") / "a.db", mac_key=b"m" * 32)
+    audit = Audit(store, key=KEY, origin=ORIGIN)
+
+    async def one(fails: bool) -> Receipt | None:
+        def work(tx: Transaction) -> None:
+            audit.append(tx, entry(1))
+            audit.append(tx, entry(2))
+            if fails:
+                raise BrokerError(BrokerCode.SECRET_UNKNOWN, "undo both")
+
+        try:
+            return (await audit.record(entry(3), work))[1]
+        except BrokerError:
+            return None
+
+    async def run() -> None:
+        for group in groups:
+            for receipt in await asyncio.gather(*(one(fails) for fails in group)):
+                if receipt is not None:
+                    receipt.verify(audit.log_key)
+
+    asyncio.run(run())
+    successes = sum(not fails for group in groups for fails in group)
+    assert audit.head().size == 3 * successes
+    if successes:
+        assert verify_store(store, audit.log_key).size == 3 * successes
+        audit.prove(0).verify(audit.log_key)
+    audit.check_head()
+    store.close()
 
 
 # ── tampering ──────────────────────────────────────────────────────────────────────────────────────────────────────

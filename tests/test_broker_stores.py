@@ -149,7 +149,7 @@ def test_a_unit_that_fails_leaves_nothing(store: Store) -> None:
         tx.agents.put(agent())
         tx.marks.put("m", "1")
         tx.log.append(at_ms=1, kind="k", subject="s", entry=b"e")
-        tx.log.put_node(0, 0, b"h")
+        tx.log.put_nodes((0, 0, b"h"))
         tx.nonces.consume(b"n", expires_at_s=9, now_s=1)
         raise KeyError("stop")
 
@@ -241,8 +241,8 @@ def test_stale_agents_are_the_live_ones_judged_earlier(store: Store) -> None:
 
 
 def test_a_blob_is_kept_under_its_digest(store: Store) -> None:
-    do(store, lambda tx: tx.archive.put(b"d", b"blob"))
-    do(store, lambda tx: tx.archive.put(b"d", b"blob"))
+    do(store, lambda tx: tx.archive.put((b"d", b"blob")))
+    do(store, lambda tx: tx.archive.put((b"d", b"blob")))
     assert store.read(lambda tx: tx.archive.get(b"d")) == b"blob"
     assert store.read(lambda tx: tx.archive.get(b"x")) is None
 
