@@ -1,6 +1,6 @@
 """The store in SQLite: WAL, synchronous=FULL, one writer thread that commits whatever has gathered as one group.
 
-Decides how units of work become durable; the tables and queries stand in sql_tables.py. Each unit runs in a savepoint
+Decides how units of work become durable; the queries stand in sql_tables.py. Each unit runs in a savepoint
 of the group's transaction, so one that fails takes nothing of the others with it; nobody hears of success before the
 group's fsync. Queries run on a second connection, which sees only what is committed.
 """
@@ -18,7 +18,8 @@ from typing import Any, Final, TypeVar, final
 
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import Transaction
-from broker.sql_tables import MIGRATIONS, SqlTransaction
+from broker.sql_schema import MIGRATIONS
+from broker.sql_tables import SqlTransaction
 
 T = TypeVar("T")
 MAX_GROUP: Final = 256  # units of work in one commit
