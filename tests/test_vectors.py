@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from attestation.chains import claimed_platform
 from attestation.collateral import Collateral
 from attestation.errors import AttestationError
 from attestation.pki import TrustRoots
@@ -73,8 +74,6 @@ def test_every_recorded_case_ends_as_recorded() -> None:
 
 @vectors_real.needed
 def test_real_platforms_say_what_the_index_says_of_them() -> None:
-    from attestation.chains import claimed_platform
-
     seen = 0
     for vector in vectors_real.index():
         if vector["class"] != "verified":
@@ -212,9 +211,8 @@ def test_relaunch_states_are_those_of_the_other_verifier(launch: TcbStatus) -> N
             level(str(launch), SVNS, 13, [0, 0, 1, *[0] * 13]),
         ]
         world.td["tee_tcb_svn"] = bytes([5, 1, 1]) + bytes(13)
-        both(
-            world, f"{launch} at launch, revoked now" if now is TcbStatus.REVOKED else f"{launch} at launch, {now} now"
-        )
+        question = f"{launch} at launch, {'revoked' if now is TcbStatus.REVOKED else now} now"
+        assert both(world, question) in (None, "revoked-now")
 
 
 # -- the document
