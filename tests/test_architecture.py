@@ -21,38 +21,41 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "errors binary quote encoding eventlog es256 evidence tcb checks der certificates pki collateral documents "
-        "validity chains endorsements quoting appraisal recent verifier ear tokens verdict_claims verdict_facts "
-        "verdict sealing ports measure inspect net terminal inspect_cli measure_cli verify_cli cli __init__"
+        "errors binary quote encoding eventlog es256 evidence tcb checks der certificates pki collateral "
+        "documents validity chains endorsements quoting appraisal recent verifier ear tokens verdict_claims "
+        "verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal inspect_cli "
+        "measure_cli verify_cli cli __init__"
     ),
     "attestation/net": "__init__ transport answers store pcs",
     "policies": (
-        "__init__ model codes errors reference appraisal cedartext tables vocabulary rules store authorisation "
-        "baseline never readsettings signing bundle explain permit engine recording replay forecast faults cases "
-        "corim diff keys scaffold text cli"
+        "__init__ model codes errors reference appraisal cedartext tables vocabulary rules store "
+        "authorisation baseline never readsettings signing bundle explain permit engine recording replay "
+        "forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors clock keys trustfile tdx replay messages domain packages launch session release mailbox client "
-        "runtime context main agent supervise cli __init__"
+        "errors clock keys trustfile tdx replay messages domain packages launch session release mailbox "
+        "client runtime context main agent supervise cli __init__"
     ),
     "broker": (
-        "__init__ wire ports errors tree audit bundles generation rootkey keyring identity challenges dpop archive "
-        "collateral judging reasons sessions admission vault release edges mailboxes routing memory sql_schema "
-        "sql_tables sql verification config administration clock telemetry service status http_api openapi console "
-        "routes app admin_client setup cli"
+        "__init__ wire ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
+        "archive collateral judging reasons sessions admission vault release edges mailboxes routing memory "
+        "sql_schema sql_tables sql verification config administration clock telemetry service status http_api "
+        "openapi console routes app admin_client setup cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox bodies"
+        "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox "
+        "bodies"
     ),
     "broker/rootkey": "__init__ root keyfile",
     "simulator": (
-        "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral ccel "
-        "domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral faults_tcb "
-        "faults_evidence faults judging vectors pcs_server guest strategies lab demo cli broker_fixture "
-        "pytest_plugin"
+        "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
+        "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "
+        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies lab demo cli "
+        "broker_fixture pytest_plugin"
     ),
     "simulator/guest": (
-        "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox cli"
+        "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox "
+        "cli"
     ),
     "simulator/demo": "agents narrator policy process vectors operator story __init__",
 }

@@ -1,8 +1,8 @@
 """Real Intel-signed quotes with the collateral of their day, where they are at hand.
 
-They are not part of the project: a folder is looked for at CLOISTER_VECTORS, then at `shared/vectors` inside the checkout
-or beside it. Without one, tests that need them are skipped with one line; CLOISTER_REQUIRE_VECTORS=1 makes that
-a failure. Their `index.json` records what another verifier (dcap-qvl) said of each at a recorded second.
+They are not part of the project: a folder is looked for at CLOISTER_VECTORS, then at `shared/vectors` inside the
+checkout or beside it. Without one, tests that need them are skipped with one line; CLOISTER_REQUIRE_VECTORS=1 makes
+that a failure. Their `index.json` records what another verifier (dcap-qvl) said of each at a recorded second.
 """
 
 import json
