@@ -102,9 +102,10 @@ class SealingKey:
 def seal(verdict: Verdict, plaintext: bytes, *, context: bytes) -> Sealed:
     """Encrypt to the sealing key that `verdict` carries; it opens only with the same `context`.
 
-    Raises SealingFailed: sealing.not_bound (the verdict was not made from a Binding), sealing.too_large.
+    Raises SealingFailed: sealing.not_bound (the verdict was not made from a Binding), sealing.too_large; TypeError for
+    what is not a Verdict.
     """
-    if not isinstance(verdict, Verdict):
+    if type(verdict) is not Verdict:
         raise TypeError("a secret is sealed to a Verdict only")
     if not verdict.admission or not verdict.sealing_key:
         raise SealingFailed(Code.SEALING_NOT_BOUND, "this verdict was not made from a Binding")

@@ -26,6 +26,8 @@ MAX_TOKEN: Final = 64 << 10
 MAX_HEADER: Final = 8 << 10
 """Characters of its first part."""
 MAX_LIFE_S: Final = 300
+LAST_S: Final = 253_402_300_799
+"""The last Unix second that a datetime can hold."""
 SKEW_S: Final = 60
 _ALGORITHM: Final = "ES256"
 _JWS: Final = PyJWS(algorithms=[_ALGORITHM])
@@ -36,10 +38,18 @@ Keys = Mapping[str, ec.EllipticCurvePublicKey]
 
 
 def write(claims: Mapping[str, Any], *, typ: str, key: ec.EllipticCurvePrivateKey, kid: str) -> str:
-    """A signed compact token. Raises TokenRefused token.too_large, ValueError for a key on another curve."""
+    """A signed compact token.
+
+    Raises TokenRefused: token.too_large, token.claims_invalid (text that is not Unicode); ValueError for a key on
+    another curve.
+    """
     if not isinstance(key.curve, ec.SECP256R1):
         raise ValueError("tokens are signed with a P-256 key")
-    token = _JWS.encode(compact_json(claims), key, algorithm=_ALGORITHM, headers={"kid": kid, "typ": typ})
+    try:
+        payload = compact_json(claims)
+    except ValueError as error:
+        raise TokenRefused(Code.TOKEN_CLAIMS, f"a claim cannot be written: {error}") from error
+    token = _JWS.encode(payload, key, algorithm=_ALGORITHM, headers={"kid": kid, "typ": typ})
     if len(token) > MAX_TOKEN:
         raise TokenRefused(Code.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {MAX_TOKEN}")
     return token
@@ -50,10 +60,12 @@ def read(
 ) -> dict[str, Any]:
     """The claims of a token that may be believed at `at`, clocks differing by at most `skew_s` seconds.
 
-    Raises TokenRefused: token.*; TypeError for a naive `at`.
+    Raises TokenRefused: token.*; TypeError for a naive `at`; ValueError for a skew beyond MAX_LIFE_S.
     """
-    if at.tzinfo is None:
+    if at.utcoffset() is None:
         raise TypeError("at must be an aware datetime")
+    if not 0 <= skew_s <= MAX_LIFE_S:
+        raise ValueError(f"clocks may differ by 0 to {MAX_LIFE_S} s")
     head, body, signature = _parts(token)
     key = _key(_object(head, "header"), typ, keys)
     if not _ES256.verify(f"{head}.{body}".encode(), key, signature):
@@ -72,8 +84,9 @@ def text(claims: Mapping[str, Any], name: str, *, most: int = 512) -> str:
     return value
 
 
-def _parts(token: str) -> tuple[str, str, bytes]:
-    if not token.isascii():
+def _parts(token: object) -> tuple[str, str, bytes]:
+    """Tokens come from outside, so anything may stand here."""
+    if type(token) is not str or not token.isascii():
         raise TokenRefused(Code.TOKEN_MALFORMED, "not ASCII text")
     if len(token) > MAX_TOKEN:
         raise TokenRefused(Code.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {MAX_TOKEN}")
@@ -122,11 +135,14 @@ def _check_parties(claims: dict[str, Any], issuer: str, audience: str) -> None:
 
 def _check_times(claims: dict[str, Any], now: float, skew_s: int) -> None:
     issued, ends = claims.get("iat"), claims.get("exp")
-    if type(issued) is not int or type(ends) is not int:
-        raise TokenRefused(Code.TOKEN_CLAIMS, "iat and exp must be integers")
+    begins = claims.get("nbf", issued)
+    if type(issued) is not int or type(ends) is not int or type(begins) is not int:
+        raise TokenRefused(Code.TOKEN_CLAIMS, "iat, exp and nbf (where there is one) must be integers")
     if not 0 < ends - issued <= MAX_LIFE_S:
         raise TokenRefused(Code.TOKEN_LIFETIME, f"lives {ends - issued} s, need 1 to {MAX_LIFE_S}")
-    if issued > now + skew_s:
-        raise TokenRefused(Code.TOKEN_NOT_YET, f"issued {issued - now:.0f} s in the future")
+    if min(issued, begins) < 0 or max(ends, begins) > LAST_S:
+        raise TokenRefused(Code.TOKEN_CLAIMS, "iat, exp or nbf is no time from 1970 to 9999")
+    if max(issued, begins) > now + skew_s:
+        raise TokenRefused(Code.TOKEN_NOT_YET, f"begins {max(issued, begins) - now:.0f} s in the future")
     if now >= ends + skew_s:
         raise TokenRefused(Code.TOKEN_EXPIRED, f"ended {now - ends:.0f} s ago")

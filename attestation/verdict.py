@@ -11,6 +11,7 @@ issuer, key and typ, no subject, no confirmation key) and opens to plain claims.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from typing import Any, Final, NamedTuple, NoReturn, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from attestation import ear, es256, tokens, verdict_claims, verdict_facts
+from attestation import ear, tokens, verdict_agreement, verdict_claims, verdict_facts
 from attestation.checks import Check
 from attestation.ear import NOT_APPRAISED, Appraisal, Tier
 from attestation.encoding import b64url
@@ -27,14 +28,16 @@ from attestation.eventlog import EventLog, Launch
 from attestation.evidence import Binding, Role
 from attestation.quote import Tee
 from attestation.tcb import TcbStatus
-from attestation.verifier import NOT_COMPARED, VerifiedQuote
+from attestation.verdict_agreement import LABELS
+from attestation.verifier import VerifiedQuote
 
 ADMISSION_TYPE: Final = "eat+jwt"
 RESULT_TYPE: Final = "cloister-result+jwt"
 BUILD: Final = "cloister"
 _EXTENSION: Final = "cloister_verdict"
 _RESULT: Final = "cloister_verification"
-_LABELS: Final = {Tee.TDX: "tdx0", Tee.SGX: "sgx0"}
+_POLICY_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_ID: Final = 64
 _SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
 
 
@@ -109,6 +112,9 @@ class Verdict:
         if seal is not _SEAL:
             raise TypeError("a Verdict comes from Verdict.of() or open_token() only")
 
+    def __init_subclass__(cls) -> NoReturn:
+        raise TypeError("nothing else is a Verdict")
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Verdict cannot be copied or pickled; keep its token")
 
@@ -116,10 +122,15 @@ class Verdict:
     def of(cls, verified: VerifiedQuote, *, event_log: EventLog | None = None, binding: Binding | None = None) -> Self:
         """The verdict on a verified quote, with the event log that came with it.
 
-        `binding` may repeat what the quote was compared with; another one is a TypeError.
+        `binding` may repeat what the quote was compared with; another one is a TypeError, as is anything that only
+        looks like a VerifiedQuote or an EventLog.
         Raises VerificationFailed: eventlog.replay_mismatch, .digest_mismatch, .launch_invalid, .not_a_td.
         """
-        bound = verified.compared if isinstance(verified.compared, Binding) else None
+        if type(verified) is not VerifiedQuote:
+            raise TypeError("a Verdict is made of a VerifiedQuote")
+        if event_log is not None and type(event_log) is not EventLog:
+            raise TypeError("the event log of a Verdict is an EventLog")
+        bound = verified.compared if type(verified.compared) is Binding else None
         if binding is not None and binding != bound:
             raise TypeError("the quote was not compared with this binding; verify it against it")
         return cls(
@@ -127,7 +138,7 @@ class Verdict:
             **verdict_facts.measured(verified.quote),
             **verdict_facts.logged(verified.quote, event_log),
             **verdict_facts.bound(bound),
-            compared=verified.compared is not NOT_COMPARED,
+            compared=type(verified.compared) in (bytes, Binding),
             seal=_SEAL,
         )
 
@@ -167,10 +178,14 @@ def sign_admission(
 ) -> str:
     """The EAR token of an admitted agent, bound to its identity key. It ends no later than the verdict does.
 
-    Raises TokenRefused: token.not_admissible, token.expired, token.lifetime, token.too_large.
+    `policy_digest` is 64 lower-case hex digits, `jti` 1 to 64 characters. Raises TokenRefused: token.not_admissible,
+    token.expired, token.lifetime, token.too_large, token.claims_invalid; TypeError for what is not a Verdict.
     """
+    _expect_verdict(verdict)
     if not verdict.admission or verdict.role != Role.AGENT:
         raise TokenRefused(Code.TOKEN_NOT_ADMISSIBLE, "only an agent's quote, compared with its Binding, is admitted")
+    if not _POLICY_DIGEST.fullmatch(policy_digest):
+        raise TokenRefused(Code.TOKEN_CLAIMS, "a policy digest is a SHA-256 in lower-case hex")
     stated = Appraisal(
         policy_digest=policy_digest,
         brought_by_caller=appraisal.brought_by_caller,
@@ -200,16 +215,16 @@ def open_admission(
     """As `open_token`, with the token's own id, times and policy. Raises TokenRefused: token.*"""
     claims = tokens.read(token, typ=ADMISSION_TYPE, keys=keys, issuer=issuer, audience=audience, at=at, skew_s=skew_s)
     label, module = ear.check(claims)
-    verdict = _from_claims(claims.get(_EXTENSION))
+    verdict = _from_claims(claims.get(_EXTENSION), label, module)
     nonce = b64url(bytes.fromhex(verdict.nonce))
-    told = (claims.get("sub"), claims.get("cnf"), label, module.get("eat_nonce"))
-    if told != (verdict.subject, {"jkt": verdict.jkt}, _LABELS[verdict.tee], nonce) or not verdict.admission:
-        raise TokenRefused(Code.TOKEN_CLAIMS, "sub, cnf, submodule or nonce contradict the verdict inside")
+    told = (claims.get("sub"), claims.get("cnf"), module.get("eat_nonce"))
+    if told != (verdict.subject, {"jkt": verdict.jkt}, nonce) or not verdict.admission:
+        raise TokenRefused(Code.TOKEN_CLAIMS, "sub, cnf or nonce contradict the verdict inside")
     if at >= verdict.valid_until:
-        raise TokenRefused(Code.TOKEN_EXPIRED, f"the verdict rests on what ended at {verdict.valid_until.isoformat()}")
+        raise _ended(verdict.valid_until)
     return Admission(
         verdict=verdict,
-        token_id=tokens.text(claims, "jti", most=64),
+        token_id=tokens.text(claims, "jti", most=_MAX_ID),
         issued_at=datetime.fromtimestamp(claims["iat"], UTC),
         expires_at=datetime.fromtimestamp(claims["exp"], UTC),
         policy_digest=_policy_digest(module),
@@ -233,8 +248,10 @@ def sign_result(
 ) -> str:
     """The answer to a relying service that had a quote verified; `nonce` is the service's own, 8 to 88 characters.
 
-    It names no subject and confirms no key. Raises TokenRefused: token.expired, token.lifetime, token.too_large.
+    It names no subject and confirms no key. Raises TokenRefused: token.expired, token.lifetime, token.too_large,
+    token.claims_invalid; TypeError for what is not a Verdict.
     """
+    _expect_verdict(verdict)
     facts = {name: value for name, value in verdict.to_claims().items() if name not in verdict_facts.BOUND}
     payload = {
         **_envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti),
@@ -263,7 +280,7 @@ def sign_refusal(
     payload = {
         **_envelope(issuer, audience, at, ttl_s, None, jti),
         **ear.frame(
-            label=_LABELS[tee], values=values, overall=Tier.CONTRAINDICATED, appraisal=NOT_APPRAISED, build=BUILD
+            label=LABELS[tee], values=values, overall=Tier.CONTRAINDICATED, appraisal=NOT_APPRAISED, build=BUILD
         ),
         _RESULT: {"ok": False, "code": str(failure.code), "checks": _told(checks), "facts": None},
     }
@@ -282,24 +299,42 @@ def open_result(
 ) -> dict[str, Any]:
     """The claims of a verification result; `ear_status` is the answer. With `nonce`, it must be the one asked with.
 
-    Raises TokenRefused: token.*
+    What the result says of itself agrees with the facts in it: refused is `contraindicated` and has a code, verified
+    has facts, still in force, that nothing revoked. Raises TokenRefused: token.*
     """
     claims = tokens.read(token, typ=RESULT_TYPE, keys=keys, issuer=issuer, audience=audience, at=at, skew_s=skew_s)
-    ear.check(claims)
+    label, module = ear.check(claims)
     if "sub" in claims or "cnf" in claims:
         raise TokenRefused(Code.TOKEN_CLAIMS, "a verification result names no subject and confirms no key")
     if not isinstance(claims.get(_RESULT), dict) or (nonce and claims.get("eat_nonce") != nonce):
         raise TokenRefused(Code.TOKEN_CLAIMS, "no verification inside, or the answer to another nonce")
+    if verdict_agreement.demand_result(claims[_RESULT], claims["ear_status"]):
+        facts = verdict_claims.read(claims[_RESULT]["facts"], without=verdict_facts.BOUND)
+        verdict_agreement.demand_facts(facts, label, module)
+        if at >= facts["valid_until"]:
+            raise _ended(facts["valid_until"])
     return claims
+
+
+def _expect_verdict(verdict: object) -> None:
+    if type(verdict) is not Verdict:
+        raise TypeError("a token is signed for a Verdict only")
+
+
+def _ended(valid_until: datetime) -> TokenRefused:
+    return TokenRefused(Code.TOKEN_EXPIRED, f"the verdict rests on what ended at {valid_until.isoformat()}")
 
 
 def _envelope(
     issuer: str, audience: str, at: datetime, ttl_s: int, valid_until: datetime | None, jti: str
 ) -> dict[str, Any]:
-    if at.tzinfo is None:
+    """Nothing is signed that the reader's door would refuse."""
+    if at.utcoffset() is None:
         raise TypeError("at must be an aware datetime")
-    if not 0 < ttl_s <= tokens.MAX_LIFE_S:
-        raise TokenRefused(Code.TOKEN_LIFETIME, f"{ttl_s} s, need 1 to {tokens.MAX_LIFE_S}")
+    if type(ttl_s) is not int or not 0 < ttl_s <= tokens.MAX_LIFE_S:
+        raise TokenRefused(Code.TOKEN_LIFETIME, f"{ttl_s!r} s, need an integer from 1 to {tokens.MAX_LIFE_S}")
+    if not issuer or not audience or not 0 < len(jti) <= _MAX_ID:
+        raise TokenRefused(Code.TOKEN_CLAIMS, f"need an issuer, an audience, and an id of 1 to {_MAX_ID} characters")
     issued = int(at.timestamp())
     ends = issued + ttl_s if valid_until is None else min(issued + ttl_s, int(valid_until.timestamp()))
     if ends <= issued:
@@ -310,7 +345,7 @@ def _envelope(
 def _appraised(verdict: Verdict, appraisal: Appraisal, evidence_nonce: str) -> dict[str, Any]:
     values = ear.vector(tcb_status=verdict.tcb_status, allowances=verdict.allowances, appraisal=appraisal)
     return ear.frame(
-        label=_LABELS[verdict.tee],
+        label=LABELS[verdict.tee],
         values=values,
         overall=ear.status(values, compared=verdict.compared, appraisal=appraisal),
         appraisal=appraisal,
@@ -333,26 +368,15 @@ def _asked(nonce: str) -> dict[str, str]:
 
 def _policy_digest(module: Mapping[str, Any]) -> str:
     ids = module.get("ear_appraisal_policy_ids")
-    if not isinstance(ids, list) or len(ids) != 1 or not isinstance(ids[0], str) or not ids[0].startswith("sha256:"):
-        raise TokenRefused(Code.TOKEN_CLAIMS, "need one policy id, a SHA-256")
-    return ids[0].removeprefix("sha256:")
+    if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], str) and ids[0].startswith("sha256:"):
+        digest = ids[0].removeprefix("sha256:")
+        if _POLICY_DIGEST.fullmatch(digest):
+            return digest
+    raise TokenRefused(Code.TOKEN_CLAIMS, "need one policy id, a SHA-256")
 
 
-def _from_claims(found: object) -> Verdict:
+def _from_claims(found: object, label: str, module: Mapping[str, Any]) -> Verdict:
     values = verdict_claims.read(found)
-    _consistent(values)
+    verdict_agreement.demand_facts(values, label, module)
+    verdict_agreement.demand_admission(values)
     return Verdict(**values, seal=_SEAL)
-
-
-def _consistent(values: Mapping[str, Any]) -> None:
-    """An admission's derived fields are what its keys give, so that none of them can be believed by itself."""
-    try:
-        es256.load_public(values["identity_key"])
-    except ValueError as error:
-        raise TokenRefused(Code.TOKEN_CLAIMS, f"identity_key: {error}") from error
-    jkt = es256.thumbprint(values["identity_key"])
-    subject = f"{values['role']}/{values['tenant']}/{jkt}"
-    if (values["jkt"], values["subject"]) != (jkt, subject):
-        raise TokenRefused(Code.TOKEN_CLAIMS, "subject or jkt is not that of the identity key")
-    if len(values["event_digests"]) != (4 if values["event_log_present"] else 0):
-        raise TokenRefused(Code.TOKEN_CLAIMS, "event digests without an event log, or the other way round")

@@ -6,8 +6,8 @@ written so. That the token is ours, and that its fields fit together, is decided
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from attestation.encoding import b64url, from_b64url
@@ -20,6 +20,10 @@ from attestation.tcb import TcbStatus
 class Codec(NamedTuple):
     write: Callable[[Any], Any]
     read: Callable[[Any], Any]  # raises ValueError for what `write` would not have written
+
+
+_UTC_OFFSET: Final = timedelta()
+_MAX_NUMBER: Final = 0xFFFF_FFFF
 
 
 def _same(value: Any) -> Any:
@@ -56,10 +60,17 @@ def _read_hex(value: Any) -> str:
     return text
 
 
+def _read_number(value: Any) -> int:
+    number: int = _typed(int)(value)
+    if not 0 <= number <= _MAX_NUMBER:
+        raise ValueError("not a number of 32 bits")
+    return number
+
+
 def _read_time(value: Any) -> datetime:
     text: str = _typed(str)(value)
     moment = datetime.fromisoformat(text)
-    if moment.utcoffset() is None or moment.astimezone(UTC).isoformat() != text:
+    if moment.utcoffset() != _UTC_OFFSET or moment.isoformat() != text:
         raise ValueError("not a UTC time")
     return moment
 
@@ -79,7 +90,7 @@ def _read_digests(value: Any) -> tuple[str, ...]:
 _TEXT: Final = Codec(_same, _typed(str))
 _HEX: Final = Codec(_same, _read_hex)
 _FLAG: Final = Codec(_same, _typed(bool))
-_NUMBER: Final = Codec(_same, _typed(int))
+_NUMBER: Final = Codec(_same, _read_number)
 _BYTES: Final = Codec(b64url, lambda value: from_b64url(_typed(str)(value)))
 _TIME: Final = Codec(lambda moment: moment.astimezone(UTC).isoformat(), _read_time)
 _STATUS: Final = Codec(str, TcbStatus)
@@ -145,14 +156,15 @@ def write(verdict: object) -> dict[str, Any]:
     return {name: codec.write(getattr(verdict, name)) for name, codec in CODECS.items()}
 
 
-def read(found: object) -> dict[str, Any]:
-    """Every field's value. Raises TokenRefused token.claims_invalid."""
-    if not isinstance(found, dict) or found.keys() != CODECS.keys():
+def read(found: object, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """Every field's value, but of those that belong to nobody's verdict. Raises TokenRefused token.claims_invalid."""
+    names = [name for name in CODECS if name not in without]
+    if not isinstance(found, dict) or found.keys() != set(names):
         raise TokenRefused(Code.TOKEN_CLAIMS, "the verdict inside has not exactly its members")
     values: dict[str, Any] = {}
-    for name, codec in CODECS.items():
+    for name in names:
         try:
-            values[name] = codec.read(found[name])
+            values[name] = CODECS[name].read(found[name])
         except ValueError as error:
             raise TokenRefused(Code.TOKEN_CLAIMS, f"{name}: {error}") from error
     return values

@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.backends.openssl import backend
@@ -210,6 +211,7 @@ def test_a_secret_is_sealed_to_an_admitted_verdict_alone() -> None:
     sealed = seal(verdict(), b"secret", context=b"permit")
     assert (sealed.suite, len(sealed.blob)) == (X25519, 6 + overhead(X25519))
     assert code_of(lambda: seal(verdict("bytes"), b"secret", context=b"")) == Code.SEALING_NOT_BOUND
-    for no_verdict in (seed, None, "agent"):
+    double = SimpleNamespace(admission=True, suite=X25519, sealing_key=seed)
+    for no_verdict in (seed, None, "agent", double):
         with pytest.raises(TypeError):
             seal(no_verdict, b"secret", context=b"")  # type: ignore[arg-type]  # wrong on purpose

@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation import ear, es256, tokens, verdict_claims
+from attestation import ear, es256, tokens, verdict_claims, verdict_facts
+from attestation.checks import Check
 from attestation.ear import Appraisal, Executables, Tier
 from attestation.encoding import b64url, from_b64url
 from attestation.errors import AttestationError, Code, TokenRefused, VerificationFailed
@@ -151,6 +153,25 @@ def test_a_verdict_comes_through_its_doors_only() -> None:
     assert Verdict.of(verified()[0], binding=bound()).admission
 
 
+def looking_like(made: object) -> SimpleNamespace:
+    """An object with the same attributes."""
+    return SimpleNamespace(**{name: getattr(made, name) for name in dir(made) if not name.startswith("__")})
+
+
+def test_what_only_looks_like_a_proof_opens_no_door() -> None:
+    quote, log = verified()
+    double, shadow = looking_like(quote), looking_like(verdict())
+    for forge in (
+        lambda: Verdict.of(double),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: Verdict.of(quote, event_log=looking_like(log)),  # type: ignore[arg-type]  # wrong on purpose
+        lambda: admission(verdict=shadow),
+        lambda: result(verdict=shadow),
+        lambda: type("Sub", (Verdict,), {"__post_init__": lambda self, seal: None}),
+    ):
+        with pytest.raises(TypeError):
+            forge()
+
+
 def test_an_event_log_that_does_not_explain_the_quote_makes_no_verdict() -> None:
     quote, log = verified()
     shorter = EventLog(log.entries[:-1])
@@ -231,7 +252,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "module_tcb_status": st.none() | states,
     **dict.fromkeys(("advisory_ids", "allowances"), st.lists(texts, max_size=3).map(tuple)),
     **dict.fromkeys(("tcb_date", "verified_at", "valid_until"), times),
-    **dict.fromkeys(("tcb_evaluation_number", "qe_evaluation_number"), st.integers(0, 1 << 32)),
+    **dict.fromkeys(("tcb_evaluation_number", "qe_evaluation_number"), st.integers(0, (1 << 32) - 1)),
     "piid": st.none() | hexes,
     **dict.fromkeys(("dynamic_platform", "cached_keys", "smt_enabled"), flags),
     **dict.fromkeys(("event_log_present", "simulated", "compared", "admission"), st.booleans()),
@@ -276,8 +297,39 @@ def _plausible(name: str, value: Any) -> bool:
         codec.read(value)
     except ValueError:
         return False
-    crossed = {"subject", "tenant", "role", "jkt", "identity_key", "nonce", "event_digests", "admission", "tee"}
+    crossed = {*verdict_facts.BOUND, "report_data", "compared", "event_digests", "tee", "allowances"}
     return name not in crossed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[{name: "Revoked"} for name in ("tcb_status", "platform_tcb_status", "module_tcb_status", "qe_tcb_status")],
+        {"tcb_status": "OutOfDate"},
+        {"allowances": ["migratable"]},
+        {"suite": "mlkem768-x25519"},
+        {"suite": "x448"},
+        {"sealing_key": "AAAA"},
+        {"sealing_key": b64url(b"e" * 32)},
+        {"tenant": ".."},
+        {"nonce": "00"},
+        {"broker_id": "00" * 32},
+        {"trust_file_digest": "00" * 32},
+        {"init_data_digest": "00" * 32},
+        {"report_data": "00" * 64},
+        {"compared": False},
+        {"tcb_evaluation_number": -1},
+        {"tcb_evaluation_number": 1 << 32},
+        {"verified_at": "0001-01-01T00:00:00+14:00"},
+        {"valid_until": "9999-12-31T23:59:59-14:00"},
+        {"valid_until": "2026-08-01T00:00:00+01:00"},
+    ],
+    ids=repr,
+)
+def test_a_fact_that_contradicts_another_is_refused_even_when_signed(change: dict[str, Any]) -> None:
+    claims = claims_of(admission())
+    claims["cloister_verdict"] |= change
+    assert code_of(lambda: opened(resigned(claims))) == Code.TOKEN_CLAIMS
 
 
 def test_a_missing_or_additional_fact_is_refused() -> None:
@@ -310,6 +362,15 @@ def test_a_missing_or_additional_fact_is_refused() -> None:
         ({"exp": int(AT.timestamp()) + 301}, Code.TOKEN_LIFETIME),
         ({"exp": int(AT.timestamp())}, Code.TOKEN_LIFETIME),
         ({"exp": 1 << 62}, Code.TOKEN_LIFETIME),
+        ({"iat": 10**400, "exp": 10**400 + 5}, Code.TOKEN_MALFORMED),
+        ({"iat": -(10**400), "exp": -(10**400) + 5}, Code.TOKEN_MALFORMED),
+        ({"iat": 10**19, "exp": 10**19 + 5}, Code.TOKEN_CLAIMS),
+        ({"iat": -5, "exp": 5}, Code.TOKEN_CLAIMS),
+        ({"nbf": int(AT.timestamp()) + 61}, Code.TOKEN_NOT_YET),
+        ({"nbf": int(AT.timestamp())}, "ok"),
+        ({"nbf": 10**19}, Code.TOKEN_CLAIMS),
+        ({"nbf": None}, Code.TOKEN_CLAIMS),
+        ({"nbf": True}, Code.TOKEN_CLAIMS),
         ({"eat_profile": "tag:github.com,2023:veraison/ear"}, Code.TOKEN_CLAIMS),
         ({"ear.status": "affirming"}, Code.TOKEN_CLAIMS),
         ({"ear_status": "none"}, Code.TOKEN_CLAIMS),
@@ -322,7 +383,7 @@ def test_a_missing_or_additional_fact_is_refused() -> None:
     ],
     ids=repr,
 )
-def test_a_claim_that_is_wrong_is_refused_even_when_signed(change: dict[str, Any], code: Code) -> None:
+def test_a_claim_that_is_wrong_is_refused_even_when_signed(change: dict[str, Any], code: str) -> None:
     weak = dataclasses.asdict(Appraisal(policy_digest=POLICY, executables=Executables.UNKNOWN))
     claims = claims_of(admission(appraisal=Appraisal(**weak))) | change
     assert code_of(lambda: opened(resigned(claims))) == code
@@ -348,6 +409,10 @@ def test_a_claim_that_is_missing_is_refused_even_when_signed(name: str) -> None:
         {"ear_trustworthiness_vector": {"magic": 2}},
         {"ear_appraisal_policy_ids": []},
         {"ear_appraisal_policy_ids": ["md5:00"]},
+        {"ear_appraisal_policy_ids": ["sha256:00"]},
+        {"ear_appraisal_policy_ids": ["sha256:" + "AB" * 32]},
+        {"ear_trustworthiness_vector": {"configuration": 2, "hardware": 32, "runtime-opaque": 2}},
+        {"ear_trustworthiness_vector": {"configuration": 2, "runtime-opaque": 2}},
         {"ear_appraisal_policy_ids": None},
         {"eat_nonce": b64url(b"m" * 32)},
         {"eat_nonce": None},
@@ -464,6 +529,40 @@ def test_a_token_lives_for_its_time_and_the_skew() -> None:
     } == exact
 
 
+def test_what_is_no_text_is_a_malformed_token() -> None:
+    for wrong in (admission().encode(), None, 7, ["a", "b", "c"]):
+        assert code_of(lambda wrong=wrong: opened(wrong)) == Code.TOKEN_MALFORMED  # type: ignore[misc]
+        assert code_of(lambda wrong=wrong: read_result(wrong)) == Code.TOKEN_MALFORMED  # type: ignore[misc]
+
+
+def test_clocks_may_not_differ_by_more_than_a_token_lives() -> None:
+    for skew_s in (-1, 301, 10**9):
+        with pytest.raises(ValueError):
+            opened(admission(), skew_s=skew_s)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"ttl_s": 1.5}, Code.TOKEN_LIFETIME),
+        ({"ttl_s": True}, Code.TOKEN_LIFETIME),
+        ({"ttl_s": "60"}, Code.TOKEN_LIFETIME),
+        ({"jti": ""}, Code.TOKEN_CLAIMS),
+        ({"jti": "a" * 65}, Code.TOKEN_CLAIMS),
+        ({"issuer": ""}, Code.TOKEN_CLAIMS),
+        ({"audience": ""}, Code.TOKEN_CLAIMS),
+        ({"audience": "\ud800"}, Code.TOKEN_CLAIMS),
+        ({"policy_digest": ""}, Code.TOKEN_CLAIMS),
+        ({"policy_digest": "AB" * 32}, Code.TOKEN_CLAIMS),
+    ],
+    ids=repr,
+)
+def test_nothing_is_signed_that_no_door_would_open(change: dict[str, Any], code: Code) -> None:
+    assert code_of(lambda: admission(**change)) == code
+    if "policy_digest" not in change:
+        assert code_of(lambda: result(**change)) == code
+
+
 def test_naive_times_are_type_errors() -> None:
     naive = AT.replace(tzinfo=None)
     with pytest.raises(TypeError):
@@ -548,6 +647,55 @@ def test_a_result_answers_the_nonce_it_was_asked_with() -> None:
     for wrong in ({"sub": "agent/acme/x"}, {"cnf": {"jkt": "x"}}, {"cloister_verification": None}):
         changed = resigned(claims_of(result()) | wrong, RESULT_TYPE)
         assert code_of(lambda c=changed: read_result(c)) == Code.TOKEN_CLAIMS  # type: ignore[misc]
+
+
+def test_a_result_that_is_not_text_throughout_is_not_signed() -> None:
+    check = Check(name="\ud800", code=Code.QUOTE_DEBUG, ok=True, detail="")
+    assert code_of(lambda: result(checks=[check])) == Code.TOKEN_CLAIMS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ok": 1},
+        {"ok": False},
+        {"ok": False, "code": "quote.debug"},
+        {"ok": False, "code": "quote.debug", "facts": None},
+        {"code": "quote.debug"},
+        {"facts": None},
+        {"facts": {}},
+    ],
+    ids=repr,
+)
+def test_a_result_that_contradicts_itself_is_refused_even_when_signed(change: dict[str, Any]) -> None:
+    claims = claims_of(result())
+    claims["cloister_verification"] |= change
+    assert code_of(lambda: read_result(resigned(claims, RESULT_TYPE))) == Code.TOKEN_CLAIMS
+
+
+def test_the_facts_of_a_result_agree_with_its_status() -> None:
+    for change in (
+        {"tcb_status": "Revoked"},
+        {"qe_tcb_status": "Revoked"},
+        {"tcb_status": "OutOfDate"},
+        {"tee": "sgx"},
+    ):
+        claims = claims_of(result())
+        claims["cloister_verification"]["facts"] |= change
+        assert code_of(lambda c=claims: read_result(resigned(c, RESULT_TYPE))) == Code.TOKEN_CLAIMS  # type: ignore[misc]
+
+
+def test_a_result_never_outlives_its_verdict() -> None:
+    end = verdict("bytes").valid_until
+    token = result(at=end - timedelta(seconds=10))
+    moments = {-1: "ok", 0: Code.TOKEN_EXPIRED, 59: Code.TOKEN_EXPIRED}
+    told = {
+        s: code_of(
+            lambda s=s: open_result(token, keys=KEYS, issuer=RESULTS, audience=LEDGER, at=end + timedelta(seconds=s))  # type: ignore[misc]
+        )
+        for s in moments
+    }
+    assert told == moments
 
 
 def test_a_result_lists_the_checks_of_the_verification() -> None:
