@@ -26,6 +26,7 @@ from attestation.checks import Unmet
 
 ECDSA_SHA256: Final = ECDSA(SHA256())
 MAX_CERTIFICATES: Final = 8
+_MAX_CERTIFICATE: Final = 8 * 1024  # bytes; the largest real one has 1.3 KiB
 """In one PEM text; no chain here has more than three."""
 
 _P256: Final = SECP256R1()
@@ -36,7 +37,6 @@ _VERSION_2: Final = bytes.fromhex("020101")
 _EXPLICIT_0: Final = 0xA0
 _EXPLICIT_3: Final = 0xA3
 _TRUE: Final = bytes.fromhex("0101ff")
-_SEQUENCE: Final = bytes((der.SEQUENCE,))
 _STANDARD_OID: Final = bytes.fromhex("0603551d")
 _UTC_TIME: Final = b"\x17"
 _GENERALIZED_TIME: Final = 0x18
@@ -44,6 +44,8 @@ _COMMON_NAME: Final = bytes.fromhex("0603550403")
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 _END: Final = b"-----END CERTIFICATE-----"
 _WHITE: Final = b" \t\r\n"
+_LINE: Final = 64  # characters of base64
+_LINE_END: Final = 2  # characters, at most
 
 # Extension OIDs in certificates, as DER records
 _SGX_EXTENSION: Final = bytes.fromhex("06092a864886f84d010d01")  # 1.2.840.113741.1.13.1
@@ -98,6 +100,8 @@ class Certificate(NamedTuple):
     @classmethod
     def parse(cls, raw: bytes) -> Certificate:
         """Raises Unmet."""
+        if len(raw) > _MAX_CERTIFICATE:
+            raise Unmet(f"a certificate of {len(raw)} bytes, at most {_MAX_CERTIFICATE}")
         tbs, signature = _signed_parts(raw)
         at, end = der.record(raw, tbs[0], tbs[1], der.SEQUENCE)
         if raw[at : at + len(_VERSION_3)] != _VERSION_3:
@@ -192,12 +196,14 @@ class Crl(NamedTuple):
         )
 
 
-def pem_blocks(text: bytes, *, nul_may_end: bool = False) -> list[bytes]:
+def pem_blocks(text: bytes, *, in_quote: bool = False) -> list[bytes]:
     """The base64 bodies of the certificates in a PEM text. Nothing but white space may stand around them.
 
-    `nul_may_end`: quoting libraries end the text in a quote with one NUL. Raises Unmet.
+    `in_quote`: quoting libraries end the text in a quote with one NUL; and as nothing there protects the white space,
+    only the form that they write is taken (RFC 7468, the strict text), or one quote could be sent in a million
+    spellings. Raises Unmet.
     """
-    if nul_may_end and text.endswith(b"\0"):
+    if in_quote and text.endswith(b"\0"):
         text = text[:-1]
     before, *blocks = text.split(_BEGIN)
     if not blocks:
@@ -211,8 +217,23 @@ def pem_blocks(text: bytes, *, nul_may_end: bool = False) -> list[bytes]:
         body, found, after = block.partition(_END)
         if not found or after.strip(_WHITE):
             raise Unmet("a certificate has no end, or something other than white space follows it")
+        if in_quote and not (len(after) <= _LINE_END and _strict(body)):
+            raise Unmet("the certificates are not in lines of 64 characters without other white space")
         bodies.append(body)
     return bodies
+
+
+def _strict(body: bytes) -> bool:
+    """Lines of 64 characters but for the last, all ended alike."""
+    ends = body.count(b"\r\n")
+    if ends:
+        if ends != body.count(b"\n"):
+            return False
+        body = body.replace(b"\r\n", b"\n")
+    if body.count(b"\n") < 2 or any(other in body for other in (b" ", b"\t", b"\r")):
+        return False
+    first, *lines, last, rest = body.split(b"\n")
+    return not first and not rest and 0 < len(last) <= _LINE and all(len(line) == _LINE for line in lines)
 
 
 def pem_decode(body: bytes) -> bytes:
@@ -288,12 +309,19 @@ def _common_name(name: bytes) -> str:
     found: list[str] = []
     while at < end:
         start, at = der.record(name, at, end, der.SET)
-        if name[start : start + 1] != _SEQUENCE or start + 2 + name[start + 1] != at:
+        if (
+            at - start < 2
+            or name[start] != der.SEQUENCE
+            or name[start + 1] >= 0x80
+            or start + 2 + name[start + 1] != at
+        ):
             raise Unmet("a name with something else than one short attribute in a set")
         if name.startswith(_COMMON_NAME, start + 2):
             value = start + 2 + len(_COMMON_NAME)
-            text = slice(*der.record(name, value, at, name[value])) if value < at else slice(0)
-            found.append(name[text].decode("ascii", "replace"))
+            text = der.record(name, value, at, name[value]) if value < at else (at, at)
+            if text[1] != at:
+                raise Unmet("a common name with something behind it")
+            found.append(name[slice(*text)].decode("ascii", "replace"))
     if len(found) != 1:
         raise Unmet(f"a name with {len(found)} common names")
     return found[0]

@@ -92,7 +92,7 @@ def judge_chains(
     """Chains whose certificates are known by role, under their labels. Which demands they met is in `ledger`."""
 
     def form(item: tuple[bytes, tuple[Role, ...]]) -> Chain:
-        bodies = pem_blocks(item[0], nul_may_end=steps is PCK_STEPS)
+        bodies = pem_blocks(item[0], in_quote=steps is PCK_STEPS)
         return Chain(tuple([known.parse(body) for body in bodies]), item[1], None)
 
     named = ledger.each(steps.names, ledger.each(steps.length, ledger.each(steps.form, texts, form), _length), _names)
@@ -170,7 +170,7 @@ def claimed_platform(quote: Quote) -> PckFacts:
         raise VerificationFailed(Code.CHAIN_NOT_IN_QUOTE, f"certification data of type {quote.certification_type}")
     at = step.CHAIN_FORM
     try:
-        bodies = pem_blocks(quote.certification_data, nul_may_end=True)
+        bodies = pem_blocks(quote.certification_data, in_quote=True)
         certificates: Sequence[Certificate] = [Certificate.parse(pem_decode(body)) for body in bodies]
         at = step.CHAIN_LENGTH
         chain = _length(Chain(tuple(certificates), PCK_CHAIN, None))

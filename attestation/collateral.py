@@ -10,6 +10,7 @@ collateral JSON, which other tools read and write too.
 from __future__ import annotations
 
 import json
+import re
 from binascii import unhexlify
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -20,8 +21,10 @@ from attestation.errors import Code, MalformedEvidence
 MAX_COLLATERAL: Final = 4 << 20
 """Bytes of the whole file, or of the nine members together. Real sets have 15 to 40 KiB."""
 
-_MAX_CONTAINERS: Final = 50_000
-"""Objects and arrays in one JSON text: bounds the memory that a small text can claim. Real files have under 1,500."""
+_LARGE: Final = 256 * 1024  # characters; real sets have 20,000 to 40,000
+_MAX_ITEMS: Final = 50_000  # objects, arrays and commas, where a text is large
+_LONG_NUMBER: Final = re.compile(r"[:,\[]\s*+-?\d{20}")
+"""Bounds on the time and memory that a large text can claim; a small one can't claim much."""
 
 _SIGNATURE: Final = 64
 _TEXTS: Final = (
@@ -116,8 +119,8 @@ def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
         raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: {len(text)} bytes, at most {MAX_COLLATERAL}")
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
-        if len(decoded) > _MAX_CONTAINERS and decoded.count("{") + decoded.count("[") > _MAX_CONTAINERS:
-            raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: over {_MAX_CONTAINERS} objects and arrays")
+        if len(decoded) > _LARGE and (sum(map(decoded.count, "{[,")) > _MAX_ITEMS or _LONG_NUMBER.search(decoded)):
+            raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: large, and full of members or digits")
         document = _DECODER.decode(decoded)
     except (ValueError, RecursionError) as error:  # bad UTF-8 and absurd numbers are ValueErrors too
         raise _malformed(f"{what} is not JSON: {type(error).__name__}") from error

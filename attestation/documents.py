@@ -28,7 +28,7 @@ T = TypeVar("T")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _MAX_U16: Final = 0xFFFF
 _MAX_U32: Final = 0xFFFF_FFFF
-_MAX_ITEMS: Final = 1_000
+_MAX_ITEMS: Final = 200  # real TCB info has up to 21 levels, a level up to 28 advisories
 _TCB_INFO_TEES: Final = {"SGX": Tee.SGX, "TDX": Tee.TDX}
 _PLATFORM_STATUS: Final = {str(status): status for status in PLATFORM_STATES}
 _ISV_STATUS: Final = {str(status): status for status in ISV_STATES}
@@ -143,9 +143,9 @@ def _qe_identity(identity: dict[str, Any]) -> QeIdentity:
         issued=_moment(identity["issueDate"]),
         next_update=_moment(identity["nextUpdate"]),
         evaluation_number=_number(identity["tcbEvaluationDataNumber"], _MAX_U32),
-        # MISCSELECT is published most significant byte first, ATTRIBUTES in memory order.
-        misc_select=int.from_bytes(_octets(identity["miscselect"], 4), "big"),
-        misc_select_mask=int.from_bytes(_octets(identity["miscselectMask"], 4), "big"),
+        # Published in memory order, as Intel's library and others read it; so far it has always been zero.
+        misc_select=int.from_bytes(_octets(identity["miscselect"], 4), "little"),
+        misc_select_mask=int.from_bytes(_octets(identity["miscselectMask"], 4), "little"),
         attributes=int.from_bytes(_octets(identity["attributes"], 16), "little"),
         attributes_mask=int.from_bytes(_octets(identity["attributesMask"], 16), "little"),
         mr_signer=_octets(identity["mrsigner"], 32),
@@ -204,8 +204,8 @@ def _advisories(level: dict[str, Any]) -> tuple[str, ...]:
     if "advisoryIDs" not in level:
         return ()
     found = _list(level["advisoryIDs"])
-    if not all(type(item) is str and len(item) <= 64 for item in found):
-        raise TypeError("advisoryIDs are not short texts")
+    if not all(type(item) is str and len(item) <= 64 and item.isascii() and item.isprintable() for item in found):
+        raise TypeError("advisoryIDs are not short texts in ASCII")
     return tuple(found)
 
 

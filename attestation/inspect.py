@@ -91,9 +91,7 @@ def certificates(quote: Quote) -> tuple[dict[str, Any], ...]:
     if quote.certification_type not in (4, 5):
         return ()
     try:
-        parsed = [
-            Certificate.parse(pem_decode(body)) for body in pem_blocks(quote.certification_data, nul_may_end=True)
-        ]
+        parsed = [Certificate.parse(pem_decode(body)) for body in pem_blocks(quote.certification_data, in_quote=True)]
     except Unmet as unmet:
         return ({"problem": unmet.detail},)
     issuer = parsed[1].common_name if len(parsed) > 1 else ""

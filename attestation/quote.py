@@ -13,12 +13,13 @@ ECDSA numbers big-endian.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import StrEnum
-from typing import Final, NamedTuple, Self, final
+from typing import Final, NamedTuple, NoReturn, Self, final
 
 from attestation.errors import Code, MalformedEvidence
 
+_SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
 MAX_QUOTE: Final = 1 << 20
 """Bytes. Real quotes have 4 to 16 KiB; the Linux buffer ends at 128 KiB."""
 
@@ -208,6 +209,15 @@ class Quote:
     """Attestation key to the end: all that vouches for the key. Equal bytes were vouched for equally."""
     size: int
     """Bytes of the quote itself, padding excluded."""
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        """What is signed and what is read are cut from the same bytes: only `parse` sees to that."""
+        if seal is not _SEAL:
+            raise TypeError("a Quote comes from Quote.parse() only")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Quote cannot be copied or pickled; keep its bytes and parse them again")
 
     @property
     def version(self) -> int:
@@ -273,7 +283,9 @@ class Quote:
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Raises MalformedEvidence: any of the `quote.*` codes of its first section."""
+        """Raises MalformedEvidence: any of the `quote.*` codes of its first section; TypeError for other than bytes."""
+        if type(raw) is not bytes:
+            raise TypeError(f"a quote is bytes, not {type(raw).__name__}")
         size = len(raw)
         if not 0 < size <= MAX_QUOTE:
             code = Code.QUOTE_TOO_LARGE if size else Code.QUOTE_EMPTY
@@ -309,6 +321,7 @@ class Quote:
             signature=raw[at + 4 : at + 68],
             certified=raw[at + 68 : end],
             size=end,
+            seal=_SEAL,
         )
 
 

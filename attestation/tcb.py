@@ -150,10 +150,11 @@ class Shortfall(NamedTuple):
 
 
 def reaches(svns: PlatformSvns, level: TcbLevel) -> bool:
-    """Whether each SVN is at least the level's."""
+    """Whether each SVN is at least the level's. Levels for another kind of TEE are never reached."""
     first = svns.first_tdx
     return (
-        all(map(ge, svns.sgx, level.sgx))
+        len(svns.tdx) == len(level.tdx)
+        and all(map(ge, svns.sgx, level.sgx))
         and svns.pcesvn >= level.pcesvn
         and all(map(ge, svns.tdx[first:], level.tdx[first:]))
     )

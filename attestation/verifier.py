@@ -252,7 +252,7 @@ class Verifier:
     __slots__ = ("_cases", "_chains", "_platforms", "_sets", "roots")
 
     def __init__(
-        self, roots: TrustRoots, *, max_sets: int = 256, max_platforms: int = 4096, max_findings: int = 16384
+        self, roots: TrustRoots, *, max_sets: int = 256, max_platforms: int = 4096, max_findings: int = 8192
     ) -> None:
         self.roots = roots
         self._sets: Recent[Endorsements] = Recent(max_sets)
@@ -404,14 +404,21 @@ def _expected(report_data: bytes | Binding | NotCompared) -> bytes | None:
     """The 64 bytes to compare with. Nothing may match by being empty."""
     if report_data is NOT_COMPARED:
         return None
-    expected = report_data if isinstance(report_data, bytes) else getattr(report_data, "report_data", None)
-    if not isinstance(expected, bytes):
-        raise TypeError("report_data is 64 bytes, a Binding, or NOT_COMPARED")
+    expected = report_data if type(report_data) is bytes else _bound(report_data)
     if len(expected) != _REPORT_DATA:
         raise ValueError(f"the expected REPORT_DATA has {len(expected)} bytes, not {_REPORT_DATA}")
     if expected == _NO_REPORT_DATA:
         raise ValueError("an all-zero REPORT_DATA is what a quote without a question holds; it can't be expected")
     return expected
+
+
+def _bound(report_data: object) -> bytes:
+    """What a Binding commits to. A quote has REPORT_DATA too: it must never be compared with itself."""
+    from attestation.evidence import Binding  # only those who bind pay for the import
+
+    if not isinstance(report_data, Binding):
+        raise TypeError("report_data is 64 bytes, a Binding, or NOT_COMPARED")
+    return report_data.report_data
 
 
 def _moment(at: datetime) -> float:

@@ -52,6 +52,67 @@ def garbage_between_pem_blocks(w: World) -> None:
 
 
 @attack("chain.malformed")
+def white_space_between_pem_blocks(w: World) -> None:
+    w.pem_join = b"\n\n \n"
+
+
+def _spelled(change: Callable[[bytes], bytes]) -> Change:
+    """The PEM text of the quote, written another way."""
+
+    def spell(w: World) -> None:
+        w.certification = (5, change(w.pem(w.pck_chain)))
+
+    return spell
+
+
+for _title, _change in (
+    ("a space inside a PEM line", lambda text: text[:60] + b" " + text[60:]),
+    ("a space for a line's last character", lambda text: text.replace(text[60:91], text[60:90] + b" ", 1)),
+    ("an empty line inside a PEM block", lambda text: text.replace(b"\n", b"\n\n", 2)),
+    ("a PEM line of 128 characters", lambda text: text.replace(text[28:93], text[28:92], 1)),
+    ("line ends of two kinds", lambda text: text.replace(b"\n", b"\r\n", 4)),
+):
+    put("chain.malformed", _title, _spelled(_change))
+put("ok", "line ends of the other kind", _spelled(lambda text: text.replace(b"\n", b"\r\n")))
+
+
+for _title, _subject in (
+    ("a name whose only attribute ends in its first byte", "3003310130"),
+    ("a name whose only attribute is not DER", "300631043081" + "0603"),
+    ("a name without attributes", "3000"),
+    ("a name with an empty set", "30023100"),
+):
+    put("chain.malformed", _title, sets("certs", "leaf", subject_der=bytes.fromhex(_subject)))
+
+
+def _attribute(oid_and_text: bytes, tag: int = 0x30, header: bytes | None = None) -> Change:
+    """A subject of one attribute, as DER or nearly."""
+    header = bytes((tag, len(oid_and_text))) if header is None else header
+    return sets("certs", "leaf", subject_der=seq(tlv(0x31, header + oid_and_text)))
+
+
+_CN = b"\x06\x03\x55\x04\x03" + tlv(0x0C, PCK.encode())
+put("ok", "a name of one attribute", _attribute(_CN))
+put(
+    "chain.malformed",
+    "two attributes in one set",
+    sets("certs", "leaf", subject_der=seq(tlv(0x31, seq(_CN)) + tlv(0x31, seq(b"\x06\x03\x55\x04\x06") + seq()))),
+)
+put("chain.malformed", "a name whose attribute is a set", _attribute(_CN, tag=0x31))
+put("chain.malformed", "a common name with something behind it", _attribute(_CN + b"\x05\x00"))
+put(
+    "chain.malformed",
+    "an attribute of 129 bytes that starts with its length",
+    _attribute(_CN[:5] + tlv(0x0C, PCK.encode().ljust(122, b"\0")), header=b"\x30\x81"),
+)
+
+
+@attack("chain.malformed")
+def a_certificate_of_nine_kibibytes(w: World) -> None:
+    w.certs["leaf"].extra = [(UNKNOWN, False, bytes(9 * 1024))]
+
+
+@attack("chain.malformed")
 def garbage_before_the_pem_blocks(w: World) -> None:
     w.certification = (5, b"x" + w.pem(w.pck_chain))
 
@@ -413,7 +474,7 @@ def _sgx(**changes: object) -> Change:
 
 
 _ITEMS = [integer(svn) for svn in SVNS]
-for _title, _changes in (
+for _title, _extension_changes in (
     ("CPUSVN octets that are not the components", {"cpusvn": bytes(16)}),
     ("CPUSVN of 15 octets", {"cpusvn": bytes(SVNS[:15])}),
     ("a component above 255", {"svns": [300, *SVNS[1:]], "cpusvn": bytes(SVNS)}),
@@ -439,7 +500,7 @@ for _title, _changes in (
     ("an item too many", {"append": [octets(b"x")]}),
     ("a platform CA's certificate with a processor's items", {"platform": False}),
 ):
-    put("chain.pck_extension", f"SGX extension: {_title}", _sgx(**_changes))
+    put("chain.pck_extension", f"SGX extension: {_title}", _sgx(**_extension_changes))
 
 
 @attack("chain.pck_extension")

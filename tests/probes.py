@@ -14,6 +14,7 @@ from attestation.quote import Quote
 from tests.attack_table import Attack, sets
 from tests.judging import moment
 from tests.pki_factory import AT, CA, DAY, REPORT_DATA, ROOT, Cert, World
+from tests.policy_world import binding
 
 Modules = dict[str, ModuleType]
 PROBES: dict[str, tuple[Callable[[Modules], object], str]] = {}
@@ -200,7 +201,7 @@ put(
     _file(qe_identity_signature="00" * 65),
 )
 put("collateral.malformed", "collateral file: a lone surrogate", _file(tcb_info="\ud800"))
-put("collateral.too_large", "collateral file: many containers", _file(more=[[]] * 60_000))
+put("collateral.too_large", "collateral file: many containers", _file(more=[[]] * 140_000))
 
 for _title, _found, _answer in (
     ("empty", "", "collateral.malformed"),
@@ -211,7 +212,11 @@ for _title, _found, _answer in (
     ("an absurd number", '{"a":' + "9" * 10_000 + "}", "collateral.malformed"),
     ("deep nesting", '{"a":' + "[" * 45_000 + "]" * 45_000 + "}", "collateral.malformed"),
     ("a long line of spaces", "{" + " " * (4 << 20) + "}", "collateral.too_large"),
-    ("a short text", '{"a":"' + "{" * 60_000 + '"}', "collateral.too_large"),
+    ("a large text of braces", '{"a":"' + "{" * 300_000 + '"}', "collateral.too_large"),
+    ("a large list of numbers", '{"a":[' + "0," * 200_000 + "0]}", "collateral.too_large"),
+    ("a large object", "{" + ",".join(f'"{n}":0' for n in range(60_000)) + "}", "collateral.too_large"),
+    ("long numbers", '{"a":[' + ",".join(["9" * 4_000] * 100) + "]}", "collateral.too_large"),
+    ("a long number after white space", '{"a":   ' + "9" * 20 + "}" + " " * 300_000, "collateral.too_large"),
     ("a long text of nothing much", '{"a":"' + "x" * 60_000 + '"}', "collateral.malformed"),
 ):
     put(_answer, f"collateral text: {_title}", _text(_found))
@@ -246,7 +251,35 @@ put(
     "a binding that may change",
     lambda m: judge(m, report_data=type("B", (), {"report_data": bytearray(REPORT_DATA)})()),
 )
-put("ok", "a binding", lambda m: judge(m, report_data=type("B", (), {"report_data": REPORT_DATA})()))
+put("TypeError", "what looks like a binding", lambda m: judge(m, report_data=type("B", (), vars(World()))()))
+put("TypeError", "the quote itself", lambda m: judge(m, report_data=_GOOD_QUOTE))
+
+
+@probe("ok")
+def a_binding(m: Modules) -> None:
+    bound = binding()
+    world = World()
+    world.td["report_data"] = bound.report_data
+    given = world.input()
+    judge(m, given, Quote.parse(given.raw), report_data=bound)
+
+
+@probe("ok")
+def an_enclave_never_reaches_a_td_level(m: Modules) -> None:
+    tcb = m["tcb"]
+    level = tcb.TcbLevel(bytes(16), 0, bytes(16), tcb.TcbStatus.UP_TO_DATE, "2025-05-14T00:00:00Z", (), {})
+    assert tcb.reaches(tcb.PlatformSvns(bytes(16), 0, bytes(16)), level)
+    assert not tcb.reaches(tcb.PlatformSvns(bytes(16), 0, b""), level)
+
+
+@probe("binding.report_data_mismatch")
+def a_binding_of_another_tenant(m: Modules) -> None:
+    world = World()
+    world.td["report_data"] = binding("blue").report_data
+    given = world.input()
+    judge(m, given, Quote.parse(given.raw), report_data=binding("red"))
+
+
 put("ok", "the good world", judge)
 put("chain.not_yet_valid", "year 1", lambda m: judge(m, at=datetime.min.replace(tzinfo=UTC)))
 put("chain.expired", "year 9999", lambda m: judge(m, at=datetime.max.replace(tzinfo=UTC) - timedelta(days=1)))

@@ -538,9 +538,9 @@ def test_an_attestation_key_is_remembered_for_one_kind_of_tee() -> None:
     tdx, sgx = World("tdx", 5, 3).input(), World("sgx", 5, 1).input()
     assert Quote.parse(tdx.raw).certified == Quote.parse(sgx.raw).certified
     verifier, collateral = Verifier(ROOTS), Collateral.from_json(tdx.collateral_text)
-    for given, expected in ((tdx, "ok"), (sgx, "collateral.tee_mismatch"), (tdx, "ok")):
+    for asked, expected in ((tdx, "ok"), (sgx, "collateral.tee_mismatch"), (tdx, "ok")):
 
-        def ask(raw: bytes = given.raw) -> VerifiedQuote:
+        def ask(raw: bytes = asked.raw) -> VerifiedQuote:
             return verifier.verify(Quote.parse(raw), collateral, report_data=REPORT_DATA, at=moment(AT))
 
         assert outcome(ask) == expected

@@ -34,7 +34,7 @@ _LIKELY = {
     "verifier": ("quote.sig", "binding", "crl.exp", "collateral.not"),
 }
 """Where a missing check probably shows: the order of asking, nothing else."""
-_PROBED = ("der", "pki", "chains", "collateral", "verifier")
+_PROBED = ("der", "pki", "chains", "collateral", "tcb", "verifier")
 """Modules with checks that no quote can reach; for the others attacks alone must do."""
 
 
