@@ -19,7 +19,7 @@ from typing import Final, TypeVar, final
 
 import httpx2
 
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, TokenRefused
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
 from broker.wire.envelope import Envelope, Header
@@ -44,7 +44,8 @@ MAX_REFUSED_S: Final = 30.0
 KEY_CACHE_S: Final = 30.0
 WAIT_S: Final = 10
 LEASE_S: Final = 30
-KEY_CODES: Final = frozenset({"mailbox.key_stale"})  # sent to a key that is no longer the mailbox's
+# The owner has restarted or rolled its key; its token has ended since it was fetched; its key has ended.
+KEY_CODES: Final = frozenset({"mailbox.key_stale", "token.expired", "mailbox.key_signature_invalid"})
 _NONCE_CODES: Final = frozenset({"challenge.expired", "challenge.used"})  # this nonce is gone, another one may do
 _RETRY: Final = frozenset({429, 503})
 
@@ -168,11 +169,13 @@ class Runtime:
         due = admission.issued_at_s + life * random.uniform(0.6, 0.8)  # noqa: S311  jitter, not a secret
         return max(due - self.time.now_s(), 0.0)
 
+    async def _admitted(self) -> Admission:
+        """The admission, attesting first when there is none. Raises what attesting raises."""
+        return self._admission or await self.attest()
+
     async def _authorised(self, make: Callable[[], Call[T]]) -> T:
         """The call's result; once, after the broker no longer takes the token, with a new admission."""
-        before = self._admission
-        if before is None:
-            before = await self.attest()
+        before = await self._admitted()
         try:
             return await self._client.do(make())
         except BrokerRefused as refusal:
@@ -224,28 +227,29 @@ class Runtime:
         """
         # One at a time per mailbox: the order of sequence numbers is the order of sending.
         async with self._sending.setdefault(mailbox, asyncio.Lock()):
-            for attempt in (1, 2):
+            for last in (False, True):
+                admission = await self._admitted()
                 found = await self._mailbox(mailbox)
-                envelope = self._outbox.seal(
-                    found,
-                    mailbox=mailbox,
-                    admission=self.admission,
-                    kind=kind,
-                    plaintext=plaintext,
-                    labels=labels,
-                    in_reply_to=in_reply_to,
-                    reply_to=reply_to,
-                    ttl_s=ttl_s,
-                )
-                if announce is not None:
-                    announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
                 try:
+                    envelope = self._outbox.seal(
+                        found,
+                        mailbox=mailbox,
+                        admission=admission,
+                        kind=kind,
+                        plaintext=plaintext,
+                        labels=labels,
+                        in_reply_to=in_reply_to,
+                        reply_to=reply_to,
+                        ttl_s=ttl_s,
+                    )
+                    if announce is not None:
+                        announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
                     return await self._send(mailbox, envelope)
-                except BrokerRefused as refusal:
+                except (BrokerRefused, TokenRefused, WireError) as error:
                     self._found.pop(mailbox, None)
-                    if refusal.code not in KEY_CODES or attempt == 2:
+                    if last or error.code not in KEY_CODES:
                         raise
-                    # The owner has restarted, or rolled its key: seal to the new one.
+                    # What was at hand about the mailbox no longer holds: ask, and seal to its present key.
             raise AssertionError("the second attempt returns or raises")
 
     async def _send(self, mailbox: str, envelope: Envelope) -> bytes:

@@ -168,6 +168,36 @@ def test_a_platform_that_fell_out_of_date_loses_its_rights(own_lab: Lab) -> None
     assert "policy.tcb_not_accepted" in operator.entries("agent.quarantined")[-1]["codes"]
 
 
+def test_who_has_sent_before_is_told_of_the_refusal_too(own_lab: Lab) -> None:
+    """A mailbox key at hand must not hide that the sender is not admitted any more."""
+    operator = Operator(own_lab.broker_url, own_lab.admin_key_file)
+
+    async def story() -> list[str]:
+        async with running(own_lab, researcher()), running(own_lab, Agent("analyst")) as analyst:
+            ctx = analyst.context()
+            await ctx.send("researcher", Question(text="before"))
+            own_lab.machine.recover("publish", what="platform", standard=True)
+            own_lab.machine.clock.advance(timedelta(days=40))
+            await asyncio.to_thread(operator.refresh_collateral)
+            await code_of(analyst.running.attest(instead_of=analyst.running.admission))  # as its other tasks would
+            return [await code_of(ctx.send("researcher", Question(text="after"))) for _ in range(3)]
+
+    assert asyncio.run(asyncio.wait_for(story(), 30)) == ["policy.refused"] * 3
+
+
+def test_a_mailbox_key_at_hand_is_fetched_again_when_its_owners_token_has_ended(own_lab: Lab) -> None:
+    async def story() -> str:
+        async with running(own_lab, researcher()) as owner, running(own_lab, Agent("analyst")) as analyst:
+            ctx = analyst.context()
+            await ctx.send("researcher", Question(text="before"))
+            own_lab.machine.clock.advance(timedelta(minutes=6))
+            await owner.running.attest(instead_of=owner.running.admission)
+            await analyst.running.attest(instead_of=analyst.running.admission)
+            return await code_of(ctx.send("researcher", Question(text="after")))
+
+    assert asyncio.run(asyncio.wait_for(story(), 30)) == "ok"
+
+
 def test_a_handler_that_fails_gets_the_message_again(lab: Lab) -> None:
     attempts: list[int] = []
 
