@@ -11,7 +11,7 @@ Profile Specification.
 
 from __future__ import annotations
 
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from datetime import datetime
 from typing import Final, NamedTuple, final
 
@@ -237,11 +237,15 @@ def _strict(body: bytes) -> bool:
 
 
 def pem_decode(body: bytes) -> bytes:
-    """The DER in one body. Raises Unmet."""
+    """The DER in one body: base64 in its one canonical spelling. Raises Unmet."""
+    text = body.translate(None, _WHITE)
     try:
-        return a2b_base64(body.translate(None, _WHITE), strict_mode=True)
+        raw = a2b_base64(text)
     except ValueError as error:
         raise Unmet("a certificate is not base64") from error
+    if b2a_base64(raw, newline=False) != text:
+        raise Unmet("a certificate is not base64 as it should be spelled")
+    return raw
 
 
 def p256_key(point: bytes) -> EllipticCurvePublicKey:

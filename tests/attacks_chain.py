@@ -52,6 +52,19 @@ def garbage_between_pem_blocks(w: World) -> None:
 
 
 @attack("chain.malformed")
+def a_pem_text_whose_last_bits_stand_for_nothing(w: World) -> None:
+    """Base64 pads with bits that nobody reads: only zeros are taken there."""
+    extra = 0
+    while len(w.cert("leaf")) % 3 != 1:
+        extra += 1
+        w.certs["leaf"].extra = [(UNKNOWN, False, bytes(extra))]
+    text = w.pem(w.pck_chain)
+    at = text.index(b"==") - 1
+    assert text[at : at + 1] in b"AQgw"
+    w.certification = (5, text[:at] + bytes((text[at] + 1,)) + text[at + 1 :])
+
+
+@attack("chain.malformed")
 def white_space_between_pem_blocks(w: World) -> None:
     w.pem_join = b"\n\n \n"
 
