@@ -43,8 +43,7 @@ ORDER: dict[str, str] = {
         "openapi console routes app admin_client setup cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox "
-        "bodies"
+        "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox bodies"
     ),
     "broker/rootkey": "__init__ root keyfile",
     "simulator": (
@@ -54,8 +53,7 @@ ORDER: dict[str, str] = {
         "broker_fixture pytest_plugin"
     ),
     "simulator/guest": (
-        "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox "
-        "cli"
+        "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox cli"
     ),
     "simulator/demo": "agents narrator policy process vectors operator story __init__",
 }
