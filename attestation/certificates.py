@@ -224,16 +224,16 @@ def pem_blocks(text: bytes, *, in_quote: bool = False) -> list[bytes]:
 
 
 def _strict(body: bytes) -> bool:
-    """Lines of 64 characters but for the last, all ended alike."""
+    """Lines of 64 characters but for the last, all ended alike: a line end at 0, 65, 130 … and after the last line."""
     ends = body.count(b"\r\n")
     if ends:
         if ends != body.count(b"\n"):
             return False
         body = body.replace(b"\r\n", b"\n")
-    if body.count(b"\n") < 2 or any(other in body for other in (b" ", b"\t", b"\r")):
+    if b" " in body or b"\t" in body or b"\r" in body:
         return False
-    first, *lines, last, rest = body.split(b"\n")
-    return not first and not rest and 0 < len(last) <= _LINE and all(len(line) == _LINE for line in lines)
+    lines = body.count(b"\n") - 1
+    return body[: -1 : _LINE + 1] == b"\n" * lines and body[-1:] == b"\n" and body[-2:] != b"\n\n" and lines > 0
 
 
 def pem_decode(body: bytes) -> bytes:

@@ -27,13 +27,6 @@ _LONG_NUMBER: Final = re.compile(r"[:,\[]\s*+-?\d{20}")
 """Bounds on the time and memory that a large text can claim; a small one can't claim much."""
 
 _SIGNATURE: Final = 64
-_TEXTS: Final = (
-    "tcb_info",
-    "tcb_info_issuer_chain",
-    "qe_identity",
-    "qe_identity_issuer_chain",
-    "pck_crl_issuer_chain",
-)
 _BINARIES: Final = ("tcb_info_signature", "qe_identity_signature", "pck_crl", "root_ca_crl")
 
 
@@ -56,23 +49,30 @@ class Collateral:
     pck_crl: bytes
     pck_crl_issuer_chain: str
     root_ca_crl: bytes
-    digest: bytes = field(init=False)
+    _digest: list[bytes] = field(init=False, repr=False, compare=False, default_factory=list)  # once somebody asked
 
     def __post_init__(self) -> None:
         """Raises MalformedEvidence: collateral.malformed, collateral.too_large."""
-        total, hasher = 0, sha256()
-        for name in MEMBERS:
-            raw = _raw(name, getattr(self, name))
-            total += len(raw)
-            hasher.update(len(raw).to_bytes(4, "big"))
-            hasher.update(raw)
+        total = sum([_size(name, getattr(self, name)) for name in MEMBERS])
         if total > MAX_COLLATERAL:
             raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{total} bytes, at most {MAX_COLLATERAL}")
         for name in ("tcb_info_signature", "qe_identity_signature"):
             size = len(getattr(self, name))
             if size != _SIGNATURE:
                 raise _malformed(f"{name} has {size} bytes, not {_SIGNATURE}")
-        object.__setattr__(self, "digest", hasher.digest())
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes."""
+        if not self._digest:
+            hasher = sha256()
+            for name in MEMBERS:
+                value = getattr(self, name)
+                raw = value.encode() if isinstance(value, str) else value
+                hasher.update(len(raw).to_bytes(4, "big"))
+                hasher.update(raw)
+            self._digest.append(hasher.digest())
+        return self._digest[0]
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -143,18 +143,20 @@ def _no_constant(name: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
-def _raw(name: str, value: object) -> bytes:
-    """The bytes that a member stands for."""
-    if name in _TEXTS:
-        if type(value) is not str:
-            raise _malformed(f"{name} is not text")
-        try:
-            return value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise _malformed(f"{name} holds lone surrogates") from error
-    if type(value) is not bytes:
-        raise _malformed(f"{name} is not bytes")
-    return value
+def _size(name: str, value: object) -> int:
+    """Bytes of a member, which must be of its type."""
+    if name in _BINARIES:
+        if type(value) is not bytes:
+            raise _malformed(f"{name} is not bytes")
+        return len(value)
+    if type(value) is not str:
+        raise _malformed(f"{name} is not text")
+    if value.isascii():
+        return len(value)
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError as error:
+        raise _malformed(f"{name} holds lone surrogates") from error
 
 
 def _hex(name: str, value: str) -> bytes:

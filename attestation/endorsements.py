@@ -38,7 +38,7 @@ class Endorsements(NamedTuple):
 
     ok: bool
     checks: tuple[Check, ...]
-    digest: bytes
+    collateral: Collateral
     known: KnownCertificates
     trusted: Certificate | None  # the root that all of it ends in
     pck_ca: Certificate | None  # the issuer of the PCK CRL
@@ -62,7 +62,7 @@ def endorse(collateral: Collateral, roots: TrustRoots) -> Endorsements:
     return Endorsements(
         ok=ledger.ok,
         checks=tuple(ledger.checks),
-        digest=collateral.digest,
+        collateral=collateral,
         known=known,
         trusted=trusted[0] if len(trusted) == 1 else None,
         pck_ca=signers.get(PCK_CRL),

@@ -192,7 +192,7 @@ class VerifiedQuote:
 
     @property
     def collateral_digest(self) -> bytes:
-        return self._case.endorsements.digest
+        return self._case.endorsements.collateral.digest
 
     @property
     def allowances_used(self) -> frozenset[Allowance]:
