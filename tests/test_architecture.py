@@ -26,7 +26,7 @@ ORDER: dict[str, str] = {
         "verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal inspect_cli "
         "measure_cli verify_cli cli __init__"
     ),
-    "attestation/net": "__init__ transport answers store pcs",
+    "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
         "__init__ model codes errors reference appraisal cedartext tables vocabulary rules store "
         "authorisation baseline never readsettings signing bundle explain permit engine recording replay "
