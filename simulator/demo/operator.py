@@ -68,15 +68,16 @@ class Operator:
         found = [row["entry"] for row in self._rows()]
         return [entry for entry in found if not kinds or entry["kind"] in kinds]
 
-    def wait_for_entries(self, subjects: set[str], *kinds: str) -> list[dict[str, Any]]:
-        """Such entries, once each of the subjects has one. Raises DemoFailed."""
+    def wait_for_entries(self, subjects: set[str], code: str, *kinds: str) -> list[dict[str, Any]]:
+        """Entries of these kinds with that code, once each of the subjects has one. Raises DemoFailed."""
         give_up = time.monotonic() + PATIENCE_S
         while True:
-            found = [entry for entry in self.entries(*kinds) if entry.get("subject") in subjects]
+            told = [entry for entry in self.entries(*kinds) if entry.get("subject") in subjects]
+            found = [entry for entry in told if code in entry["codes"]]
             if {entry["subject"] for entry in found} == subjects:
                 return found
             if time.monotonic() > give_up:
-                raise DemoFailed(f"no {' or '.join(kinds)} about each of {', '.join(sorted(subjects))}")
+                raise DemoFailed(f"no {code} about each of {', '.join(sorted(subjects))}")
             time.sleep(0.1)  # the log has no way to be told of what is new
 
     def export_log(self) -> LogExport:

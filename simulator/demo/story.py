@@ -32,6 +32,7 @@ from simulator.machine import Machine
 AGENTS: Final = Path(__file__).parent / "agents"
 NAMES: Final = ("researcher", "analyst")
 REPORT: Final = "Trial 7 stopped early: the drug works.\nSealed until the board has met.\n"
+OUTDATED: Final = "policy.tcb_not_accepted"
 WORD_THAT_CHANGES: Final = (b"exact", b"exacT")
 
 
@@ -265,7 +266,7 @@ def platform_falls_out_of_date(scene: Scene, analyst: AgentProcess, subjects: se
     if not scene.operator.refresh_collateral():
         raise DemoFailed("the broker's collateral did not change")
     refused = analyst.expect("refused")
-    entries = scene.operator.wait_for_entries(subjects, "agent.refused", "agent.quarantined")
+    entries = scene.operator.wait_for_entries(subjects, OUTDATED, "agent.refused", "agent.quarantined")
     entry = entries[-1]
     narrator.refused(", ".join(dict.fromkeys(entry["codes"])), agent_was_told=refused["code"], codes=entry["codes"])
     narrator.say("Both had to prove themselves again, and neither is admitted any more. From the log:")

@@ -35,7 +35,7 @@ async def ask(ctx: Context) -> None:
     question = Question(report=b64decode(sys.argv[1]))
     while True:
         try:
-            finding = await ctx.ask("researcher", question, Finding, timeout_s=10.0)
+            finding = await ctx.ask("researcher", question, Finding, timeout_s=4.0)
             tell("answered", line=finding.line, words=finding.words)
         except BrokerRefused as refusal:
             tell("refused", code=refusal.code, reasons=list(refusal.reasons), remedy=refusal.remedy)
