@@ -53,11 +53,12 @@ def read_time(text: str) -> datetime:
         if text.isascii() and text.isdigit():
             return datetime.fromtimestamp(int(text), UTC)
         moment = datetime.fromisoformat(text)
+        in_utc = moment.astimezone(UTC)  # what is in the year 1 or 9999 here may be in no year there
     except (ValueError, OverflowError, OSError) as error:
         raise UsageError(f"{text!r} is neither a time as 2026-08-14T12:00:00Z nor Unix seconds") from error
     if moment.tzinfo is None:
         raise UsageError(f"{text!r} names no time zone; add Z for UTC")
-    return moment.astimezone(UTC)
+    return in_utc
 
 
 def read_hex(text: str, size: int, what: str) -> bytes:

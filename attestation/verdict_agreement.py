@@ -37,13 +37,15 @@ def demand_admission(values: Mapping[str, Any]) -> None:
 
 
 def demand_facts(values: Mapping[str, Any], label: str, module: Mapping[str, Any]) -> None:
-    """Nothing revoked is ever verified, and the submodule is that of the facts.
+    """Nothing revoked is ever verified, the root says what is simulated, and the submodule is that of the facts.
 
     What the vector says of hardware, configuration and isolation follows from the facts alone; `ear.check` has seen to
     it that no status is better than the vector.
     """
     if label != LABELS[values["tee"]]:
         raise _refused("the submodule is that of another TEE")
+    if values["simulated"] is not verdict_facts.simulated(values["root_sha256"]):
+        raise _refused("simulated is not what the root gives")
     if TcbStatus.REVOKED in [values[name] for name in _STATES]:
         raise _refused("nothing revoked is ever verified")
     _demand_vector(module["ear_trustworthiness_vector"], values["tcb_status"], values["allowances"])

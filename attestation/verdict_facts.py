@@ -38,10 +38,15 @@ def judged(verified: VerifiedQuote) -> dict[str, Any]:
         "allowances": tuple(sorted(map(str, verified.allowances_used))),
         "collateral_digest": verified.collateral_digest.hex(),
         "root_sha256": verified.root_sha256,
-        "simulated": verified.root_sha256 not in TrustRoots.intel().sha256,
+        "simulated": simulated(verified.root_sha256),
         "verified_at": verified.verified_at,
         "valid_until": verified.valid_until,
     }
+
+
+def simulated(root_sha256: str) -> bool:
+    """Whether the trust root is not Intel's."""
+    return root_sha256 not in TrustRoots.intel().sha256
 
 
 def measured(quote: Quote) -> dict[str, Any]:

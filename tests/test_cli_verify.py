@@ -217,6 +217,8 @@ def test_a_pcs_is_asked_and_its_answers_kept(files: Files, capsys: pytest.Captur
         ["--at", "yesterday"],
         ["--at", "2026-07-01T12:00:00"],
         ["--at", "9" * 30],
+        ["--at", "0001-01-01T00:00:00+14:00"],
+        ["--at", "9999-12-31T23:59:59-14:00"],
         ["--at", "-1"],
         ["--report-data", "00"],
         ["--report-data", "zz" * 64],

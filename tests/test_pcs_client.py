@@ -1,5 +1,7 @@
 """Collateral over HTTP: what is asked, what is believed, what is kept, and what is refused as older than seen."""
 
+import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -20,9 +22,9 @@ import pytest
 
 from attestation.collateral import Collateral
 from attestation.errors import AttestationError, Code, CollateralUnavailable
-from attestation.net import answers, transport
+from attestation.net import answers, store, transport
 from attestation.net.pcs import INTEL, PcsClient, Platform
-from attestation.net.store import Mark, Marks
+from attestation.net.store import CollateralFiles, Mark, Marks
 from attestation.net.transport import Answer, Transport, check_url
 from attestation.pki import TrustRoots
 from attestation.ports import CollateralSource
@@ -59,6 +61,7 @@ class Service:
     statuses: list[int] = field(default_factory=list)  # of the next answers, before anything is served
     edit: Callable[[str, int, dict[str, str], bytes], tuple[int, dict[str, str], bytes]] | None = None
     delay_s: float = 0.0
+    cut: int = 0  # so many of the next answers end early
     url: str = ""
 
     def answer(self, target: str) -> tuple[int, dict[str, str], bytes]:
@@ -101,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if self.server.service.cut > 0:  # type: ignore[attr-defined]  # set below
+            self.server.service.cut -= 1  # type: ignore[attr-defined]  # set below
+            body = body[:-1]
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -222,6 +228,7 @@ def test_other_spellings_of_the_same_answers_are_read(form: str, client: PcsClie
         ("tcb", b'{"tcbInfo":"text","signature":"' + b"00" * 64 + b'"}'),
         ("tcb", b'{"tcbInfo":{},"signature":"' + b"00" * 64 + b'"}'),
         ("tcb", b"\xff\xfe"),
+        ("tcb", b'{"tcbInfo":{"a":[' + b"{}," * 60_000 + b'{}]},"signature":"' + b"00" * 64 + b'"}'),
         ("qe", b'{"tcbInfo":{},"signature":"' + b"00" * 64 + b'"}'),
         ("crl", b""),
         ("crl", b"zz"),
@@ -335,10 +342,106 @@ def test_an_answer_that_drips_is_cut_off_at_the_deadline() -> None:
         thread.join()
 
 
+STARTS = {
+    "status line": b"HTTP/1.1 200",
+    "header": b"HTTP/1.1 200 OK\r\nX: ",
+    "body": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n",
+    "handshake": b"\x16\x03\x03\x40\x00",
+}
+
+
+@pytest.mark.parametrize("part", STARTS)
+def test_whatever_drips_ends_at_the_deadline_and_the_connection_with_it(part: str) -> None:
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(STARTS[part])
+                for _ in range(500):
+                    try:
+                        peer.sendall(b"a")
+                    except OSError:
+                        ended.set()
+                        return
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        scheme = "https" if part == "handshake" else "http"
+        url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/"
+        started = time.monotonic()
+        assert code_of(lambda: Transport().get(url, deadline=started + 0.4)) == Code.COLLATERAL_UNREACHABLE
+        assert time.monotonic() - started < 2
+        assert ended.wait(5), "the peer is rid of us too"
+        thread.join()
+
+
+class Stuck(Transport):  # type: ignore[misc]  # stands in for the network, not for our verifier
+    """Answers when it is let go, and then with trouble."""
+
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.asked = threading.Event()
+        self._then = then
+
+    def get(self, url: str, *, deadline: float) -> Answer:
+        self.asked.set()
+        assert self.go.wait(10)
+        self._then()
+        raise CollateralUnavailable(Code.COLLATERAL_UNREACHABLE, "stuck")
+
+
+def test_nobody_waits_for_another_callers_request_beyond_the_deadline(
+    service: Service, world: Machine, clock: Clock
+) -> None:
+    stuck = Stuck()
+    client = made_client(service, world, None, clock, transport=stuck, deadline_s=0.2)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(code_of, lambda: client.fetch_for(PLATFORM))
+        assert stuck.asked.wait(10)
+        started = time.monotonic()
+        assert code_of(lambda: client.fetch_for(PLATFORM)) == Code.COLLATERAL_UNREACHABLE
+        assert time.monotonic() - started < 2
+        stuck.go.set()
+        assert first.result(10) == Code.COLLATERAL_UNREACHABLE
+
+
+def test_platforms_that_are_only_claimed_leave_nothing_behind(client: PcsClient, service: Service) -> None:
+    service.edit = lambda path, was, headers, body: (404, {}, b"")
+    for number in range(3):
+        claimed = Platform(Tee.TDX, number.to_bytes(6, "big"), "platform")
+        assert code_of(lambda claimed=claimed: client.fetch_for(claimed)) == Code.COLLATERAL_NOT_FOUND  # type: ignore[misc]
+    assert not client._flights
+    for wrong in ((Tee.TDX, b"12345", "platform"), (Tee.TDX, b"123456", "../x"), ("tdx", b"123456", "platform")):
+        with pytest.raises(ValueError):
+            Platform(*wrong)  # type: ignore[arg-type]  # wrong on purpose
+    for deadline_s in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError):
+            PcsClient(deadline_s=deadline_s)
+
+
+def test_an_answer_that_ends_early_is_no_answer(client: PcsClient, service: Service) -> None:
+    service.cut = 4
+    assert client.fetch_for(PLATFORM) == service.collateral
+    assert len(service.asked) == 8, "each was asked for again"
+    service.cut = 1000
+    other = Platform(Tee.TDX, bytes(6), "platform")
+    assert code_of(lambda: client.fetch_for(other)) == Code.COLLATERAL_UNREACHABLE
+
+
 @pytest.mark.parametrize(
     "url",
     [
         "http://pcs.example",
+        "https://pcs.example/\r\nX: y",
+        "https://pcs.example/ x",
+        "https://pcs.example:99999",
+        "https://pcs.example:0",
+        "https://p\u0441s.example",
         "http://169.254.169.254",
         "http://0.0.0.0",
         "http://localhost.example",
@@ -377,6 +480,40 @@ def test_the_root_crl_of_intels_pcs_is_where_the_trusted_root_says() -> None:
         answers.root_crl_address(chain, TrustRoots.intel())
     with pytest.raises(CollateralUnavailable):
         answers.root_crl_address("nothing", TrustRoots.intel())
+
+
+def test_a_root_that_names_no_address_has_no_crl_there(world: Machine) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    root = world.pki.root
+    bare = (
+        x509.CertificateBuilder()
+        .subject_name(root.certificate.subject)
+        .issuer_name(root.certificate.subject)
+        .public_key(root.key.public_key())
+        .serial_number(5)
+        .not_valid_before(root.certificate.not_valid_before_utc)
+        .not_valid_after(root.certificate.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(True, 1), True)
+        .sign(root.key, SHA256())
+    )
+    roots = TrustRoots.from_pem(bare.public_bytes(Encoding.PEM))
+    chain = world.collateral("tdx", FMSPC, at=AT).qe_identity_issuer_chain
+    assert code_of(lambda: answers.root_crl_address(chain, roots)) == Code.COLLATERAL_ANSWER
+
+
+def test_the_crl_of_the_other_ca_is_neither_used_nor_kept(
+    client: PcsClient, service: Service, world: Machine, tmp_path: Path
+) -> None:
+    good = service.collateral
+    other = world.collateral("tdx", FMSPC, at=AT, ca="processor")
+    service.collateral = replace_set(good, pck_crl=other.pck_crl, pck_crl_issuer_chain=other.pck_crl_issuer_chain)
+    assert code_of(lambda: client.fetch_for(PLATFORM)) == Code.COLLATERAL_ANSWER
+    assert not list(tmp_path.glob("*.json"))
+    service.collateral = good
+    assert client.fetch_for(PLATFORM) == good
 
 
 def test_intels_own_service_is_asked_for_the_root_crl_at_the_distribution_point(
@@ -450,6 +587,65 @@ def test_a_damaged_file_is_as_good_as_none(
     else:
         assert again.fetch_for(PLATFORM) == service.collateral
     assert len(service.asked) == before + 4
+
+
+@pytest.mark.parametrize("fetched_at", [float("nan"), float("inf"), float("-inf"), "soon", True, None, "future"])
+def test_a_file_that_was_fetched_at_no_time_or_in_the_future_is_as_good_as_none(
+    fetched_at: object, client: PcsClient, service: Service, world: Machine, tmp_path: Path, clock: Clock
+) -> None:
+    client.fetch_for(PLATFORM)
+    path = tmp_path / "tdx-90c06f000000-platform-standard.json"
+    kept = json.loads(path.read_bytes().partition(b"\n")[2])
+    path.write_bytes(whole(kept | {"fetched_at": AT.timestamp() + 3600 if fetched_at == "future" else fetched_at}))
+    before = len(service.asked)
+    assert made_client(service, world, tmp_path, clock).fetch_for(PLATFORM) == service.collateral
+    assert len(service.asked) == before + 4
+
+
+def test_a_clock_that_was_set_back_does_not_stop_refreshes(client: PcsClient, service: Service, clock: Clock) -> None:
+    clock.now = AT + timedelta(hours=2)
+    client.fetch_for(PLATFORM)
+    asked = len(service.asked)
+    clock.now = AT + timedelta(hours=1)
+    service.statuses = [404] * 3
+    assert client.fetch_for(PLATFORM) == service.collateral
+    assert len(service.asked) > asked
+    clock.now = AT + timedelta(minutes=30)  # before the failure, and the pause after it
+    asked = len(service.asked)
+    client.fetch_for(PLATFORM)
+    assert len(service.asked) > asked
+
+
+def test_a_set_that_ends_while_its_refresh_hangs_is_not_handed_out(
+    service: Service, world: Machine, clock: Clock
+) -> None:
+    end = datetime.fromisoformat(json.loads(service.collateral.tcb_info)["nextUpdate"])
+
+    def too_late() -> None:
+        clock.now = end + timedelta(seconds=25)
+
+    stuck = Stuck(too_late)
+    stuck.go.set()
+    client = made_client(service, world, None, clock)
+    client.fetch_for(PLATFORM)
+    clock.now = end - timedelta(seconds=1)
+    assert client._at_hand(PLATFORM.key("standard")), "still in force, and due"
+    client._transport = stuck
+    assert code_of(lambda: client.fetch_for(PLATFORM)) == Code.COLLATERAL_UNREACHABLE
+
+
+def test_a_set_that_ends_while_it_is_kept_is_not_handed_out(
+    service: Service, world: Machine, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = CollateralFiles.save
+
+    def slowly(*arguments: Any) -> None:
+        save(*arguments)
+        clock.now = AT + 31 * DAY
+
+    monkeypatch.setattr(CollateralFiles, "save", slowly)
+    client = made_client(service, world, tmp_path, clock)
+    assert code_of(lambda: client.fetch_for(PLATFORM)) == Code.COLLATERAL_STALE
 
 
 def test_a_file_of_another_root_is_not_used(client: PcsClient, service: Service, tmp_path: Path, clock: Clock) -> None:
@@ -576,6 +772,75 @@ def test_a_restored_file_is_not_used_and_the_set_at_hand_outlives_a_rollback(
     assert client.fetch_for(PLATFORM) == new
 
 
+def test_without_a_folder_an_older_set_than_seen_is_refused_too(service: Service, world: Machine, clock: Clock) -> None:
+    old, new = world.collateral("tdx", FMSPC, at=AT), world.collateral("tdx", FMSPC, at=AT + DAY)
+    clock.now = AT + 2 * DAY
+    client = made_client(service, world, None, clock, max_age_s=0)
+    service.collateral = new
+    assert client.fetch_for(PLATFORM) == new
+    service.collateral = old
+    assert client.fetch_for(PLATFORM) == new
+    clock.now = AT - timedelta(minutes=1)  # before the newer one begins
+    assert code_of(lambda: client.fetch_for(PLATFORM)) in (Code.COLLATERAL_ROLLBACK, Code.COLLATERAL_STALE)
+    marks = Marks(None)
+    marks.raise_to({"a": Mark(5, 100)})
+    assert code_of(lambda: marks.raise_to({"a": Mark(4, 100)})) == Code.COLLATERAL_ROLLBACK
+    assert code_of(lambda: marks.check({"a": Mark(5, 99)})) == Code.COLLATERAL_ROLLBACK
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_marks_that_are_gone_are_made_again(
+    restarted: bool, client: PcsClient, service: Service, world: Machine, tmp_path: Path, clock: Clock
+) -> None:
+    old, new = world.collateral("tdx", FMSPC, at=AT), world.collateral("tdx", FMSPC, at=AT + DAY)
+    clock.now = AT + 2 * DAY
+    service.collateral = new
+    client.fetch_for(PLATFORM)
+    (tmp_path / "marks.json").unlink()
+    service.collateral = old
+    if restarted:
+        clock.now = AT + 3 * DAY  # so that the set on disk is due
+        client = made_client(service, world, tmp_path, clock)
+        assert client.fetch_for(PLATFORM) == new
+        clock.now = AT + 5 * DAY
+    else:
+        (tmp_path / "tdx-90c06f000000-platform-standard.json").unlink()
+        clock.now = AT + 4 * DAY
+    assert client.fetch_for(PLATFORM) == new
+    assert any("/tcb?" in target for target in service.asked[4:]), "the older set was offered"
+
+
+def test_marks_are_made_again_of_ended_sets_and_of_every_channel_but_not_of_unsigned_ones(
+    service: Service, world: Machine, tmp_path: Path, clock: Clock
+) -> None:
+    clock.now = AT + DAY
+    service.collateral = world.collateral("tdx", FMSPC, at=clock.now)
+    made_client(service, world, tmp_path, clock).fetch_for(PLATFORM)
+    made_client(service, world, tmp_path, clock, channel="early").fetch_for(PLATFORM)
+    before = json.loads((tmp_path / "marks.json").read_bytes().partition(b"\n")[2])["marks"]
+    forged = replace_set(
+        service.collateral,
+        tcb_info=service.collateral.tcb_info.replace('"tcbEvaluationDataNumber":', '"tcbEvaluationDataNumber":9'),
+    )
+    CollateralFiles(tmp_path).save("tdx-90c06f000000-processor-standard", forged, AT)
+    CollateralFiles(tmp_path).save("tdx-000000000000-platform-standard", service.collateral, AT)
+    CollateralFiles(tmp_path).save("notes", service.collateral, AT)
+    (tmp_path / "marks.json").unlink()
+    clock.now = AT + 60 * DAY
+    made = made_client(service, world, tmp_path, clock)
+    assert made._marks_of_files() == {key: Mark(*mark) for key, mark in before.items()}
+
+
+def test_a_lock_that_is_never_let_go_ends_in_a_code(
+    client: PcsClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_LOCK_PATIENCE_S", 0.1)
+    with (tmp_path / "marks.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert code_of(lambda: client.fetch_for(PLATFORM)) == Code.COLLATERAL_UNREACHABLE
+    assert code_of(lambda: client.fetch_for(PLATFORM)) == "ok"
+
+
 def test_a_newer_evaluation_set_of_one_channel_says_nothing_about_the_other(tmp_path: Path, clock: Clock) -> None:
     world = Machine.create(seed=12)
     world.clock.set(AT)
@@ -610,7 +875,31 @@ def test_marks_only_rise_and_number_and_date_count_by_themselves(tmp_path: Path)
     Marks(tmp_path).check({"a": Mark(6, 100), "b": Mark(1, 1), "c": Mark(0, 0)})
 
 
-@pytest.mark.parametrize("damage", [b"", b"junk", b"0" * 64 + b"\n{}"])
+def whole(members: object) -> bytes:
+    """A file as it would be written, digest included."""
+    body = json.dumps(members).encode()
+    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"junk",
+        b"\xff\xfe\n{}",
+        b"0" * 64 + b"\n{}",
+        whole({}),
+        whole({"marks": []}),
+        whole({"marks": {"a": [float("inf"), 1]}}),
+        whole({"marks": {"a": [float("nan"), 1]}}),
+        whole({"marks": {"a": [1.5, 1]}}),
+        whole({"marks": {"a": ["1", 1]}}),
+        whole({"marks": {"a": [True, 1]}}),
+        whole({"marks": {"a": [1]}}),
+        whole({"marks": {"a": 1}}),
+    ],
+    ids=repr,
+)
 def test_damaged_marks_refuse_until_somebody_has_looked(damage: bytes, client: PcsClient, tmp_path: Path) -> None:
     (tmp_path / "marks.json").write_bytes(damage)
     assert code_of(lambda: client.fetch_for(PLATFORM)) == Code.COLLATERAL_ROLLBACK

@@ -21,6 +21,7 @@ from attestation.encoding import b64url, from_b64url
 from attestation.errors import AttestationError, Code, TokenRefused, VerificationFailed
 from attestation.eventlog import EV_EVENT_TAG, EventLog, launch_event
 from attestation.evidence import Role
+from attestation.pki import TrustRoots
 from attestation.quote import Quote, Tee
 from attestation.tcb import ANY_TCB, TcbStatus
 from attestation.verdict import (
@@ -297,7 +298,7 @@ def _plausible(name: str, value: Any) -> bool:
         codec.read(value)
     except ValueError:
         return False
-    crossed = {*verdict_facts.BOUND, "report_data", "compared", "event_digests", "tee", "allowances"}
+    crossed = {*verdict_facts.BOUND, "report_data", "compared", "event_digests", "tee", "allowances", "simulated"}
     return name not in crossed
 
 
@@ -318,6 +319,8 @@ def _plausible(name: str, value: Any) -> bool:
         {"init_data_digest": "00" * 32},
         {"report_data": "00" * 64},
         {"compared": False},
+        {"simulated": False},
+        {"root_sha256": TrustRoots.intel().sha256[0]},
         {"tcb_evaluation_number": -1},
         {"tcb_evaluation_number": 1 << 32},
         {"verified_at": "0001-01-01T00:00:00+14:00"},

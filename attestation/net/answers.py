@@ -16,7 +16,6 @@ from urllib.parse import unquote
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID
 
 from attestation.certificates import Certificate, pem_blocks, pem_decode
 from attestation.checks import Unmet
@@ -27,6 +26,8 @@ from attestation.pki import TrustRoots
 TCB_CHAIN_HEADERS: Final = ("tcb-info-issuer-chain", "sgx-tcb-info-issuer-chain")
 IDENTITY_CHAIN_HEADERS: Final = ("sgx-enclave-identity-issuer-chain",)
 CRL_CHAIN_HEADERS: Final = ("sgx-pck-crl-issuer-chain",)
+_MAX_VALUES: Final = 100_000
+"""Commas and brackets of one answer; the largest real one has 1,100."""
 _NOT_FOUND: Final = frozenset((404, 410, 461, 462))
 _SIGNATURE: Final = re.compile(r'\s*,\s*"signature"\s*:\s*"([0-9a-fA-F]{128})"\s*\}\s*')
 
@@ -48,6 +49,8 @@ def signed_document(answer: Answer, member: str) -> tuple[str, bytes]:
     """
     try:
         text = answer.body.decode("utf-8")
+        if sum(map(text.count, ",[{")) > _MAX_VALUES:
+            raise _invalid(f"{member}: more than {_MAX_VALUES} values")
         head = re.match(rf'\s*\{{\s*"{member}"\s*:\s*', text)
         start = head.end() if head else -1
         if start < 0 or text[start : start + 1] != "{":
@@ -98,10 +101,12 @@ def root_crl_address(chain: str, roots: TrustRoots) -> str:
     trusted = roots.holding(presented.point)
     if trusted is None:
         raise _invalid(f"the issuer chain ends in {presented.common_name!r}, which is not a trusted root")
-    points = x509.load_der_x509_certificate(trusted.der).extensions.get_extension_for_oid(
-        ExtensionOID.CRL_DISTRIBUTION_POINTS
-    )
-    for point in points.value if isinstance(points.value, x509.CRLDistributionPoints) else ():
+    try:
+        found = x509.load_der_x509_certificate(trusted.der).extensions
+        points = found.get_extension_for_class(x509.CRLDistributionPoints).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise _invalid(f"{trusted.common_name} names no address for its CRL") from error
+    for point in points:
         for name in point.full_name or ():
             if isinstance(name, x509.UniformResourceIdentifier):
                 return name.value

@@ -5,17 +5,20 @@ is unsigned, past its end, not yet in force, or older than what was seen before.
 decided in `verifier`, which checks everything again.
 
 A set is refreshed when it is a day old or has less than a fifth of its life left; while it is in force it stays in use
-when the refresh fails. One request per platform is under way at a time; others get the set at hand or wait for it.
+when the refresh fails. One request per platform is under way at a time; others get the set at hand or wait for it, and
+nobody waits longer than the deadline.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, final
@@ -28,14 +31,17 @@ from attestation.errors import AttestationError, Code, CollateralUnavailable, Ma
 from attestation.net import answers
 from attestation.net.store import CollateralFiles, Mark, Marks
 from attestation.net.transport import Answer, Transport, check_url
-from attestation.pki import TrustRoots
+from attestation.pki import PLATFORM_CA_NAME, PROCESSOR_CA_NAME, TrustRoots
 from attestation.quote import Quote, Tee
 
 INTEL: Final = "https://api.trustedservices.intel.com"
 _INTEL_HOSTS: Final = frozenset(("api.trustedservices.intel.com",))
 _DAY_S: Final = 86_400.0
+_MAX_DEADLINE_S: Final = 3600.0
 _LIFE_LEFT: Final = 0.2
 _MAX_SETS: Final = 512
+_CA_NAMES: Final = {"platform": PLATFORM_CA_NAME, "processor": PROCESSOR_CA_NAME}
+_KEY: Final = re.compile(r"(sgx|tdx)-([0-9a-f]{12})-(platform|processor)-(standard|early)")
 
 Channel = Literal["standard", "early"]
 """Intel publishes a new evaluation set to `early` weeks before `standard`."""
@@ -44,11 +50,17 @@ Channel = Literal["standard", "early"]
 @final
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What collateral is asked for by."""
+    """What collateral is asked for by. ValueError for what no address or file name should be made of."""
 
     tee: Tee
     fmspc: bytes
     ca: str  # "platform" or "processor"
+
+    def __post_init__(self) -> None:
+        if type(self.tee) is not Tee or type(self.fmspc) is not bytes or len(self.fmspc) != 6:
+            raise ValueError("a platform is a TEE and a FMSPC of 6 bytes")
+        if self.ca not in _CA_NAMES:
+            raise ValueError(f"a platform's CA is {' or '.join(_CA_NAMES)}, not {self.ca!r}")
 
     def key(self, channel: Channel) -> str:
         return f"{self.tee}-{self.fmspc.hex()}-{self.ca}-{channel}"
@@ -69,7 +81,17 @@ class _Set:
 
     def due(self, now: float, max_age_s: float) -> bool:
         life = self.ends - self.fetched_at
-        return now >= self.fetched_at + max_age_s or self.ends - now < _LIFE_LEFT * life
+        fresh = self.fetched_at <= now < self.fetched_at + max_age_s  # not so after a clock was set back, either
+        return not fresh or self.ends - now < _LIFE_LEFT * life
+
+
+@final
+@dataclass(slots=True)
+class _Flight:
+    """A request that is under way, and how many callers it concerns."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
 
 
 @final
@@ -90,11 +112,13 @@ class PcsClient:
         transport: Transport | None = None,
     ) -> None:
         """`roots` are Intel's unless given; without `cache_dir` nothing is kept on disk and no marks outlive the
-        object.
+        object. `deadline_s` bounds a whole call, waiting for another caller's request included.
 
-        ValueError for an address that is neither https nor loopback.
+        ValueError for an address that is neither https nor loopback, and for a deadline beyond an hour.
         """
         check_url(base_url)
+        if not 0 < deadline_s <= _MAX_DEADLINE_S:
+            raise ValueError(f"a deadline is at most {_MAX_DEADLINE_S} s away")
         self._base = base_url.rstrip("/").removesuffix("/sgx/certification/v4")
         self._is_intel = urlsplit(base_url).hostname in _INTEL_HOSTS
         self._roots = roots or TrustRoots.intel()
@@ -105,11 +129,11 @@ class PcsClient:
         self._retry_after_s = retry_after_s
         self._transport = transport or Transport()
         self._files = None if cache_dir is None else CollateralFiles(cache_dir)
-        self._marks = None if cache_dir is None else Marks(cache_dir)
+        self._marks = Marks(cache_dir, self._marks_of_files)
         self._lock = threading.Lock()
         self._sets: OrderedDict[str, _Set] = OrderedDict()
         self._not_before: dict[str, float] = {}  # after a failed refresh
-        self._flights: dict[str, threading.Lock] = {}
+        self._flights: dict[str, _Flight] = {}
 
     def fetch(self, quote: Quote) -> Collateral:
         """Collateral in force now for the platform that `quote` claims. Raises CollateralUnavailable: collateral.*"""
@@ -123,32 +147,51 @@ class PcsClient:
     def fetch_for(self, platform: Platform) -> Collateral:
         """The same for a platform that is known by name. Raises CollateralUnavailable: collateral.*"""
         key = platform.key(self._channel)
-        with self._lock:
-            flight = self._flights.setdefault(key, threading.Lock())
+        deadline = time.monotonic() + self._deadline_s
         found = self._at_hand(key)
-        if found is not None and (not self._wants_refresh(key, found) or not flight.acquire(blocking=False)):
-            return found.collateral
+        if found is None or self._wants_refresh(key, found):
+            with self._alone(key, 0.0 if found else self._deadline_s) as alone:
+                if alone:
+                    found = self._fetch_alone(platform, key, deadline)
         if found is None:
-            flight.acquire()
-        try:
-            return self._fetch_alone(platform, key)
-        finally:
-            flight.release()
+            detail = f"another request for {key} has taken {self._deadline_s:.0f} s"
+            raise CollateralUnavailable(Code.COLLATERAL_UNREACHABLE, detail)
+        if not found.in_force(self._now().timestamp()):  # all of this may have taken long
+            raise CollateralUnavailable(Code.COLLATERAL_STALE, f"ended at {_text(found.ends)}, while it was fetched")
+        return found.collateral
 
-    def _fetch_alone(self, platform: Platform, key: str) -> Collateral:
+    @contextmanager
+    def _alone(self, key: str, patience_s: float) -> Iterator[bool]:
+        """Whether this caller is the one who asks for `key` now, having waited at most `patience_s` for another."""
+        with self._lock:
+            flight = self._flights.setdefault(key, _Flight())
+            flight.users += 1
+        alone = flight.lock.acquire(timeout=patience_s)
+        try:
+            yield alone
+        finally:
+            if alone:
+                flight.lock.release()
+            with self._lock:
+                flight.users -= 1
+                if not flight.users:
+                    del self._flights[key]
+
+    def _fetch_alone(self, platform: Platform, key: str, deadline: float) -> _Set:
         found = self._at_hand(key) or self._from_disk(platform, key)
         if found is not None and not self._wants_refresh(key, found):
-            return found.collateral
+            return found
         try:
-            fresh = self._download(platform)
+            fresh = self._download(platform, deadline)
         except CollateralUnavailable:
-            if found is None:
+            now = self._now().timestamp()
+            if found is None or not found.in_force(now):
                 raise
             with self._lock:
-                self._not_before[key] = self._now().timestamp() + self._retry_after_s
-            return found.collateral
+                self._not_before[key] = now + self._retry_after_s
+            return found
         self._keep(key, fresh)
-        return fresh.collateral
+        return fresh
 
     def _at_hand(self, key: str) -> _Set | None:
         now = self._now().timestamp()
@@ -159,12 +202,13 @@ class PcsClient:
     def _wants_refresh(self, key: str, found: _Set) -> bool:
         now = self._now().timestamp()
         with self._lock:
-            return found.due(now, self._max_age_s) and now >= self._not_before.get(key, 0.0)
+            patience_s = self._not_before.get(key, now) - now
+        return found.due(now, self._max_age_s) and not 0 < patience_s <= self._retry_after_s
 
     def _from_disk(self, platform: Platform, key: str) -> _Set | None:
         """What an earlier process kept, if it would be accepted today."""
         kept = None if self._files is None else self._files.load(key)
-        if kept is None or self._marks is None:
+        if kept is None or kept.fetched_at > self._now().timestamp():
             return None
         try:
             found, marks = self._accept(platform, kept.collateral, kept.fetched_at)
@@ -181,7 +225,7 @@ class PcsClient:
             self._not_before.pop(key, None)
             while len(self._sets) > _MAX_SETS:
                 dropped, _ = self._sets.popitem(last=False)
-                self._flights.pop(dropped, None)
+                self._not_before.pop(dropped, None)
         if on_disk and self._files is not None:
             try:
                 self._files.save(key, found.collateral, datetime.fromtimestamp(found.fetched_at, UTC))
@@ -200,25 +244,39 @@ class PcsClient:
         begins = max(window.begin for window in judged.windows)
         ends = min(window.end for window in judged.windows)
         found = _Set(collateral, float(begins), float(ends), fetched_at)
+        marks = _marks(platform, self._channel, judged)
         if not found.in_force(self._now().timestamp()):
             raise CollateralUnavailable(
                 Code.COLLATERAL_STALE,
                 f"in force from {_text(begins)} to {_text(ends)}, asked for at {self._now().isoformat()}",
             )
-        return found, _marks(platform, self._channel, judged)
+        return found, marks
 
-    def _download(self, platform: Platform) -> _Set:
-        deadline = time.monotonic() + self._deadline_s
+    def _marks_of_files(self) -> dict[str, Mark]:
+        """What the sets on disk say was seen, whether they are in force or not, as long as they are signed."""
+        seen: dict[str, Mark] = {}
+        for key in [] if self._files is None else self._files.keys():
+            parts, kept = _KEY.fullmatch(key), self._files.load(key) if self._files else None
+            if parts is None or kept is None:
+                continue
+            tee, fmspc, ca, channel = parts.groups()
+            judged = endorse(kept.collateral, self._roots)
+            if judged.ok:
+                with suppress(CollateralUnavailable):  # it lies under a wrong name
+                    found = _marks(Platform(Tee(tee), bytes.fromhex(fmspc), ca), channel, judged)
+                    seen |= {name: mark.newest(seen.get(name, mark)) for name, mark in found.items()}
+        return seen
+
+    def _download(self, platform: Platform, deadline: float) -> _Set:
         try:
             collateral = self._collect(platform, deadline)
         except MalformedEvidence as error:
             raise CollateralUnavailable(Code.COLLATERAL_ANSWER, error.detail) from error
         found, marks = self._accept(platform, collateral, self._now().timestamp())
-        if self._marks is not None:
-            try:
-                self._marks.raise_to(marks)
-            except OSError as error:
-                raise CollateralUnavailable(Code.COLLATERAL_UNREACHABLE, f"cannot keep marks: {error}") from error
+        try:
+            self._marks.raise_to(marks)
+        except OSError as error:
+            raise CollateralUnavailable(Code.COLLATERAL_UNREACHABLE, f"cannot keep marks: {error}") from error
         return found
 
     def _collect(self, platform: Platform, deadline: float) -> Collateral:
@@ -264,7 +322,7 @@ class PcsClient:
         return answers.expect_found(self._transport.get(url, deadline=deadline), url)
 
 
-def _marks(platform: Platform, channel: Channel, judged: Endorsements) -> dict[str, Mark]:
+def _marks(platform: Platform, channel: str, judged: Endorsements) -> dict[str, Mark]:
     """How new each part of an endorsed set is; also checks that the set is this platform's."""
     tcb_info, identity, root = judged.tcb_info, judged.qe_identity, judged.trusted
     pck_crl, root_crl = judged.pck_crl, judged.root_crl
@@ -272,6 +330,8 @@ def _marks(platform: Platform, channel: Channel, judged: Endorsements) -> dict[s
         raise CollateralUnavailable(Code.COLLATERAL_ANSWER, "the set ends in more than one root")
     if (tcb_info.tee, identity.tee, tcb_info.fmspc) != (platform.tee, platform.tee, platform.fmspc):
         raise CollateralUnavailable(Code.COLLATERAL_ANSWER, "the answer is for another platform")
+    if judged.pck_ca is None or judged.pck_ca.common_name != _CA_NAMES[platform.ca]:
+        raise CollateralUnavailable(Code.COLLATERAL_ANSWER, f"the PCK CRL is not that of the {platform.ca} CA")
     base = root.point.hex()[:32]
     own = f"{base}/{platform.tee}/{platform.fmspc.hex()}"
     return {
@@ -282,5 +342,5 @@ def _marks(platform: Platform, channel: Channel, judged: Endorsements) -> dict[s
     }
 
 
-def _text(seconds: int) -> str:
+def _text(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()

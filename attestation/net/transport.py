@@ -1,7 +1,7 @@
 """GET over HTTPS with every quantity bounded: time, size, attempts. No redirects, no cookies, no credentials.
 
-Decides what is fetched and how often it is tried again. Plain HTTP is for this machine's own addresses alone. What an
-answer means is left to the caller.
+Decides what is fetched, when an answer is whole, and how often it is tried again. Plain HTTP is for this machine's own
+addresses alone. How an attempt is ended is decided in `connections`; what an answer means is left to the caller.
 
 Sources: RFC 9110 (status codes, Retry-After).
 """
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, final
 from urllib.parse import urlsplit
 
 from attestation.errors import Code, CollateralUnavailable
+from attestation.net.connections import Attempt, PlainHandler, Request, SecureHandler, within
 
 MAX_BODY: Final = 4 << 20
 """Bytes. The largest real CRL has 7 KiB, TCB info 25 KiB."""
@@ -54,14 +55,15 @@ class Transport:
         self._timeout_s = timeout_s
         self._sleep = sleep
         self._attempts = attempts
-        self._remote = urllib.request.build_opener(_NoRedirect)
-        self._local = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+        self._remote = urllib.request.build_opener(_NoRedirect, PlainHandler, SecureHandler)
+        self._local = urllib.request.build_opener(_NoRedirect, PlainHandler, urllib.request.ProxyHandler({}))
 
     def get(self, url: str, *, deadline: float) -> Answer:
         """The answer, whatever its status, once it isn't one that asks for patience or the patience has ended.
 
-        `deadline` is a reading of `time.monotonic`. Raises CollateralUnavailable: collateral.unreachable (no answer in
-        time), collateral.answer_invalid (too large). ValueError for an address that `check_url` refuses.
+        `deadline` is a reading of `time.monotonic`; no attempt outlasts it, however slowly bytes come. Raises
+        CollateralUnavailable: collateral.unreachable (no whole answer in time), collateral.answer_invalid (too large).
+        ValueError for an address that `check_url` refuses.
         """
         check_url(url)
         trouble = "no time left"
@@ -84,8 +86,11 @@ class Transport:
         raise CollateralUnavailable(Code.COLLATERAL_UNREACHABLE, f"{url}: {trouble}")
 
     def _once(self, url: str, deadline: float) -> Answer:
-        headers = {"Accept": "*/*", "User-Agent": "cloister"}
-        request = urllib.request.Request(url, headers=headers)  # noqa: S310  # the scheme has been checked
+        attempt = Attempt()
+        left = max(0.1, deadline - time.monotonic())
+        return within(left, attempt, lambda: self._fetch(Request(url, attempt), url, deadline))
+
+    def _fetch(self, request: Request, url: str, deadline: float) -> Answer:
         opener = self._local if urlsplit(url).scheme == "http" else self._remote
         limit = max(0.1, min(self._timeout_s, deadline - time.monotonic()))
         try:
@@ -99,7 +104,11 @@ class Transport:
 
 def check_url(url: str) -> None:
     """ValueError unless it is https, or http to a loopback address, with nothing but host, port, path and query."""
+    if not all("!" <= char <= "~" for char in url):  # urlsplit would drop line ends without a word
+        raise ValueError(f"an address has visible ASCII characters only: {url!r}")
     parts = urlsplit(url)
+    if parts.port == 0:  # beyond 65535 urlsplit itself refuses
+        raise ValueError(f"no port to connect to: {url!r}")
     if not parts.hostname or parts.username is not None or parts.password is not None or parts.fragment:
         raise ValueError(f"not the address of a collateral service: {url!r}")
     if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname)):
@@ -127,6 +136,8 @@ def _body(response: object, url: str, deadline: float) -> bytes:
         if time.monotonic() >= deadline:
             raise TimeoutError("the answer dripped in too slowly")
         parts.append(part)
+    if missing := getattr(response, "length", None):  # what Content-Length announced and never came
+        raise ConnectionError(f"the answer ended {missing} bytes early")
     return b"".join(parts)
 
 
