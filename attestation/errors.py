@@ -35,6 +35,7 @@ class Code(StrEnum):
     QUOTE_SEPT_VE_DISABLE = "quote.sept_ve_disable_clear"
     QUOTE_MIGRATABLE = "quote.migratable"
     QUOTE_SERVICE_TD = "quote.service_td"
+    QUOTE_NESTED_VM = "quote.nested_vm"
     QUOTE_ATTRIBUTES = "quote.attributes_unknown"
     QUOTE_KEY_INVALID = "quote.key_invalid"
     QUOTE_SIGNATURE = "quote.signature_invalid"
@@ -243,6 +244,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.QUOTE_SERVICE_TD: (
         "A service TD is bound to the trust domain (MRSERVICETD is not zero).",
         "Launch it without service TDs, or name the allowance service_td and pin MRSERVICETD.",
+    ),
+    Code.QUOTE_NESTED_VM: (
+        "A VM inside the trust domain asked for the quote, and nothing in it measures that VM.",
+        "Ask from the trust domain itself, or name the allowance nested_vm if its L1 may speak for its VMs.",
     ),
     Code.QUOTE_ATTRIBUTES: (
         "Reserved or unknown ATTRIBUTES bits are set.",
@@ -562,7 +567,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     ),
     Code.COLLATERAL_ROLLBACK: (
         "The collateral is older than collateral that was seen before.",
-        "Find out who served the old set; remove the marks file only if its history is wrong.",
+        "Find out who served the old set; empty the folder of kept collateral only if its history is wrong.",
     ),
     Code.COLLATERAL_STALE: (
         "The only collateral at hand is not in force at this time.",
