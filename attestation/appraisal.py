@@ -67,6 +67,8 @@ class Allowance(StrEnum):
     """A migration TD may move it."""
     SERVICE_TD = "service_td"
     """Service TDs are bound to it: MRSERVICETD says which, and somebody must judge that."""
+    NESTED_VM = "nested_vm"
+    """A VM inside the TD asked (TD partitioning): MRTD and RTMRs are the TD's own, and do not measure it."""
     UNKNOWN_ATTRIBUTES = "unknown_attributes"
     """Reserved or unknown ATTRIBUTES bits are set."""
 
@@ -83,6 +85,7 @@ class Claims(NamedTuple):
     mr_signer_seam: bytes = b""
     seam_attributes: bytes = b""
     service_tds: tuple[bytes, ...] = ()  # MRSERVICETD and, in body type 4, what else names service TDs
+    vm_id: int = 0  # body type 4: 0 the TD itself, 1 to 3 a VM inside it
 
     @classmethod
     def of(cls, quote: Quote) -> Claims:
@@ -92,6 +95,7 @@ class Claims(NamedTuple):
         services: tuple[bytes, ...] = () if body.mr_service_td is None else (body.mr_service_td,)
         if body.extended is not None:
             services += (body.extended.service_td_hash, body.extended.initial_service_td_hash)
+            services += (body.extended.service_td_attributes, body.extended.initial_service_td_attributes)
         return cls(
             Tee.TDX,
             quote.header.qe_vendor_id,
@@ -101,6 +105,7 @@ class Claims(NamedTuple):
             body.mr_signer_seam,
             body.seam_attributes,
             services,
+            0 if body.extended is None else body.extended.vm_id,
         )
 
 
@@ -205,6 +210,12 @@ def _judge_attributes(ledger: Ledger, claims: Claims, allow: frozenset[Allowance
             Allowance.SERVICE_TD,
             attributes & _SERVTD_EXT or any(map(any, claims.service_tds)),
             "MRSERVICETD is not zero, or SERVTD_EXT (bit 17) is set: service TDs are bound to this TD, or may be",
+        ),
+        (
+            step.NESTED_VM,
+            Allowance.NESTED_VM,
+            claims.vm_id,
+            f"VM {claims.vm_id} inside the TD asked for this quote",
         ),
         (
             step.UNKNOWN_ATTRIBUTES,

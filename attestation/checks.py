@@ -129,6 +129,7 @@ MODULE_ATTRIBUTES = _step("module_attributes", Code.MODULE_ATTRIBUTES, "SEAMATTR
 SEPT_VE_DISABLE = _step("sept_ve_disable", Code.QUOTE_SEPT_VE_DISABLE, "SEPT_VE_DISABLE is set")
 MIGRATABLE = _step("migratable", Code.QUOTE_MIGRATABLE, "MIGRATABLE is off")
 SERVICE_TD = _step("service_td", Code.QUOTE_SERVICE_TD, "no service TD is bound")
+NESTED_VM = _step("nested_vm", Code.QUOTE_NESTED_VM, "the TD itself asked, not a VM inside it")
 UNKNOWN_ATTRIBUTES = _step("unknown_attributes", Code.QUOTE_ATTRIBUTES, "no reserved or unknown ATTRIBUTES bit is set")
 # How good the platform is
 TCB_PLATFORM = _step("tcb_platform", Code.TCB_NO_MATCH, "the platform reaches a TCB level")

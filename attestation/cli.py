@@ -34,7 +34,7 @@ def verify(arguments: Sequence[str]) -> int:
         metavar="NAME",
         action="append",
         default=[],
-        help="sept_ve_disable_clear, migratable, service_td or unknown_attributes; may be repeated",
+        help="sept_ve_disable_clear, migratable, service_td, nested_vm or unknown_attributes; may be repeated",
     )
     add("--pcs", metavar="URL", help="ask this PCS or PCCS (default: Intel's)")
     add("--cache", metavar="DIR", help="where fetched collateral is kept (default: the user's cache folder)")

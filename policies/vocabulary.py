@@ -42,7 +42,7 @@ CONTEXT: Final = (
 
 TCB_STATES: Final = tuple(status.value for status in TcbStatus)
 ACCEPTABLE_STATES: Final = tuple(state for state in TCB_STATES if state != "Revoked")
-ALLOWANCES: Final = ("sept_ve_disable_clear", "migratable", "service_td", "unknown_attributes")
+ALLOWANCES: Final = ("sept_ve_disable_clear", "migratable", "service_td", "nested_vm", "unknown_attributes")
 SUITES: Final = ("mlkem768-x25519", "x25519")
 ROLES: Final = ("agent", "broker", "peer")
 

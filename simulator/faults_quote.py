@@ -15,6 +15,7 @@ from simulator.seed import public_point, sha256, sha384, sign
 
 _MIB: Final = 1 << 20
 _PLATFORM_ID: Final = {2: 276, 3: 404}
+_VM_ID: Final = 648  # offset in body type 4
 """Certification type → bytes: an encrypted PPID, CPUSVN, PCESVN, PCEID."""
 
 
@@ -130,6 +131,12 @@ def _migratable(scene: Scene) -> Exhibit:
 def _service_td(scene: Scene) -> Exhibit:
     bound = ServiceTd(td_info_hash=sha384(b"cloister-sim/service-td"))
     return scene.exhibit(scene.td(service_tds=(bound,)).quote(scene.report_data))
+
+
+@fault("nested-vm", Code.QUOTE_NESTED_VM, "a VM inside the domain asked; the measurements are the domain's")
+def _nested_vm(scene: Scene) -> Exhibit:
+    quote = scene.td(partitioned=True).quote(scene.report_data, version=5, body=4)
+    return scene.exhibit(scene.parts(quote).body(_VM_ID, b"\x01"))
 
 
 @fault("unknown-attributes", Code.QUOTE_ATTRIBUTES, "a reserved ATTRIBUTES bit is set")

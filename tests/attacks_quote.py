@@ -115,6 +115,12 @@ def a_service_td_allowed(w: World) -> None:
     w.allow = ("service_td",)
 
 
+@attack("ok", TDX5EX)
+def a_nested_vm_allowed(w: World) -> None:
+    w.td["extended"] = b"\x01" + bytes(236)
+    w.allow = ("nested_vm",)
+
+
 # -- the floor
 
 
@@ -302,7 +308,14 @@ def seam_attributes_that_are_not_published(w: World) -> None:
 put("quote.sept_ve_disable_clear", "SEPT_VE_DISABLE is clear", updates("td", td_attributes=bits()))
 put("quote.migratable", "a migratable TD", updates("td", td_attributes=bits(28, 29)))
 put("quote.service_td", "a service TD is bound", updates("td", mr_service_td=bytes(47) + b"\x01"), TDX5)
-for _at, _title in ((829 - 648, "now"), (729 - 648, "at the start")):
+for _vm in (1, 3, 200):
+    put("quote.nested_vm", f"nested VM {_vm}", updates("td", extended=bytes((_vm,)) + bytes(236)), TDX5EX)
+for _at, _title in (
+    (829 - 648, "now"),
+    (729 - 648, "at the start"),
+    (777 - 648, "with attributes at the start"),
+    (877 - 648, "with attributes now"),
+):
     put(
         "quote.service_td",
         f"a service TD is bound {_title}, says the extended report",

@@ -39,6 +39,7 @@ RULES = (
     Rule("documents", ("collateral.malformed", "collateral.too_large"), ("signed", "SGX TCB info")),
     Rule("qe-report-tail", ("qe.key_not_bound",), ("tail",)),
     Rule("seam-attributes", ("module.attributes_mismatch",)),
+    Rule("nested-vm", ("quote.nested_vm",)),
     Rule("service-td-extended", ("quote.service_td",), ("extended report",)),
     Rule("reserved-attributes", ("quote.attributes_unknown",)),
     Rule("revoked-now", ("tcb.revoked",), ("revoked now",)),

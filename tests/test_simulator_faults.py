@@ -42,6 +42,7 @@ LENIENT: Final = {
     "crl-not-yet-valid": "it looks at nextUpdate alone",
     "crl-without-number": "it asks for no CRL number",
     "hidden-bytes": "it ignores bytes inside the signature data that belong to no part",
+    "nested-vm": "it does not look at the VM id",
     "other-pceid": "it does not read pceId",
     "outer-certification-type": "it does not read the outer type",
     "oversized-collateral": "it bounds nothing",
