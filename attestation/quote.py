@@ -13,13 +13,12 @@ ECDSA numbers big-endian.
 from __future__ import annotations
 
 import struct
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple, NoReturn, Self, final
 
 from attestation.errors import Code, MalformedEvidence
 
-_SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
 MAX_QUOTE: Final = 1 << 20
 """Bytes. Real quotes have 4 to 16 KiB; the Linux buffer ends at 128 KiB."""
 
@@ -182,7 +181,7 @@ class TdReport(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Quote:
     """A quote as its sender *claims* it. Nothing in it may be believed yet.
 
@@ -209,12 +208,10 @@ class Quote:
     """Attestation key to the end: all that vouches for the key. Equal bytes were vouched for equally."""
     size: int
     """Bytes of the quote itself, padding excluded."""
-    seal: InitVar[object]
 
-    def __post_init__(self, seal: object) -> None:
+    def __init__(self, **fields: object) -> None:
         """What is signed and what is read are cut from the same bytes: only `parse` sees to that."""
-        if seal is not _SEAL:
-            raise TypeError("a Quote comes from Quote.parse() only")
+        raise TypeError("a Quote comes from Quote.parse() only")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Quote cannot be copied or pickled; keep its bytes and parse them again")
@@ -312,17 +309,17 @@ class Quote:
         if raw.count(0, end) != size - end:
             raise MalformedEvidence(Code.QUOTE_TRAILING, f"{size - end} bytes after the quote, not all zero")
         _check_signature_data(raw, at + 4, end, version)
-        return cls(
-            header=header,
-            tee=tee,
-            body_type=body_type,
-            body=body,
-            signed=raw[:at],
-            signature=raw[at + 4 : at + 68],
-            certified=raw[at + 68 : end],
-            size=end,
-            seal=_SEAL,
-        )
+        quote = object.__new__(cls)
+        put = object.__setattr__  # a constructor would cost as much as all the parsing
+        put(quote, "header", header)
+        put(quote, "tee", tee)
+        put(quote, "body_type", body_type)
+        put(quote, "body", body)
+        put(quote, "signed", raw[:at])
+        put(quote, "signature", raw[at + 4 : at + 68])
+        put(quote, "certified", raw[at + 68 : end])
+        put(quote, "size", end)
+        return quote
 
 
 def _body(raw: bytes, version: int, tee_type: int) -> tuple[Tee, int, int]:

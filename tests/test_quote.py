@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -209,6 +212,22 @@ def test_a_claimed_length_of_four_gigabytes_costs_nothing() -> None:
 def test_an_sgx_quote_has_no_td_report() -> None:
     with pytest.raises(TypeError):
         _ = Quote.parse(GOOD["sgx v3"]).td
+
+
+def test_a_quote_only_comes_from_its_bytes() -> None:
+    """Else somebody could put another body beside what was signed."""
+    quote = Quote.parse(GOOD["tdx v4"])
+    other = quote.td._replace(mr_td=bytes(48))
+    for make in (
+        lambda: Quote(),
+        lambda: replace(quote, body=other),
+        lambda: setattr(quote, "body", other),
+        lambda: copy.copy(quote),
+        lambda: pickle.dumps(quote),
+        lambda: Quote.parse(bytearray(GOOD["tdx v4"])),  # type: ignore[arg-type]  # on purpose
+    ):
+        with pytest.raises((TypeError, AttributeError)):
+            make()
 
 
 def test_signatures_and_keys_stay_out_of_the_repr() -> None:
