@@ -29,6 +29,7 @@ _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2
 _MAX_U16: Final = 0xFFFF
 _MAX_U32: Final = 0xFFFF_FFFF
 _MAX_ITEMS: Final = 200  # real TCB info has up to 21 levels, a level up to 28 advisories
+_MAX_ADVISORY: Final = 64  # characters
 _TCB_INFO_TEES: Final = {"SGX": Tee.SGX, "TDX": Tee.TDX}
 _PLATFORM_STATUS: Final = {str(status): status for status in PLATFORM_STATES}
 _ISV_STATUS: Final = {str(status): status for status in ISV_STATES}
@@ -204,8 +205,9 @@ def _advisories(level: dict[str, Any]) -> tuple[str, ...]:
     if "advisoryIDs" not in level:
         return ()
     found = _list(level["advisoryIDs"])
-    if not all(type(item) is str and len(item) <= 64 and item.isascii() and item.isprintable() for item in found):
-        raise TypeError("advisoryIDs are not short texts in ASCII")
+    together = "".join(found)  # refuses what is not text
+    if not (together.isascii() and together.isprintable()) or max(map(len, found), default=0) > _MAX_ADVISORY:
+        raise ValueError("advisoryIDs are not short texts in ASCII")
     return tuple(found)
 
 

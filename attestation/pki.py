@@ -164,7 +164,8 @@ def ends_in(root: Certificate, roots: TrustRoots) -> Certificate:
 
 def follows_profile(chain: Sequence[Certificate], roles: Sequence[Role]) -> None:
     """Extensions, CA flag, path length and key usage of each, from leaf to root. Raises Unmet."""
-    for depth, (certificate, role) in enumerate(zip(chain, roles, strict=True)):
+    below = 0
+    for certificate, role in zip(chain, roles, strict=True):
         name = certificate.common_name
         if certificate.missing:
             raise Unmet(f"{name} lacks extension {', '.join(certificate.missing)}")
@@ -178,9 +179,9 @@ def follows_profile(chain: Sequence[Certificate], roles: Sequence[Role]) -> None
             raise Unmet(f"{name} may sign certificates or CRLs by its key usage")
         if not role.is_ca and not certificate.signs_data:
             raise Unmet(f"{name} may not sign data by its key usage")
-        below = sum(lower.is_ca for lower in chain[:depth])
         if certificate.path_length is not None and below > certificate.path_length:
             raise Unmet(f"{name} allows {certificate.path_length} CAs below it, there are {below}")
+        below += role.is_ca
 
 
 def each_signed(chain: Sequence[Certificate], trusted: Certificate, known: KnownCertificates) -> None:
