@@ -202,7 +202,7 @@ def the_root_names_another_issuer(w: World) -> None:
     w.pck_chain = ["leaf", "ca", "edition"]
 
 
-@attack("chain.root_untrusted")
+@attack("chain.root_not_trusted")
 def another_root_of_the_same_name(w: World) -> None:
     w.certs["root"] = Cert(ROOT, ROOT, "other_root", "other_root", True, 1)
     w.certs["ca"].signer = "other_root"

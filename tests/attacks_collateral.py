@@ -74,7 +74,7 @@ def a_tcb_signer_that_issues_crls(w: World) -> None:
     w.crl_chain = ["signer", "root"]
 
 
-@attack("signer.root_untrusted")
+@attack("signer.root_not_trusted")
 def a_tcb_chain_of_another_root(w: World) -> None:
     w.certs["foreign root"] = Cert(ROOT, ROOT, "other_root", "other_root", True, 1)
     w.certs["foreign signer"] = Cert(SIGNER, ROOT, "signer", "other_root", False)

@@ -128,7 +128,7 @@ def test_a_forged_quote_is_refused_and_not_genuine(files: Files, capsys: pytest.
 def test_without_another_root_the_simulator_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--collateral", files.path("collateral.json"), "--at", WHEN]
     status, found = judge(capsys, files.path("quote.bin"), *options)
-    assert (status, found["code"], found["genuine"]) == (1, "chain.root_untrusted", False)
+    assert (status, found["code"], found["genuine"]) == (1, "chain.root_not_trusted", False)
 
 
 def test_an_event_log_that_does_not_fit_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +199,7 @@ def test_without_collateral_it_could_not_be_judged(files: Files, capsys: pytest.
     options = ["--pcs", "http://127.0.0.1:9", "--cache", files.path("cache"), "--root", files.path("root.pem")]
     started = time.monotonic()
     status, found = judge(capsys, files.path("quote.bin"), *options)
-    assert (status, found["code"], found["genuine"], found["tee"]) == (4, "collateral.unreachable", None, "tdx")
+    assert (status, found["code"], found["genuine"], found["tee"]) == (4, "collateral.unavailable", None, "tdx")
     assert time.monotonic() - started < 30
 
 

@@ -49,7 +49,7 @@ def test_nothing_to_compare_with_is_refused() -> None:
 
 def test_without_its_root_simulated_evidence_is_refused_by_the_verifier() -> None:
     members = {key: value for key, value in recording().items() if key != "root"}
-    assert answer(bundle(), Recording.from_members("x", members), Admit(), at=AT).codes == ("chain.root_untrusted",)
+    assert answer(bundle(), Recording.from_members("x", members), Admit(), at=AT).codes == ("chain.root_not_trusted",)
 
 
 @pytest.mark.parametrize(

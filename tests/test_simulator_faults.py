@@ -33,7 +33,7 @@ NOT_EVIDENCE: Final = {
     "collateral.platform_unknown": "what a PCS does",
     "collateral.rollback": "what a verifier with a memory sees",
     "collateral.stale": "what a verifier with a memory sees",
-    "collateral.unreachable": "what a PCS does",
+    "collateral.unavailable": "what a PCS does",
 }
 
 # Faults that dcap-qvl 0.7.0 lets through; docs/differences.md says why for each.

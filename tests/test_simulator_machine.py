@@ -112,7 +112,7 @@ def test_a_simulated_quote_is_refused_under_intels_root() -> None:
     quote = Quote.parse(machine.launch().quote(bytes(range(64))))
     with pytest.raises(AttestationError) as caught:
         verify_quote(quote, machine.collateral(), report_data=NOT_COMPARED, roots=TrustRoots.intel(), at=AT)
-    assert caught.value.code == "chain.root_untrusted"
+    assert caught.value.code == "chain.root_not_trusted"
 
 
 # --- folder, lock, damage ---

@@ -62,7 +62,7 @@ class Transport:
         """The answer, whatever its status, once it isn't one that asks for patience or the patience has ended.
 
         `deadline` is a reading of `time.monotonic`; no attempt outlasts it, however slowly bytes come. Raises
-        CollateralUnavailable: collateral.unreachable (no whole answer in time), collateral.answer_invalid (too large).
+        CollateralUnavailable: collateral.unavailable (no whole answer in time), collateral.answer_invalid (too large).
         ValueError for an address that `check_url` refuses.
         """
         check_url(url)
