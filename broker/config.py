@@ -57,9 +57,13 @@ class Settings:
     refresh_s: int = 3600
     token_ttl_s: int = 300
     admins: tuple[Admin, ...] = ()
-    console: bool = True
+    console: bool | None = None  # it asks for no credentials: unless said, in the development profile alone
     log_level: str = "INFO"
     quota: Quota = field(default_factory=Quota)
+
+    @property
+    def shows_console(self) -> bool:
+        return not self.production if self.console is None else self.console
 
     def __post_init__(self) -> None:
         """Raises BrokerError config.invalid, naming every mistake."""

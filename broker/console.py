@@ -43,7 +43,7 @@ HEADERS: Final = {
 
 def respond(broker: Broker) -> HTMLResponse:
     """The page. Raises BrokerError route.unknown where the settings switch it off."""
-    if not broker.settings.console:
+    if not broker.settings.shows_console:
         raise BrokerError(BrokerCode.ROUTE_UNKNOWN, "the console is switched off")
     return HTMLResponse(render(broker), headers=HEADERS)
 

@@ -91,6 +91,12 @@ def test_production_is_stricter(changes: dict[str, Any], names: str) -> None:
     assert names in refused(**(PRODUCTION | changes))
 
 
+def test_production_shows_no_console_unless_it_is_said() -> None:
+    assert Settings(**(PRODUCTION | {"profile": "development"})).shows_console
+    assert not Settings(**PRODUCTION).shows_console
+    assert Settings(**(PRODUCTION | {"console": True})).shows_console
+
+
 def test_production_takes_another_root_when_it_is_said_twice() -> None:
     assert Settings(**(PRODUCTION | {"roots_file": Path("other.pem"), "foreign_roots": True})).production
 
