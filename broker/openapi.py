@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, Final
 
-from broker.http_api import JSON_TYPE, Door, Endpoint
+from broker.calls import JSON_TYPE, Door, Endpoint
 from broker.wire.bodies import PROBLEM_TYPE, Problem
 
 _SECURITY: Final[dict[Door, list[dict[str, list[str]]]]] = {

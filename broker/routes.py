@@ -10,8 +10,9 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from broker import console
+from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.errors import BrokerCode, BrokerError
-from broker.http_api import JSON_TYPE, SMALL, Answer, Call, Door, Endpoint, Handler, json_response
+from broker.http_api import json_response
 from broker.ports import AgentRecord, LogRow
 from broker.wire.bodies import (
     MAX_EVIDENCE_BODY,
@@ -110,8 +111,8 @@ async def destroy_secret(call: Call) -> Answer:
 async def list_secrets(call: Call) -> Answer:
     """Names, versions and labels of secrets; never a value."""
     found = call.broker.administration.secrets(
-        tenant=call.request.query_params.get("tenant"),
-        after=call.request.query_params.get("after", ""),
+        tenant=call.text("tenant"),
+        after=call.text("after") or "",
         limit=call.number("limit", 100),
     )
     return {"secrets": [info.to_dict() for info in found]}
@@ -134,8 +135,8 @@ async def agent(call: Call) -> Answer:
 async def list_agents(call: Call) -> Answer:
     """Agents and their states."""
     found = call.broker.administration.agents(
-        tenant=call.request.query_params.get("tenant"),
-        after=call.request.query_params.get("after", ""),
+        tenant=call.text("tenant"),
+        after=call.text("after") or "",
         limit=call.number("limit", 100),
     )
     return {"agents": [record_dict(record) for record in found]}
@@ -216,7 +217,7 @@ async def checkpoint(call: Call) -> Answer:
 
 async def tile(call: Call) -> Answer:
     """C2SP tlog-tiles: tile/<L>/<N>[.p/<W>], N in groups of three digits, all but the last behind an x."""
-    level, index, width = parse_tile(str(call.request.path_params["tile"]))
+    level, index, width = parse_tile(str(call.path["tile"]))
     found = call.broker.audit.tile(level, index)
     if width * 32 > len(found):
         raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, "tile is narrower than that")
@@ -250,7 +251,7 @@ async def consistency(call: Call) -> Answer:
 
 async def log_entries(call: Call) -> Answer:
     """Entries of the log: ?start=…&limit=…&kind=…&subject=…"""
-    kind, subject = (call.request.query_params.get(name) for name in ("kind", "subject"))
+    kind, subject = (call.text(name) for name in ("kind", "subject"))
     found = call.broker.audit.page(
         start=call.number("start", 0), limit=min(call.number("limit", 100), MAX_PAGE), kind=kind, subject=subject
     )
@@ -259,7 +260,7 @@ async def log_entries(call: Call) -> Answer:
 
 async def log_receipt(call: Call) -> Answer:
     """An entry of the log with its proof."""
-    return call.broker.audit.prove(int(call.request.path_params["index"]))
+    return call.broker.audit.prove(int(call.path["index"]))
 
 
 def row_dict(row: LogRow) -> dict[str, Any]:
@@ -336,67 +337,42 @@ async def console_page(call: Call) -> Answer:
     return console.respond(call.broker)
 
 
-def _row(
-    where: str,
-    handler: Handler,
-    door: Door,
-    sends: type | None = None,
-    answers: type | None = None,
-    *,
-    most: int | None = None,
-    changes: bool = False,
-    content: str = JSON_TYPE,
-) -> Endpoint:
-    method, path = where.split(" ")
-    return Endpoint(
-        method=method,
-        path=path,
-        handler=handler,
-        door=door,
-        sends=sends,
-        answers=answers,
-        max_body=(0 if method == "GET" else SMALL) if most is None else most,
-        changes=changes,
-        content=content,
-    )
-
-
 _OPEN, _AGENT, _ADMIN, _EITHER = Door.OPEN, Door.AGENT, Door.ADMIN, Door.EITHER
 _BIG: Final = MAX_EVIDENCE_BODY
 _SECRET, _MAILBOX, _WHO = "/v1/secrets/{name:path}", "/v1/mailboxes/{name:path}", "/v1/agents/{name:path}"
 
 # Order matters: a path with a verb behind the name comes before the one without.
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
-    _row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
-    _row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),
-    _row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),
-    _row(f"POST {_SECRET}:release", release, _AGENT, ReleaseRequest, ReleaseResponse),
-    _row(f"POST {_SECRET}:rotate", rotate_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
-    _row(f"POST {_SECRET}:destroy", destroy_secret, _ADMIN, changes=True),
-    _row(f"PUT {_SECRET}", put_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
-    _row("GET /v1/secrets", list_secrets, _ADMIN),
-    _row(f"POST {_WHO}:revoke", revoke_agent, _ADMIN, changes=True),
-    _row(f"GET {_WHO}", agent, _EITHER, None, PeerInfo),
-    _row("GET /v1/agents", list_agents, _ADMIN),
-    _row(f"POST {_MAILBOX}:send", send, _AGENT, None, SendResponse, most=MAX_BATCH_BYTES, content=PROTOBUF),
-    _row(f"POST {_MAILBOX}:receive", receive, _AGENT, ReceiveRequest, ReceiveResponse),
-    _row(f"POST {_MAILBOX}:ack", acknowledge, _AGENT, AckRequest, AckResponse),
-    _row(f"PUT {_MAILBOX}", open_mailbox, _AGENT, MailboxKey),
-    _row(f"GET {_MAILBOX}", find_mailbox, _AGENT, None, MailboxInfo),
-    _row("GET /v1/log/checkpoint", checkpoint, _OPEN, content="text/plain"),
-    _row("GET /v1/log/tile/{tile:path}", tile, _OPEN, content="application/octet-stream"),
-    _row("GET /v1/log/consistency", consistency, _OPEN),
-    _row("GET /v1/log/entries", log_entries, _ADMIN),
-    _row("GET /v1/log/entries/{index:int}", log_receipt, _ADMIN, None, Receipt),
-    _row("GET /v1/status", status, _ADMIN),
-    _row("POST /v1/policies:reload", reload_policies, _ADMIN, changes=True),
-    _row("POST /v1/collateral:refresh", refresh_collateral, _ADMIN, changes=True),
-    _row("GET /.well-known/jwks.json", jwks, _OPEN),
-    _row("GET /.well-known/openid-configuration", configuration, _OPEN),
-    _row("GET /results/.well-known/jwks.json", results_jwks, _OPEN),
-    _row("GET /results/.well-known/openid-configuration", results_configuration, _OPEN),
-    _row("GET /healthz", healthz, _OPEN),
-    _row("GET /readyz", readyz, _OPEN),
-    _row("GET /metrics", metrics, _OPEN, content="text/plain"),
-    _row("GET /console", console_page, _OPEN, content="text/html"),
+    row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
+    row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),
+    row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),
+    row(f"POST {_SECRET}:release", release, _AGENT, ReleaseRequest, ReleaseResponse),
+    row(f"POST {_SECRET}:rotate", rotate_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
+    row(f"POST {_SECRET}:destroy", destroy_secret, _ADMIN, changes=True),
+    row(f"PUT {_SECRET}", put_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
+    row("GET /v1/secrets", list_secrets, _ADMIN),
+    row(f"POST {_WHO}:revoke", revoke_agent, _ADMIN, changes=True),
+    row(f"GET {_WHO}", agent, _EITHER, None, PeerInfo),
+    row("GET /v1/agents", list_agents, _ADMIN),
+    row(f"POST {_MAILBOX}:send", send, _AGENT, None, SendResponse, most=MAX_BATCH_BYTES, content=PROTOBUF),
+    row(f"POST {_MAILBOX}:receive", receive, _AGENT, ReceiveRequest, ReceiveResponse),
+    row(f"POST {_MAILBOX}:ack", acknowledge, _AGENT, AckRequest, AckResponse),
+    row(f"PUT {_MAILBOX}", open_mailbox, _AGENT, MailboxKey),
+    row(f"GET {_MAILBOX}", find_mailbox, _AGENT, None, MailboxInfo),
+    row("GET /v1/log/checkpoint", checkpoint, _OPEN, content="text/plain"),
+    row("GET /v1/log/tile/{tile:path}", tile, _OPEN, content="application/octet-stream"),
+    row("GET /v1/log/consistency", consistency, _OPEN),
+    row("GET /v1/log/entries", log_entries, _ADMIN),
+    row("GET /v1/log/entries/{index:int}", log_receipt, _ADMIN, None, Receipt),
+    row("GET /v1/status", status, _ADMIN),
+    row("POST /v1/policies:reload", reload_policies, _ADMIN, changes=True),
+    row("POST /v1/collateral:refresh", refresh_collateral, _ADMIN, changes=True),
+    row("GET /.well-known/jwks.json", jwks, _OPEN),
+    row("GET /.well-known/openid-configuration", configuration, _OPEN),
+    row("GET /results/.well-known/jwks.json", results_jwks, _OPEN),
+    row("GET /results/.well-known/openid-configuration", results_configuration, _OPEN),
+    row("GET /healthz", healthz, _OPEN),
+    row("GET /readyz", readyz, _OPEN),
+    row("GET /metrics", metrics, _OPEN, content="text/plain"),
+    row("GET /console", console_page, _OPEN, content="text/html"),
 )

@@ -39,7 +39,7 @@ ORDER: dict[str, str] = {
     "broker": (
         "__init__ wire ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
         "archive collateral judging reasons sessions admission vault release edges mailboxes routing memory "
-        "sql_schema sql_tables sql verification config administration clock telemetry service status http_api "
+        "sql_schema sql_tables sql verification config administration clock telemetry service calls status http_api "
         "openapi console routes app admin_client setup cli"
     ),
     "broker/wire": (

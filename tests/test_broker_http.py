@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.errors import MEANING as ATTESTATION_MEANING
 from broker.app import create_app
+from broker.calls import Door
 from broker.errors import MEANING, BrokerCode, BrokerError
-from broker.http_api import Door
 from broker.routes import ENDPOINTS
 from broker.status import STATUS, problem_of, status_of
 from broker.wire.bodies import AttestationResponse, Problem, PutSecretRequest
