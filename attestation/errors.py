@@ -157,13 +157,23 @@ class Code(StrEnum):
     IMAGE_TOO_LARGE = "image.too_large"
 
 
-class AttestationError(Exception):
+class CloisterError(Exception):
+    """What every part raises on purpose. `code` is stable and for machines, `detail` says what was found and `remedy`
+    what would help (empty where only the one who refused can know). None of them ever holds a secret."""
+
+    code: str
+    detail: str
+    remedy: str = ""
+
+
+class AttestationError(CloisterError):
     """`code` is for machines, `detail` for the operator's log; neither ever holds a secret."""
 
     def __init__(self, code: Code, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
+        self.remedy = MEANING[code][1]
 
 
 class MalformedEvidence(AttestationError):

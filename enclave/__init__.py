@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from attestation.errors import CloisterError as CloisterError
     from enclave.agent import Agent as Agent
     from enclave.context import Context as Context
     from enclave.errors import BrokerRefused as BrokerRefused
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOME: Final = {
     "Agent": "agent",
     "BrokerRefused": "errors",
+    "CloisterError": "errors",
     "Context": "context",
     "EnclaveError": "errors",
     "TrustFile": "trustfile",

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
+from attestation.errors import CloisterError as CloisterError
+
 
 class Code(StrEnum):
     """Public and stable: add, never rename or reuse. Each has a row in `MEANING`."""
@@ -74,7 +76,7 @@ class Code(StrEnum):
     TRUST_UNREADABLE = "trust.unreadable"
 
 
-class EnclaveError(Exception):
+class EnclaveError(CloisterError):
     """`code` is for machines, `detail` says what was found, `remedy` what would help. None ever holds a secret."""
 
     def __init__(self, code: Code, detail: str, remedy: str = "") -> None:
@@ -120,7 +122,7 @@ class AgentError(EnclaveError):
     """The agent is set up or used in a way that cannot work."""
 
 
-class BrokerRefused(Exception):
+class BrokerRefused(CloisterError):
     """The broker said no. `code` is its own, as in its problem+json (RFC 9457); `reasons` are the codes behind it."""
 
     def __init__(

@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Final
 
+from attestation.errors import CloisterError
+
 
 class WireCode(StrEnum):
     """Public and stable: add, never rename or reuse."""
@@ -26,12 +28,12 @@ class WireCode(StrEnum):
     RELEASE_SIGNATURE = "release.signature_invalid"
 
 
-class WireError(Exception):
+class WireError(CloisterError):
     """`code` is for machines, `detail` for the operator's log; neither ever holds a secret."""
 
     def __init__(self, code: WireCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
-        self.code, self.detail = code, detail
+        self.code, self.detail, self.remedy = code, detail, MEANING[code][1]
 
 
 MEANING: Final[dict[WireCode, tuple[str, str]]] = {
