@@ -160,7 +160,11 @@ class Crl(NamedTuple):
     entries: x509.CertificateRevocationList
 
     def revokes(self, serial: int) -> bool:
-        return self.entries.get_revoked_certificate_by_serial_number(serial) is not None
+        """A list in which the serial's DER does not occur has no entry for it; only where it does are entries read."""
+        return (
+            _serial_record(serial) in self.tbs
+            and self.entries.get_revoked_certificate_by_serial_number(serial) is not None
+        )
 
     @classmethod
     def parse(cls, raw: bytes) -> Crl:
@@ -240,10 +244,11 @@ def pem_decode(body: bytes) -> bytes:
     """The DER in one body: base64 in its one canonical spelling. Raises Unmet."""
     text = body.translate(None, _WHITE)
     try:
-        raw = a2b_base64(text)
+        raw = a2b_base64(text, strict_mode=True)
     except ValueError as error:
         raise Unmet("a certificate is not base64") from error
-    if b2a_base64(raw, newline=False) != text:
+    last = len(raw) % 3 or 3  # strict mode leaves open what the last characters' spare bits are, and a missing padding
+    if len(text) != (len(raw) + 2) // 3 * 4 or b2a_base64(raw[-last:], newline=False) != text[-4:]:
         raise Unmet("a certificate is not base64 as it should be spelled")
     return raw
 
@@ -298,6 +303,12 @@ def _serial(raw: bytes, at: int, end: int) -> int:
     if serial == 0:
         raise Unmet("the serial number is zero")
     return serial
+
+
+def _serial_record(serial: int) -> bytes:
+    """The INTEGER, tag and length included: positive, so a leading zero where its top bit is set."""
+    size = serial.bit_length() // 8 + 1
+    return bytes((der.INTEGER, size)) + serial.to_bytes(size, "big")
 
 
 def _p256_point(spki: bytes) -> bytes:

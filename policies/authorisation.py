@@ -40,6 +40,12 @@ class Slice:
     policies: cedarpy.PolicySet | None
     permits: bool
     reads_time: bool
+    reads_agent: tuple[str, ...] | None
+    """The agent's attributes that these rules read; None when one of them asks which agent it is."""
+
+    def seen_of(self, facts: Facts) -> tuple[object, ...] | None:
+        """All of an agent that can change the answer of these rules, apart from its workloads."""
+        return None if self.reads_agent is None else tuple([_attribute(facts, name) for name in self.reads_agent])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +95,15 @@ class RuleSet:
                 policies=cedarpy.PolicySet.from_str(text) if rules else None,
                 permits=any(rule.permits for rule in rules),
                 reads_time=any(rule.time for rule in rules),
+                reads_agent=_together([rule.reads_agent for rule in rules]),
             )
             self._parsed.put(indices, found)
         return found
+
+
+def _together(reads: list[frozenset[str] | None]) -> tuple[str, ...] | None:
+    known = [names for names in reads if names is not None]
+    return tuple(sorted(frozenset().union(*known))) if len(known) == len(reads) else None
 
 
 def _resource_key(scope: Scope) -> tuple[str, ...]:
@@ -122,6 +134,17 @@ def principal_json(facts: Facts, tenant: str, subject: str, workloads: tuple[str
     attrs["tcb_date"] = {"__extn": {"fn": "datetime", "arg": cedar_time(facts.tcb_date)}}
     parents = [{"type": "Workload", "id": name} for name in workloads] + [{"type": "Tenant", "id": tenant}]
     return json.dumps({"uid": {"type": "Agent", "id": subject}, "attrs": attrs, "parents": parents})
+
+
+def _attribute(facts: Facts, name: str) -> object:
+    """An attribute as `principal_json` has it, hashable."""
+    match name:
+        case "launches":
+            return facts.launches
+        case "launch_count":
+            return len(facts.launches)
+        case _:
+            return getattr(facts, name)
 
 
 def entities(principal: str, asked: Asked, tenant: str) -> cedarpy.Entities:

@@ -46,12 +46,13 @@ TAG: Final = b"cloister/policy-files/v1\0"
 @final
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a bundle remembers of its own decisions. Entries keep what their id names alive."""
+    """What a bundle remembers of its own decisions. Entries keep what their id names alive; an answer without an owner
+    is kept by what the rules read of the agent."""
 
     facts: Bounded[int, tuple[Verdict, Facts]] = field(default_factory=lambda: Bounded(16_384))
     appraised: Bounded[int, tuple[Facts, Appraised]] = field(default_factory=lambda: Bounded(16_384))
     entities: Bounded[Any, tuple[Facts, cedarpy.Entities]] = field(default_factory=lambda: Bounded(4_096))
-    answers: Bounded[Any, tuple[Facts, Answer]] = field(default_factory=lambda: Bounded(16_384))
+    answers: Bounded[Any, tuple[Facts | None, Answer]] = field(default_factory=lambda: Bounded(16_384))
 
 
 @final

@@ -46,7 +46,7 @@ def decide(bundle: Bundle, verdict: Verdict, action: Action, *, context: Context
     """Return a Permit, or raise Refused with every objection. Raises TypeError for anything but a Verdict."""
     facts = _facts_of(bundle, verdict)
     question = asked(action, bundle.tenant)
-    judgement = _judge(bundle, facts, question, context)
+    judgement = _judge(bundle, facts, question, context, shared=True)
     if not judgement.permitted:
         raise Refused(judgement.reasons)
     return Permit(
@@ -105,7 +105,9 @@ def _verdict_type() -> type[Verdict]:
     return Sealed
 
 
-def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> Judgement:
+def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, shared: bool = False) -> Judgement:
+    """`shared`: these facts come from a verdict, so that they fit the schema, and agents who are alike in all that the
+    rules read may have one answer."""
     appraised = _appraised(bundle, facts, context.at)
     outside = _tenancy(bundle, facts, question)
     reasons = (
@@ -117,7 +119,7 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> J
     if outside:
         return _refused(reasons, appraised)
     part = bundle.rules.slice(question, appraised.workloads)
-    answer = _answer(bundle, facts, question, part, appraised, context)
+    answer = _answer(bundle, facts, question, part, appraised, context, shared=shared)
     unseen = () if facts.event_log_present else log_missing(part, answer)
     reasons += unseen
     if not answer.allowed:
@@ -135,13 +137,22 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> J
 
 
 def _answer(
-    bundle: Bundle, facts: Facts, question: Asked, part: Slice, appraised: Appraised, context: Context
+    bundle: Bundle,
+    facts: Facts,
+    question: Asked,
+    part: Slice,
+    appraised: Appraised,
+    context: Context,
+    *,
+    shared: bool,
 ) -> Answer:
     """Cedar's answer. One that no rule's reading of the time went into is remembered with all that did go into it."""
     if part.policies is None:
         return Answer(allowed=False)
+    seen = part.seen_of(facts) if shared and not part.reads_time else None
+    owner = facts if seen is None else None
     key = (
-        id(facts),
+        id(facts) if seen is None else seen,
         question,
         appraised.workloads,
         appraised.standing,
@@ -151,7 +162,7 @@ def _answer(
     )
     if not part.reads_time:
         known = bundle.memory.answers.get(key)
-        if known and known[0] is facts:
+        if known and known[0] is owner:
             return known[1]
     subject = _subject(bundle, facts)
     try:
@@ -163,7 +174,7 @@ def _answer(
     except ValueError as error:  # facts that the schema does not take: nobody can judge them, so they are refused
         return Answer(allowed=False, errors=(str(error),))
     if not part.reads_time:
-        bundle.memory.answers.put(key, (facts, answer))
+        bundle.memory.answers.put(key, (owner, answer))
     return answer
 
 

@@ -75,6 +75,8 @@ class Rule:
     time: TimeReads
 
     reads_log: bool = False
+    reads_agent: frozenset[str] | None = None
+    """The agent's attributes that decide the answer; None when it depends on which agent it is, too."""
 
     @property
     def permits(self) -> bool:
@@ -123,6 +125,8 @@ def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list
     if len(problems) > before:
         return None
     conditions = tuple(_condition(clause) for clause in text.clauses)
+    trees = [json.loads(condition.tree) for condition in conditions]
+    principal = _scope(policy["principal"])
     return Rule(
         id=text.id,
         effect=policy["effect"],
@@ -130,11 +134,12 @@ def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list
         line=text.line,
         text=text.text,
         actions=_actions(policy["action"]),
-        principal=_scope(policy["principal"]),
+        principal=principal,
         resource=_scope(policy["resource"]),
         conditions=conditions,
-        time=_time_reads([json.loads(condition.tree) for condition in conditions]),
-        reads_log=any(path in LOG_PATHS for item in conditions for path in paths_of(json.loads(item.tree))),
+        time=_time_reads(trees),
+        reads_log=any(path in LOG_PATHS for tree in trees for path in paths_of(tree)),
+        reads_agent=_agent_reads(principal, trees),
     )
 
 
@@ -236,6 +241,32 @@ def paths_of(tree: Json) -> tuple[str, ...]:
     """Every attribute of a variable that the condition reads, in order, and the variables of its `in` and `==`."""
     found = [path for node in walk(tree) if (path := path_of(node))]
     return tuple(dict.fromkeys(found))
+
+
+def _agent_reads(scope: Scope, trees: list[Json]) -> frozenset[str] | None:
+    """Sound rather than sharp: whatever uses `principal` other than by an attribute counts as asking who it is.
+
+    Being in a workload or a tenant is not in here: that is part of every question.
+    """
+    if scope.entity[0] not in ("", "Workload", "Tenant"):
+        return None
+    found: set[str] = set()
+    return frozenset(found) if all(_by_attribute(tree, found) for tree in trees) else None
+
+
+def _by_attribute(tree: Json, found: set[str]) -> bool:
+    if isinstance(tree, list):
+        return all(_by_attribute(item, found) for item in tree)
+    if not isinstance(tree, dict):
+        return True
+    if tree.get("Var") == "principal":
+        return False
+    for operator in (".", "has"):
+        inner = tree.get(operator)
+        if isinstance(inner, dict) and inner.get("left") == {"Var": "principal"}:
+            found.add(str(inner["attr"]))
+            return True
+    return all(_by_attribute(item, found) for item in tree.values())
 
 
 _COMPARISONS: Final = ("<", "<=", ">", ">=", "==", "!=")
