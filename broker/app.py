@@ -22,6 +22,8 @@ from broker.errors import BrokerCode, BrokerError
 from broker.http_api import asgi_endpoint, json_response, refusal
 from broker.openapi import document
 from broker.routes import ENDPOINTS
+from broker.rpc.server import GrpcServer
+from broker.rpc.server import start as start_grpc
 from broker.service import Background, Broker, build
 
 __all__ = ["Background", "Broker", "build", "create_app", "listen", "serve"]
@@ -81,10 +83,13 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn, which sends waiting receivers home first when it is told to stop."""
 
-    def __init__(self, config: uvicorn.Config, broker: Broker, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, broker: Broker, ready: Callable[[], None], grpc: GrpcServer | None
+    ) -> None:
         super().__init__(config)
         self._broker = broker
         self._ready = ready
+        self._grpc = grpc
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -93,6 +98,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._broker.bell.stop()
+        if self._grpc is not None:
+            await self._grpc.stop(STOP_S)
         await super().shutdown(sockets)
 
 
@@ -102,8 +109,10 @@ async def serve(
     sock: socket.socket | None = None,
     ready: Callable[[], None] = lambda: None,
     stop: asyncio.Event | None = None,
+    on_grpc: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, or until `stop` is set; `ready` is called when connections are taken.
+    """Serve until SIGTERM or SIGINT, or until `stop` is set; `ready` is called when connections are taken, before it
+    `on_grpc` with the address of the gRPC server where the settings want one.
 
     Without a socket the settings' host and port are bound. Raises OSError when they cannot be.
     """
@@ -113,13 +122,25 @@ async def serve(
     config = uvicorn.Config(
         create_app(broker), timeout_graceful_shutdown=STOP_S, timeout_keep_alive=75, lifespan="on", **options
     )
-    server = Server(config, broker, ready)
+    grpc = await _grpc(broker)
+    if grpc is not None:
+        on_grpc(grpc.address)
+    server = Server(config, broker, ready, grpc)
     watcher = asyncio.create_task(_watch(stop, server)) if stop else None
     try:
         await server.serve(sockets=[bound])
     finally:
         if watcher:
             watcher.cancel()
+        if grpc is not None:
+            await grpc.stop(None)
+
+
+async def _grpc(broker: Broker) -> GrpcServer | None:
+    settings = broker.settings
+    if settings.grpc_port is None:
+        return None
+    return await start_grpc(broker, settings.grpc_host or settings.host, settings.grpc_port)
 
 
 async def _watch(stop: asyncio.Event, server: Server) -> None:

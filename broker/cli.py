@@ -156,15 +156,16 @@ def serve(
     from broker.telemetry import log_to
     from policies.errors import BundleError
 
+    grpc: list[str] = []
+
     def ready(url: str) -> None:
-        print(
-            json.dumps({"broker_url": url, "console_url": f"{url}/console"}) if as_json else f"serving {url}",
-            flush=True,
-        )
+        told = {"broker_url": url, "grpc_address": grpc[0] if grpc else None, "console_url": f"{url}/console"}
+        line = f"serving {url}" + "".join(f", gRPC on {address}" for address in grpc)
+        print(json.dumps(told) if as_json else line, flush=True)
 
     async def run() -> None:
         built = await app.build(settings, passphrase=passphrase)
-        await app.serve(built, ready=lambda: ready(settings.public_url))
+        await app.serve(built, ready=lambda: ready(settings.public_url), on_grpc=grpc.append)
 
     with _answering(False):
         settings = load(folder / SETTINGS, os.environ)

@@ -48,6 +48,8 @@ class Settings:
     profile: str = "development"
     host: str = "127.0.0.1"
     port: int = 8443
+    grpc_host: str | None = None  # the same as `host`
+    grpc_port: int | None = None  # no gRPC; 0 takes a free port
     database: Path | None = None  # in memory
     root_key_file: Path | None = None  # a fresh root key, with the database in memory only
     roots_file: Path | None = None  # Intel's root
@@ -89,6 +91,7 @@ class Settings:
             if self.bundles
             else "policy.bundles must name at least one bundle: `cloister policy init DIR` writes one",
             "" if 0 < self.port < 65536 else "server.port must be 1 to 65535",
+            "" if self.grpc_port is None or 0 <= self.grpc_port < 65536 else "grpc.port must be 0 to 65535",
             "" if 30 <= self.token_ttl_s <= 300 else "tokens.ttl_s must be 30 to 300",
             "" if 1 <= self.refresh_s <= 86_400 else "collateral.refresh_s must be 1 to 86400",
             "" if self.quota.messages > 0 and self.quota.octets > 0 else "mail limits must be positive",
@@ -165,6 +168,8 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "server.port": ("port", _number),
     "server.console": ("console", _flag),
     "server.log_level": ("log_level", _text),
+    "grpc.host": ("grpc_host", _text),
+    "grpc.port": ("grpc_port", _number),
     "store.database": ("database", _path),
     "root.key_file": ("root_key_file", _path),
     "policy.bundles": ("bundles", _paths),

@@ -17,9 +17,10 @@ from starlette.responses import Response
 
 from broker.calls import JSON_TYPE, REFUSALS, Call, Door, Endpoint, Shown, prove
 from broker.errors import BrokerCode, BrokerError
-from broker.reasons import Refusal, codes_of, told
+from broker.reasons import Refusal
+from broker.refusals import note
 from broker.service import Broker
-from broker.status import headers_of, problem_of
+from broker.status import headers_of
 from broker.wire.bodies import PROBLEM_TYPE
 from broker.wire.errors import WireCode, WireError
 from policies.errors import BundleError
@@ -92,18 +93,8 @@ async def read_body(request: Request, most: int) -> bytes:
 
 
 def refusal(broker: Broker, error: Refusal, correlation_id: str) -> Response:
-    """The problem document for a refusal, and its line in the operator's log."""
-    problem = problem_of(error, correlation_id)
-    asked_for_nonce = problem.code == BrokerCode.DPOP_NONCE  # every client's first request: no refusal to speak of
-    if not asked_for_nonce:
-        broker.metrics.refused(problem.code)
-    level = logging.ERROR if problem.status >= 500 and problem.status != 503 else logging.INFO
-    level = logging.DEBUG if asked_for_nonce else level
-    logger.log(
-        level,
-        "refused",
-        extra={"codes": list(codes_of(error)), "why": told(error), "correlation_id": correlation_id},
-    )
+    """The problem document for a refusal, which is counted and logged."""
+    problem = note(broker, error, correlation_id)
     response = json_response(problem.to_dict(), status=problem.status, media_type=PROBLEM_TYPE)
     response.headers.update(headers_of(error, problem.status))
     return response

@@ -41,6 +41,9 @@ public_url = "{public_url}"    # what clients call; proofs are compared with it,
 host = "{host}"
 port = {port}
 
+[grpc]
+port = {grpc_port}             # on the same host; 0 takes a free one, without this table there is no gRPC
+
 [store]
 database = "{database}"
 
@@ -101,6 +104,7 @@ def initialise(
         public_url=public_url,
         host=host,
         port=port,
+        grpc_port=port + 1 if port < 65535 else 0,
         database=DATABASE,
         root="under a passphrase" if passphrase else "the bare key: for development only",
         trust=_trust(roots_file, profile),

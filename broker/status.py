@@ -73,6 +73,10 @@ STATUS: Final[Mapping[str, int]] = {
     BrokerCode.POLICY_REFUSED: FORBIDDEN,
     BrokerCode.ROOT_FILE: INTERNAL,
     BrokerCode.ROOT_PASSPHRASE: INTERNAL,
+    BrokerCode.ROOT_SEALED: UNAVAILABLE,
+    BrokerCode.ROOT_SHARE: FORBIDDEN,
+    BrokerCode.ROOT_TPM: INTERNAL,
+    BrokerCode.ROOT_TPM_UNAVAILABLE: INTERNAL,
     BrokerCode.ROOT_WRONG: INTERNAL,
     BrokerCode.ROUTE_METHOD: NOT_ALLOWED,
     BrokerCode.ROUTE_UNKNOWN: NOT_FOUND,
@@ -91,6 +95,8 @@ STATUS: Final[Mapping[str, int]] = {
     WireCode.BODY_TOO_LARGE: TOO_LARGE,
     WireCode.CHALLENGE_SIGNATURE: INTERNAL,
     WireCode.CHALLENGE_WRONG_BROKER: INTERNAL,
+    WireCode.CHANNEL_MALFORMED: BAD_REQUEST,
+    WireCode.CHANNEL_SIGNATURE: FORBIDDEN,
     WireCode.DPOP_MALFORMED: UNAUTHORIZED,
     WireCode.DPOP_SIGNATURE: UNAUTHORIZED,
     WireCode.ENVELOPE_MALFORMED: BAD_REQUEST,
@@ -102,6 +108,20 @@ STATUS: Final[Mapping[str, int]] = {
     WireCode.RELEASE_MISMATCH: INTERNAL,
     WireCode.RELEASE_SIGNATURE: INTERNAL,
 }
+GRPC_STATUS: Final[Mapping[int, int]] = {
+    BAD_REQUEST: 3,  # INVALID_ARGUMENT
+    UNAUTHORIZED: 16,  # UNAUTHENTICATED
+    FORBIDDEN: 7,  # PERMISSION_DENIED
+    NOT_FOUND: 5,
+    NOT_ALLOWED: 12,  # UNIMPLEMENTED
+    CONFLICT: 10,  # ABORTED: begin again, with a new challenge or a new key
+    GONE: 9,  # FAILED_PRECONDITION
+    TOO_LARGE: 8,  # RESOURCE_EXHAUSTED, as gRPC itself says
+    TOO_MANY: 8,
+    INTERNAL: 13,
+    UNAVAILABLE: 14,
+}
+"""HTTP status → gRPC status."""
 # Errors about evidence: the class says what to do, and so does its status.
 _BY_CLASS: Final[tuple[tuple[type[AttestationError], int], ...]] = (
     (MalformedEvidence, BAD_REQUEST),

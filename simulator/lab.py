@@ -114,11 +114,16 @@ class Lab:
     def database(self) -> Path:
         return self.broker_folder / DATABASE
 
-    def describe(self) -> dict[str, str | None]:
-        """What `--json` prints. There is no gRPC interface yet, so its address is null."""
+    @property
+    def grpc_address(self) -> str:
+        assert self._serving is not None
+        return self._serving.grpc_address
+
+    def describe(self) -> dict[str, str]:
+        """What `--json` prints."""
         return {
             "broker_url": self.broker_url,
-            "grpc_address": None,
+            "grpc_address": self.grpc_address,
             "pcs_url": self.pcs_url,
             "machine": str(self.machine_folder),
             "admin_key_file": str(self.admin_key_file),
@@ -143,6 +148,7 @@ class Lab:
             profile="development",
             host=HOST,
             port=int(self.broker_url.rpartition(":")[2]),
+            grpc_port=self._port("grpc"),
             database=self.database,
             root_key_file=root_key,
             roots_file=self.root_pem,
@@ -164,7 +170,8 @@ class Lab:
 
     def _keep_ports(self) -> None:
         ports = {
-            name: int(url.rpartition(":")[2]) for name, url in (("broker", self.broker_url), ("pcs", self.pcs_url))
+            name: int(url.rpartition(":")[2])
+            for name, url in (("broker", self.broker_url), ("pcs", self.pcs_url), ("grpc", self.grpc_address))
         }
         (self.folder / PORTS).write_text(json.dumps(ports), encoding="utf-8")
 
@@ -175,6 +182,7 @@ class _Serving:
 
     def __init__(self, settings: Settings, machine: Machine, pcs_url: str, cache: Path, door: socket.socket) -> None:
         self.broker: Broker
+        self.grpc_address = ""
         self._settings = settings
         self._machine = machine
         self._source = PcsClient(pcs_url, cache, roots=machine.roots, now=machine.clock.now, max_age_s=0)
@@ -220,7 +228,12 @@ class _Serving:
         )
         for platform in range(len(self._machine.platforms)):
             await self._prefetch(platform)
-        await serve(self.broker, sock=self._door, ready=self._started.set, stop=self._ending)
+        await serve(
+            self.broker, sock=self._door, ready=self._started.set, stop=self._ending, on_grpc=self._grpc_listens
+        )
+
+    def _grpc_listens(self, address: str) -> None:
+        self.grpc_address = address
 
     async def _prefetch(self, platform: int) -> None:
         """Have the platform's collateral at hand before anybody comes; one without TDX has nobody to send."""
@@ -297,6 +310,7 @@ A simulated machine, its collateral service and a broker are running. SIMULATED:
 
   broker     {lab.broker_url}
   console    {lab.broker_url}/console
+  gRPC       {lab.grpc_address}
   collateral {lab.pcs_url}
   machine    {lab.machine_folder}
   admin key  {lab.admin_key_file}

@@ -39,13 +39,15 @@ ORDER: dict[str, str] = {
     "broker": (
         "__init__ wire ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
         "archive collateral judging reasons sessions admission vault release edges mailboxes routing memory "
-        "sql_schema sql_tables sql verification config administration clock telemetry service calls status http_api "
-        "openapi console routes app admin_client setup cli"
+        "sql_schema sql_tables sql verification config administration clock telemetry service calls status refusals "
+        "http_api openapi console routes rpc app admin_client setup cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log challenge dpop release envelope_pb2 envelope mailbox bodies"
+        "__init__ errors tags jose fields names log evidence challenge attested dpop release api_pb2 envelope_pb2 envelope channel_pb2 channel "
+        "stream_pb2 mailbox bodies"
     ),
-    "broker/rootkey": "__init__ root keyfile",
+    "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
+    "broker/rpc": "__init__ doors server",
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
         "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "
@@ -98,6 +100,7 @@ THIRD_PARTIES: dict[str, str] = {
     "broker": (
         "cryptography jwt cedarpy fastapi starlette uvicorn uvloop pydantic orjson grpc google prometheus_client typer"
     ),
+    "broker.rootkey.tpm": "cryptography tpm2_pytss",
     "simulator": "cryptography typer",
     "simulator.guest": "cryptography mfusepy typer",
     "simulator.demo": "cryptography typer httpx2 uvicorn",

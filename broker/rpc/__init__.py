@@ -1,0 +1,1 @@
+"""The gRPC adapter: the same use-cases as REST, over HTTP/2, behind the same doors."""
