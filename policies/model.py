@@ -176,6 +176,17 @@ class CallTool:
 
 
 @dataclass(frozen=True, slots=True)
+class Declassify:
+    """Send there without `labels`, although what the sender has read carries them."""
+
+    mailbox: str
+    message_type: str = ""
+    labels: frozenset[str] = frozenset()
+    kind: Literal["mailbox", "topic"] = "mailbox"
+    action: ClassVar[str] = "Declassify"
+
+
+@dataclass(frozen=True, slots=True)
 class Administer:
     """Do an administrative operation ("rotate", "lower_labels" …) on something of the tenant."""
 
@@ -185,7 +196,7 @@ class Administer:
     action: ClassVar[str] = "Administer"
 
 
-Action = Admit | ReleaseSecret | Send | Receive | CallTool | Administer
+Action = Admit | ReleaseSecret | Send | Receive | CallTool | Declassify | Administer
 NO_LABELS: Final[frozenset[str]] = frozenset()
 
 
@@ -214,6 +225,8 @@ def asked(action: Action, tenant: str) -> Asked:
             return Asked("Receive", kind.capitalize(), name, labels)
         case CallTool(name, labels):
             return Asked("CallTool", "Tool", name, labels)
+        case Declassify(name, message_type, labels, kind):
+            return Asked("Declassify", kind.capitalize(), name, labels, extra=(("message_type", message_type),))
         case Administer(name, operation, labels):
             return Asked("Administer", "Target", name, labels, extra=(("operation", operation),))
 
@@ -224,6 +237,7 @@ _NAMED: Final[dict[str, type[Any]]] = {
     "Send": Send,
     "Receive": Receive,
     "CallTool": CallTool,
+    "Declassify": Declassify,
     "Administer": Administer,
 }
 ACTIONS: Final = tuple(_NAMED)
@@ -243,7 +257,7 @@ def parse_action(text: str, options: Mapping[str, Any] | None = None) -> Action:
         values["labels"] = frozenset(values["labels"])
     positional: list[str] = []
     if rest:
-        if name in ("Send", "Receive") and rest.partition(":")[0] in ("topic", "mailbox"):
+        if name in ("Send", "Receive", "Declassify") and rest.partition(":")[0] in ("topic", "mailbox"):
             values["kind"], _, rest = rest.partition(":")
         positional = rest.split(":") if name == "Administer" else [rest]
     try:
