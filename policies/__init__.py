@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from policies.model import Administer as Administer
     from policies.model import Admit as Admit
     from policies.model import CallTool as CallTool
-    from policies.model import Declassify as Declassify
     from policies.model import Context as Context
+    from policies.model import Declassify as Declassify
     from policies.model import Facts as Facts
     from policies.model import Receive as Receive
     from policies.model import ReleaseSecret as ReleaseSecret
