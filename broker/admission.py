@@ -19,7 +19,7 @@ from broker.audit import Audit, Entry, Kind
 from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
-from broker.identity import Identity, Issued
+from broker.identity import Identity, Issued, Proof
 from broker.judging import Judge, Judged, chain_holds
 from broker.ports import Clock, Transaction
 from broker.reasons import codes_of, told
@@ -69,13 +69,11 @@ class AdmissionDesk:
         self._sessions = sessions
         self._clock = clock
 
-    def challenge(self, request: ChallengeRequest) -> ChallengeResponse:
+    def challenge(self, request: ChallengeRequest, proof: Proof | None = None) -> ChallengeResponse:
         """A nonce for this caller, and the broker's proof of being itself. Nothing is remembered."""
         at = self._clock()
         nonce = self._challenges.issue(request.client_nonce, at)
-        return self._identity.answer(
-            client_nonce=request.client_nonce, nonce=nonce, expires_s=self._challenges.life_s, at=at
-        )
+        return self._identity.answer(request, nonce=nonce, expires_s=self._challenges.life_s, at=at, proof=proof)
 
     async def attest(
         self, request: AttestationRequest, *, source_ip: str | None = None, correlation_id: str = ""

@@ -20,6 +20,7 @@ class BrokerCode(StrEnum):
     ATTESTATION_ROLE = "attestation.role"
     ATTESTATION_TENANT = "attestation.tenant_unknown"
     ATTESTATION_WRONG_BROKER = "attestation.wrong_broker"
+    BROKER_EVIDENCE = "broker.evidence_pending"
     BROKER_INTERNAL = "broker.internal"
     BROKER_STOPPING = "broker.stopping"
     CHALLENGE_EXPIRED = "challenge.expired"
@@ -37,6 +38,14 @@ class BrokerCode(StrEnum):
     DPOP_TOKEN = "dpop.token_mismatch"
     DPOP_URL = "dpop.url_mismatch"
     GENERATION_MOVED = "generation.moved"
+    KBS_INIT_DATA = "kbs.init_data_mismatch"
+    KBS_KEY = "kbs.key_unsupported"
+    KBS_SESSION = "kbs.session_unknown"
+    KBS_TEE = "kbs.tee_unsupported"
+    KBS_TOKEN = "kbs.token_invalid"
+    KBS_TOKEN_EXPIRED = "kbs.token_expired"
+    KBS_TOKEN_MISSING = "kbs.token_missing"
+    KBS_VERSION = "kbs.version_unsupported"
     LEASE_LOST = "lease.lost"
     LOG_ENTRY_UNKNOWN = "log.entry_unknown"
     LOG_TAMPERED = "log.tampered"
@@ -47,11 +56,16 @@ class BrokerCode(StrEnum):
     MAILBOX_UNKNOWN = "mailbox.unknown"
     MESSAGE_EXPIRED = "message.expired"
     MESSAGE_ID_REUSED = "message.id_reused"
+    MESSAGE_LABELS = "message.labels_lowered"
     MESSAGE_MAILBOX = "message.mailbox_mismatch"
     MESSAGE_SENDER = "message.sender_mismatch"
     POLICY_REFUSED = "policy.refused"
     ROOT_FILE = "root.file_invalid"
     ROOT_PASSPHRASE = "root.passphrase_wrong"
+    ROOT_SEALED = "root.sealed"
+    ROOT_SHARE = "root.share_wrong"
+    ROOT_TPM = "root.tpm_refused"
+    ROOT_TPM_UNAVAILABLE = "root.tpm_unavailable"
     ROOT_WRONG = "root.wrong_key"
     ROUTE_METHOD = "route.method_not_allowed"
     ROUTE_UNKNOWN = "route.unknown"
@@ -115,6 +129,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "The evidence was made for another broker.",
         "Attest to the broker whose challenge you answered; evidence cannot be passed on.",
     ),
+    BrokerCode.BROKER_EVIDENCE: (
+        "The broker runs in a trust domain and cannot prove it at the moment.",
+        "Ask again shortly; the operator's log says whether the quote or its collateral is missing.",
+    ),
     BrokerCode.BROKER_INTERNAL: (
         "The broker failed in a way that nobody foresaw, and refused.",
         "Give the correlation id to the operator: the log has the rest.",
@@ -165,6 +183,32 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "Policy, collateral or a revocation changed while the request was under way.",
         "Try again: the request is judged anew.",
     ),
+    BrokerCode.KBS_INIT_DATA: (
+        "The init data are not those that the guest was launched with.",
+        "Send the very document whose digest stands in MRCONFIGID, byte for byte.",
+    ),
+    BrokerCode.KBS_KEY: (
+        "The guest's key is of a kind that nothing is encrypted to here.",
+        "Use P-256 or P-521 with ECDH-ES+A256KW, or RSA of at least 2048 bits with RSA-OAEP-256.",
+    ),
+    BrokerCode.KBS_SESSION: (
+        "The request has no KBS session cookie, or more than one.",
+        "Begin with /kbs/v0/auth and send its cookie back.",
+    ),
+    BrokerCode.KBS_TEE: ("This KBS verifies TDX alone.", "Attest from a TDX trust domain, as `tdx`."),
+    BrokerCode.KBS_TOKEN: (
+        "The bearer token is none that this KBS signed.",
+        "Attest here first; tokens of the broker's other doors open nothing here.",
+    ),
+    BrokerCode.KBS_TOKEN_EXPIRED: ("The KBS token has ended.", "Attest again."),
+    BrokerCode.KBS_TOKEN_MISSING: (
+        "The request has neither an attested KBS session nor a bearer token.",
+        "Attest first, then send the cookie or `Authorization: Bearer <token>`.",
+    ),
+    BrokerCode.KBS_VERSION: (
+        "KBS Client Protocol Version Mismatch: version 0.4.0 is spoken here.",
+        "Use guest components that speak version 0.4.0 of the protocol.",
+    ),
     BrokerCode.LEASE_LOST: (
         "The lease on the message has ended, or was never given.",
         "Receive again; handle messages within the lease, or ask for a longer one.",
@@ -199,6 +243,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "Another message of this sender has the same id.",
         "Give every message its own id; a resend has the very same bytes.",
     ),
+    BrokerCode.MESSAGE_LABELS: (
+        "The message lacks labels of what its sender has been given.",
+        "Send it with every label that GET /v1/labels names; the policy can permit Declassify where one may go.",
+    ),
     BrokerCode.MESSAGE_MAILBOX: (
         "The header names another mailbox than the address.",
         "Send each envelope to the mailbox that its header names.",
@@ -216,6 +264,22 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "Name the right file; `chmod 600` it.",
     ),
     BrokerCode.ROOT_PASSPHRASE: ("The passphrase does not open the root key.", "Try again with the right one."),
+    BrokerCode.ROOT_SEALED: (
+        "The broker is sealed: it does not have its root key yet, or nobody has confirmed its newest checkpoint.",
+        "`cloister broker unseal` and `cloister broker confirm` open it; GET /v1/unseal says what is missing.",
+    ),
+    BrokerCode.ROOT_SHARE: (
+        "The share is malformed, sealed to another holder, or not the one that was given out.",
+        "The operator's log names the share; its holder has to bring the file that `broker init` wrote for him.",
+    ),
+    BrokerCode.ROOT_TPM: (
+        "The TPM does not open the root key: the machine was started in another state, or it is another TPM.",
+        "Undo the change to firmware or boot loader, or migrate the root key with `cloister broker rewrap` beforehand.",
+    ),
+    BrokerCode.ROOT_TPM_UNAVAILABLE: (
+        "There is no TPM to ask, or the bindings to it are missing.",
+        "Install the extra `tpm` (libtss2-dev and gcc are needed) and check root.tcti.",
+    ),
     BrokerCode.ROOT_WRONG: (
         "The database was written under another root key.",
         "Give the broker the root key that belongs to this database.",

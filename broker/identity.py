@@ -20,8 +20,9 @@ from attestation.quote import Tee
 from attestation.verdict import Admission, Verdict, open_admission, sign_admission, sign_refusal, sign_result
 from broker.keyring import Keyring, TokenKey, published, signing
 from broker.wire.bodies import peer_audience
-from broker.wire.challenge import BrokerKeys, ChallengeResponse
+from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse
 from broker.wire.challenge import TokenKey as PublicTokenKey
+from broker.wire.evidence import BrokerEvidence
 from broker.wire.jose import jwk, spki
 from broker.wire.log import broker_id, raw_log_key
 
@@ -38,6 +39,16 @@ class Issued:
 
     token: str = field(repr=False)
     expires_at_s: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """Evidence that these keys are held in the broker's trust domain; `digest` names the evidence."""
+
+    keys: BrokerKeys
+    evidence: BrokerEvidence
+    digest: bytes
 
 
 @final
@@ -81,16 +92,21 @@ class Identity:
             )
         return old
 
-    def answer(self, *, client_nonce: bytes, nonce: bytes, expires_s: int, at: datetime) -> ChallengeResponse:
-        """The broker's proof to an agent that wants to attest."""
+    def answer(
+        self, request: ChallengeRequest, *, nonce: bytes, expires_s: int, at: datetime, proof: Proof | None = None
+    ) -> ChallengeResponse:
+        """The broker's proof to an agent that wants to attest; with `proof`, of its trust domain too."""
+        known = proof is not None and proof.digest == request.known
         return ChallengeResponse.sign(
             self.key,
-            keys=self.keys(at),
+            keys=proof.keys if proof else self.keys(at),
             broker_id=self.broker_id,
-            client_nonce=client_nonce,
+            client_nonce=request.client_nonce,
             nonce=nonce,
             at_s=int(at.timestamp()),
             expires_s=expires_s,
+            evidence_digest=proof.digest if proof else b"",
+            evidence=None if proof is None or known else proof.evidence,
         )
 
     # ── admissions ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -50,7 +50,8 @@ MAX_PAGE: Final = 1000
 
 async def challenge(call: Call) -> Answer:
     """A nonce, and the broker's proof of being itself."""
-    return call.broker.admission.challenge(call.read(ChallengeRequest.from_dict))
+    wanted = call.read(ChallengeRequest.from_dict)
+    return call.broker.admission.challenge(wanted, await call.broker.attestor.proof())
 
 
 async def attest(call: Call) -> Answer:

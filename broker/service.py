@@ -19,6 +19,7 @@ from attestation.pki import TrustRoots
 from attestation.ports import CollateralSource
 from broker.administration import Administration
 from broker.admission import AdmissionDesk
+from broker.attested import Attestor
 from broker.audit import Audit, Entry, Kind
 from broker.bundles import Bundles
 from broker.challenges import Challenges
@@ -31,7 +32,11 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.judging import Judge
+from broker.kbs.desk import KbsDesk
+from broker.kbs.keys import KbsKeys
+from broker.kbs.token import KbsTokens
 from broker.keyring import Keyring
+from broker.labels import Ratchets
 from broker.mailboxes import Bell, Mailboxes
 from broker.memory import MemoryStore
 from broker.ports import AgentState, Clock, Store, Transaction
@@ -63,13 +68,16 @@ class Broker:
     store: Store
     audit: Audit
     identity: Identity
+    attestor: Attestor
     generation: Generation
     collateral: CollateralCache
     sessions: Sessions
     gate: Gate
     admission: AdmissionDesk
     verification: VerificationDesk
+    labels: Ratchets
     releases: ReleaseDesk
+    kbs: KbsDesk
     router: Router
     mailboxes: Mailboxes
     administration: Administration
@@ -97,6 +105,7 @@ class Broker:
     async def close(self) -> None:
         """Let waiting receivers go, then finish what was begun."""
         self.bell.stop()
+        self.attestor.stop()
         self.collateral.stop()
         await asyncio.sleep(0)
         self.store.close()
@@ -146,6 +155,7 @@ async def _assemble(
     sessions = Sessions(store=store, audit=audit, generation=generation, judge=judge, identity=identity, clock=clock)
     vault, edges, bell = Vault(root), Edges(), Bell()
     generation.on_change(edges.forget)
+    labels = Ratchets(store=store, audit=audit, edges=edges)
     administration = Administration(
         store=store,
         vault=vault,
@@ -164,6 +174,7 @@ async def _assemble(
         store=store,
         audit=audit,
         identity=identity,
+        attestor=Attestor(identity=identity, collateral=cache, clock=clock),
         generation=generation,
         collateral=cache,
         sessions=sessions,
@@ -178,8 +189,15 @@ async def _assemble(
             clock=clock,
         ),
         verification=VerificationDesk(judge=judge, identity=identity, clock=clock),
+        labels=labels,
         releases=ReleaseDesk(
-            store=store, vault=vault, audit=audit, generation=generation, identity=identity, clock=clock
+            store=store,
+            vault=vault,
+            audit=audit,
+            generation=generation,
+            identity=identity,
+            labels=labels,
+            clock=clock,
         ),
         router=Router(
             store=store, audit=audit, edges=edges, generation=generation, bell=bell, clock=clock, quota=settings.quota
@@ -192,6 +210,19 @@ async def _assemble(
             sessions=sessions,
             identity=identity,
             bell=bell,
+            clock=clock,
+        ),
+        kbs=KbsDesk(
+            challenges=Challenges(root.derive("challenges"), "kbs"),
+            judge=judge,
+            tokens=KbsTokens(
+                await KbsKeys.open(store, root, at=at), issuer=f"{settings.public_url}/kbs", ttl_s=settings.token_ttl_s
+            ),
+            identity=identity,
+            store=store,
+            vault=vault,
+            audit=audit,
+            generation=generation,
             clock=clock,
         ),
         administration=administration,

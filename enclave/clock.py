@@ -31,6 +31,11 @@ class BrokerTime:
         if self._at_s is None or at_s > self._at_s + now - self._since_s:
             self._at_s, self._since_s = float(at_s), now
 
+    @property
+    def known(self) -> bool:
+        """Whether a broker has told the time."""
+        return self._at_s is not None
+
     def now_s(self) -> float:
         if self._at_s is None:
             raise AgentError(Code.AGENT_NOT_RUNNING, "no broker has told the time yet")

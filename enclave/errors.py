@@ -7,20 +7,32 @@ Decides the names and the sentence that goes with each. A refusal by the broker 
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Final
 
 from attestation.errors import CloisterError as CloisterError
+
+_REASON: Final = re.compile(r"[a-z0-9_]{1,32}(\.[a-z0-9_]{1,32}){1,3}")
 
 
 class Code(StrEnum):
     """Public and stable: add, never rename or reuse. Each has a row in `MEANING`."""
 
     AGENT_HANDLER = "agent.handler_invalid"
+    AGENT_HANDLER_OVER = "agent.handler_over"
+    AGENT_NOT_IDEMPOTENT = "agent.not_idempotent"
     AGENT_NOT_RUNNING = "agent.not_running"
     AGENT_NO_REPLY = "agent.no_reply"
     AGENT_RUNNING = "agent.running"
     AGENT_UNCONFIGURED = "agent.unconfigured"
+    CHANNEL_BODY = "channel.body_unreadable"
+    CHANNEL_CHAIN = "channel.chain_broken"
+    CHANNEL_DEAD = "channel.dead"
+    CHANNEL_OPENING = "channel.opening_mismatch"
+    CHANNEL_OUTSTANDING = "channel.outstanding"
+    CHANNEL_REORDERED = "channel.reordered"
+    CHANNEL_UNOPENED = "channel.not_opened"
     CLIENT_ANSWER = "client.answer_malformed"
     CLIENT_TIMEOUT = "client.timeout"
     CLIENT_UNREACHABLE = "client.unreachable"
@@ -47,10 +59,13 @@ class Code(StrEnum):
     LAUNCH_PACKAGE = "launch.package_missing"
     LAUNCH_TOO_LARGE = "launch.too_large"
     LAUNCH_UNSAFE_FILE = "launch.unsafe_file"
+    MESSAGE_DEADLINE = "message.deadline"
     MESSAGE_HANDLER = "message.handler_failed"
     MESSAGE_NO_ANSWER = "message.no_answer"
     MESSAGE_PEER_FAILED = "message.peer_failed"
+    MESSAGE_REJECTED = "message.rejected"
     MESSAGE_SCHEMA = "message.schema_mismatch"
+    MESSAGE_STREAM = "message.stream_mismatch"
     MESSAGE_TYPE = "message.type_unknown"
     PEER_REFUSED = "peer.not_accepted"
     RELEASE_EXPIRED = "release.permit_expired"
@@ -78,6 +93,8 @@ class Code(StrEnum):
 
 class EnclaveError(CloisterError):
     """`code` is for machines, `detail` says what was found, `remedy` what would help. None ever holds a secret."""
+
+    code: Code
 
     def __init__(self, code: Code, detail: str, remedy: str = "") -> None:
         self.code = code
@@ -114,12 +131,27 @@ class EnvelopeRefused(EnclaveError):
     """A message or a mailbox key that cannot be proved. Drop it and tell the operator."""
 
 
+class ChannelDead(EnclaveError):
+    """The channel's key may not seal anything more. Open another channel; what was sealed may still be sent."""
+
+
 class MessageError(EnclaveError):
     """The plaintext is not of the type that it claims, or no handler takes that type."""
 
 
 class AgentError(EnclaveError):
     """The agent is set up or used in a way that cannot work."""
+
+
+class Reject(CloisterError):
+    """Raise it in a handler: this message can never be handled. No further attempt; who asked is told `reason`."""
+
+    def __init__(self, reason: str = str(Code.MESSAGE_REJECTED)) -> None:
+        if not _REASON.fullmatch(reason):
+            raise ValueError(f"{reason!r} is not a code like `order.unknown`, which is all that the other side is told")
+        self.code = reason
+        self.detail = "the handler rejects the message"
+        super().__init__(reason)
 
 
 class BrokerRefused(CloisterError):
@@ -157,6 +189,14 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "A handler or a message type is not one that can work.",
         "Decorate `def handler(ctx, message)` with `@agent.on_message(Type)`; Type is a dataclass or pydantic model.",
     ),
+    Code.AGENT_HANDLER_OVER: (
+        "A handler that runs in a thread went on after its deadline, or after the agent was stopped.",
+        "Give the handler a longer `deadline_s`, or let it end earlier; what it still wanted to send was not sent.",
+    ),
+    Code.AGENT_NOT_IDEMPOTENT: (
+        "A durable mailbox delivers a message again after a crash, and this handler does not say that it may.",
+        "Declare it: `@agent.on_message(Type, idempotent=True)`, or `idempotent=lambda message: message.key`.",
+    ),
     Code.AGENT_NOT_RUNNING: (
         "The agent has not been admitted yet, or was stopped.",
         "Use secrets and messages inside a handler, `on_start`, or after `await agent.start(...)`.",
@@ -172,6 +212,34 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.AGENT_UNCONFIGURED: (
         "The agent does not know its trust domain, broker or trust file.",
         "Start it with `cloister run AGENT.py` (add `--simulated` on a machine without TDX).",
+    ),
+    Code.CHANNEL_BODY: (
+        "A message on a channel does not decrypt, though its sender signed it.",
+        "Restart the sender: it seals with another key than its opening carried.",
+    ),
+    Code.CHANNEL_CHAIN: (
+        "A batch does not continue the messages that came before it on its channel.",
+        "Do not trust the router, or the sender: somebody shows two histories of one channel.",
+    ),
+    Code.CHANNEL_DEAD: (
+        "The channel's key has ended: with an hour, the mailbox's key, the sender's admission, or a fork.",
+        "Open another channel; this happens by itself when messages are sent through a stream.",
+    ),
+    Code.CHANNEL_OPENING: (
+        "A channel's opening contradicts its own header, or there are too many channels.",
+        "Drop it; if it keeps coming, revoke the sender.",
+    ),
+    Code.CHANNEL_OUTSTANDING: (
+        "More messages of one channel were delivered than are being handled at once.",
+        "Settle what was delivered first; a broker that ignores credits is not ours.",
+    ),
+    Code.CHANNEL_REORDERED: (
+        "A batch came after messages that follow it on its channel.",
+        "The router changed the order: the messages are refused, and the sender must send them anew.",
+    ),
+    Code.CHANNEL_UNOPENED: (
+        "A batch came on a channel whose opening never did.",
+        "Receive again: the broker sends a channel's opening before its batches.",
     ),
     Code.CLIENT_ANSWER: (
         "The broker's answer is not what its interface promises.",
@@ -268,8 +336,12 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "A file can't be measured: a symbolic link, a device, or it changed while it was copied.",
         "Keep only plain files in the agent's folder.",
     ),
+    Code.MESSAGE_DEADLINE: (
+        "The handler did not end within the deadline that it declares.",
+        "Raise `deadline_s`, or look into what the handler waits for.",
+    ),
     Code.MESSAGE_HANDLER: (
-        "The handler of this message failed five times.",
+        "The handler of this message failed as often as it may.",
         "Look into the log of the agent that was asked.",
     ),
     Code.MESSAGE_NO_ANSWER: (
@@ -280,9 +352,17 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "The peer could not handle the message; the detail is its code.",
         "Look into the peer's log; the message was not retried further.",
     ),
+    Code.MESSAGE_REJECTED: (
+        "The handler says that this message can never be handled.",
+        "Do not send it again as it is; the detail, where there is one, is the handler's reason.",
+    ),
     Code.MESSAGE_SCHEMA: (
         "The message does not fit its type.",
         "Give sender and receiver the same definition of the type; the schema's digest travels with the message.",
+    ),
+    Code.MESSAGE_STREAM: (
+        "The answer is a stream where one message was asked for, or a stream lost a part.",
+        "Take streams with `async for item in ctx.stream(to, message, Item)`, and single answers with `ctx.ask`.",
     ),
     Code.MESSAGE_TYPE: (
         "No handler takes messages of this type.",
@@ -321,8 +401,8 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "Follow the order ask, challenge, evidence, admit; after an error start over with ask.",
     ),
     Code.SESSION_UNATTESTED: (
-        "The trust file names measurements of the broker, and this version cannot judge a broker's quote.",
-        "Take [broker.reference] out of the trust file, and know that the broker is then trusted by its key alone.",
+        "The trust file names measurements of the broker, and the broker did not prove its trust domain.",
+        "Start it with `cloister broker serve --trust-domain`; without [broker.reference] its key alone is trusted.",
     ),
     Code.TDX_BUSY: (
         "The host's quote service did not answer in time.",

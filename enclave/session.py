@@ -3,9 +3,10 @@
     ask ─▶ ChallengeRequest   challenged ─▶ REPORT_DATA to quote   quoted ─▶ AttestationRequest   admitted ─▶ Admission
 
 Decides that nothing of the agent leaves before the broker has proved, over this session's own nonce, that it is the one
-that the trust file names; that the quote carries exactly the Binding that was asked for; and that the admission that
-comes back is for these keys, this nonce and this broker. Legal orders are a table. Randomness and time of waiting are
-arguments, so a session is a pure machine; who moves the bytes is `client`.
+that the trust file names and, where that file has reference values, that it runs in a trust domain that fits them; that
+the quote carries exactly the Binding that was asked for; and that the admission that comes back is for these keys, this
+nonce and this broker. Legal orders are a table. Randomness and time of waiting are arguments, so a session is a pure
+machine; who moves the bytes is `client`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, final
 
@@ -22,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation.evidence import Binding, Evidence, Role, proof_message
 from attestation.quote import Quote
 from attestation.verdict import Verdict, open_admission
+from attestation.verifier import Verifier
+from broker.wire.attested import MAX_AGE_S, judge
 from broker.wire.bodies import AttestationRequest, AttestationResponse
 from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse
 from broker.wire.jose import p256_from_spki
@@ -109,6 +113,16 @@ class Admission:
 
 
 @final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """A broker's evidence that was found good: it need not be sent again until it ends."""
+
+    digest: bytes
+    identity_key: bytes
+    valid_until: datetime
+
+
+@final
 class Session:
     """One agent's dealings with one broker. Not thread-safe; after any failure it can only ask anew."""
 
@@ -122,6 +136,8 @@ class Session:
         self._binding: Binding | None = None
         self._broker: Broker | None = None
         self._deadline_s = 0.0
+        self._verifier = Verifier(trust.roots)
+        self._judged: _Judged | None = None
 
     def ask(self, nonce: bytes) -> ChallengeRequest:
         """Start, or start over, with 32 fresh random bytes."""
@@ -129,19 +145,19 @@ class Session:
             raise ValueError(f"the nonce must have {NONCE_LEN} bytes")
         self._step(Step.ASK)
         self._client_nonce, self._binding, self._broker = nonce, None, None
-        return ChallengeRequest(client_nonce=nonce)
+        return ChallengeRequest(client_nonce=nonce, known=self._judged.digest if self._judged else None)
 
     def challenged(self, answer: ChallengeResponse) -> bytes:
         """Verify the broker, then bind: the 64 bytes that the quote must carry.
 
-        Raises WireError challenge.wrong_broker, challenge.signature_invalid (also for an answer to another's nonce);
+        Raises WireError challenge.wrong_broker, challenge.signature_invalid (also for an answer to another's nonce),
+        challenge.evidence_*, challenge.not_expected; VerificationFailed, MalformedEvidence for the broker's evidence;
         SessionError session.wrong_step, session.broker_not_attested, session.challenge_malformed.
         """
         self._step(Step.CHALLENGE)
         with _Failing(self):
             identity = answer.verify(self._trust.broker_id, client_nonce=self._client_nonce)
-            if self._trust.broker_reference:  # asked for, and not done here: then the answer is no
-                raise SessionError(Code.SESSION_UNATTESTED, "the trust file wants the broker's own quote judged")
+            self._judge_broker(answer)
             if not 0 < answer.expires_s <= MAX_CHALLENGE_S:
                 raise SessionError(Code.SESSION_CHALLENGE, f"a challenge that lives {answer.expires_s} s")
             self._time.learn(answer.at_s)
@@ -158,6 +174,34 @@ class Session:
                 trust_file_digest=self._trust.digest,
             )
             return self._binding.report_data
+
+    def _judge_broker(self, answer: ChallengeResponse) -> None:
+        """Where the trust file has reference values: nothing goes to a broker that does not prove them."""
+        reference, known = self._trust.broker_reference, self._judged
+        if reference is None:
+            return
+        at = datetime.fromtimestamp(max(answer.at_s, self._time.now_s() if self._time.known else 0), UTC)
+        if answer.evidence is None:
+            fits = known is not None and hmac.compare_digest(known.digest, answer.evidence_digest)
+            if known is None or not fits or known.identity_key != answer.keys.identity_key or at > known.valid_until:
+                self._judged = None
+                raise SessionError(Code.SESSION_UNATTESTED, "the trust file wants the broker's own quote judged")
+            return
+        self._judged = None
+        verdict = judge(
+            answer.evidence,
+            answer.keys,
+            reference=reference,
+            verifier=self._verifier,
+            trust_file_digest=self._trust.digest,
+            at=at,
+        )
+        oldest = datetime.fromtimestamp(answer.keys.issued_at_s + MAX_AGE_S, UTC)
+        self._judged = _Judged(
+            digest=answer.evidence_digest,
+            identity_key=answer.keys.identity_key,
+            valid_until=min(oldest, verdict.valid_until),
+        )
 
     def quoted(self, quote: bytes, event_log: bytes | None) -> AttestationRequest:
         """Evidence with proof of possession, for the quote over what `challenged` returned.

@@ -10,8 +10,13 @@ file is TOML, or JSON when its first character is a brace; both have the same me
     id = "<64 hex digits>"               # SHA-256 of the log key
     log_key = "<64 hex digits>"          # Ed25519, raw; optional, and then it must fit the id
     url = "http://127.0.0.1:8470"        # optional: where it usually is. An address, nothing to trust
-    [broker.reference]                   # optional: measurements of the broker; agents refuse until they can judge them
-    mr_td = "<96 hex digits>"            # and rtmr0 … rtmr3
+    [broker.reference]                   # optional: what the broker's own quote must show before anything is sent
+    mr_td = "<96 hex digits>"            # and rtmr1, rtmr2; rtmr0 if wanted
+    launches = ["<96 hex digits>"]       # all that RTMR3 records, in order; or rtmr3
+    platforms = ["<hex>"]                # PPIDs, PIIDs or FMSPCs; or any_platform_until = "<time>"
+    tcb = ["UpToDate"]                   # optional: TCB states that pass
+    tcb_evaluation = 20                  # optional: the lowest evaluation set
+    trust_files = ["<64 hex digits>"]    # optional: other trust files under which the broker may run
     [roots]
     intel = true                         # Intel's own root
     pem = ["-----BEGIN CERTIFICATE-----…"]
@@ -29,13 +34,14 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar, final
 
 from attestation.errors import AttestationError
 from attestation.pki import TrustRoots
+from broker.wire.attested import BrokerReference
+from broker.wire.errors import WireError
 from broker.wire.log import broker_id as id_of
 from broker.wire.names import TENANT
 from enclave.errors import Code, TrustFileError
@@ -43,7 +49,6 @@ from enclave.errors import Code, TrustFileError
 T = TypeVar("T")
 MAX_FILE: Final = 256 * 1024
 MAX_LIST: Final = 64
-REGISTERS: Final = ("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})*")
 
 
@@ -56,7 +61,7 @@ class TrustFile:
     broker_id: bytes
     log_key: bytes | None
     broker_url: str
-    broker_reference: Mapping[str, bytes]  # register → 48 bytes; empty: the broker's quote is not demanded
+    broker_reference: BrokerReference | None  # None: the broker's quote is not demanded
     roots: TrustRoots
     policy_signers: tuple[bytes, ...]
     administrators: tuple[str, ...]
@@ -85,7 +90,7 @@ class TrustFile:
             broker_id=broker.hex("id", 32),
             log_key=broker.hex("log_key", 32) if broker.has("log_key") else None,
             broker_url=broker.take("url", str) if broker.has("url") else "",
-            broker_reference=_reference(broker.table("reference")),
+            broker_reference=_reference(broker.take("reference", dict)) if broker.has("reference") else None,
             roots=_roots(roots),
             policy_signers=tuple(_hex(text, "policies.signers", None) for text in policies.texts("signers")),
             administrators=administrators.texts("keys"),
@@ -106,12 +111,16 @@ def render(
     roots_pem: tuple[bytes, ...] = (),
     intel: bool = False,
     administrators: tuple[str, ...] = (),
+    reference: BrokerReference | None = None,
 ) -> bytes:
     """A trust file's bytes in its JSON form, deterministic: the same arguments give the same digest."""
+    broker: dict[str, Any] = {"id": id_of(log_key).hex(), "log_key": log_key.hex(), "url": broker_url}
+    if reference is not None:
+        broker["reference"] = reference.to_dict()
     found: dict[str, Any] = {
         "version": 1,
         "tenant": tenant,
-        "broker": {"id": id_of(log_key).hex(), "log_key": log_key.hex(), "url": broker_url},
+        "broker": broker,
         "roots": {"intel": intel, "pem": [pem.decode("ascii") for pem in roots_pem]},
         "administrators": {"keys": list(administrators)},
     }
@@ -137,10 +146,11 @@ def _tenant(text: str) -> str:
     return text
 
 
-def _reference(table: _Table) -> dict[str, bytes]:
-    found = {name: table.hex(name, 48) for name in REGISTERS if table.has(name)}
-    table.end()
-    return found
+def _reference(members: dict[str, Any]) -> BrokerReference:
+    try:
+        return BrokerReference.from_dict(members)
+    except WireError as error:
+        raise _bad(f"broker.{error.detail}") from None
 
 
 def _roots(table: _Table) -> TrustRoots:

@@ -21,7 +21,7 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "errors binary quote encoding eventlog es256 evidence tcb checks der certificates pki collateral "
+        "errors binary quote encoding eventlog es256 evidence guest tcb checks der certificates pki collateral "
         "documents validity chains endorsements quoting appraisal recent verifier ear tokens verdict_claims "
         "verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal inspect_cli "
         "measure_cli verify_cli cli __init__"
@@ -33,19 +33,21 @@ ORDER: dict[str, str] = {
         "forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors clock keys trustfile tdx replay messages domain packages launch session release mailbox "
-        "client runtime context main agent supervise cli __init__"
+        "errors clock keys trustfile tdx replay messages domain packages launch session release mailbox channel "
+        "client runtime declared replies context main handling agent supervise cli __init__"
     ),
     "broker": (
-        "__init__ wire ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
-        "archive collateral judging reasons sessions admission vault release edges mailboxes routing memory "
-        "sql_schema sql_tables sql verification config administration clock telemetry service calls status refusals "
-        "http_api openapi console routes rpc app admin_client setup cli"
+        "__init__ wire ports_mail ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
+        "archive collateral attested judging reasons sessions admission vault release kbs edges mailboxes routing "
+        "undo turns memory_mail memory sql_schema sql_blobs sql_mail sql_tables sql "
+        "verification config administration clock telemetry service calls status refusals "
+        "http_api kbs_http openapi console routes rpc app admin_client setup cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested dpop release api_pb2 envelope_pb2 envelope channel_pb2 channel "
         "stream_pb2 mailbox bodies"
     ),
+    "broker/kbs": "__init__ jwe messages keys token records desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
     "broker/rpc": "__init__ doors server",
     "simulator": (

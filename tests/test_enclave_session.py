@@ -173,11 +173,12 @@ def test_no_member_of_an_answer_can_be_changed(session: Session, broker: Signer,
     assert code in {str(WireCode.CHALLENGE_SIGNATURE), str(WireCode.CHALLENGE_WRONG_BROKER)}
 
 
-def test_a_broker_whose_measurements_are_demanded_is_refused_until_they_can_be_judged(
+def test_a_broker_whose_measurements_are_demanded_is_refused_when_it_proves_none(
     broker: Signer, keys: AgentKeys
 ) -> None:
     members = json.loads(render(tenant="lab", log_key=raw_log_key(broker.log.public_key()), intel=True))
-    members["broker"]["reference"] = {"mr_td": "00" * 48}
+    registers = dict.fromkeys(("mr_td", "rtmr1", "rtmr2", "rtmr3"), "00" * 48)
+    members["broker"]["reference"] = registers | {"platforms": ["00" * 16]}
     session = Session(keys, TrustFile.parse(json.dumps(members).encode()), BrokerTime(Ticks()))
     question = session.ask(nonce())
     assert code_of(session.challenged, broker.answer(question.client_nonce)) == Code.SESSION_UNATTESTED

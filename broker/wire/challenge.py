@@ -2,7 +2,7 @@
 
 An agent pins the broker's id, the hash of the log key. The log key signs the identity key and the token keys; the
 identity key signs every challenge answer. `verify` on the answer is all that an agent has to call before it sends
-anything. Members for the broker's own quote are optional here, and left to the caller to judge.
+anything, unless it wants the broker itself attested: then `evidence`, named in what is signed, is judged too.
 """
 
 import hmac
@@ -14,16 +14,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from broker.wire.errors import WireCode, WireError
+from broker.wire.evidence import BrokerEvidence
 from broker.wire.fields import Reader
 from broker.wire.jose import ES256_SIGNATURE_LEN, MAX_SPKI, b64u, es256_sign, es256_valid, p256_from_spki
 from broker.wire.log import broker_id
 from broker.wire.tags import Tag, tagged, u64
 
 NONCE_LEN: Final = 32
+DIGEST_LEN: Final = 32
 MAX_KID: Final = 64
 MAX_ISSUER: Final = 1024
 MAX_TOKEN_KEYS: Final = 8
-MAX_QUOTE: Final = 1 << 20
 
 
 @final
@@ -140,17 +141,21 @@ def _token_key(value: object) -> TokenKey:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChallengeRequest:
-    """POST /v1/challenges. The caller's own 32 random bytes."""
+    """POST /v1/challenges. The caller's own 32 random bytes, and the digest of evidence that it has judged already."""
 
     client_nonce: bytes
+    known: bytes | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"client_nonce": b64u(self.client_nonce)}
+        known = {} if self.known is None else {"known": b64u(self.known)}
+        return {"client_nonce": b64u(self.client_nonce), **known}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
         read = Reader(value, "challenge")
-        made = cls(client_nonce=read.raw("client_nonce", size=NONCE_LEN))
+        made = cls(
+            client_nonce=read.raw("client_nonce", size=NONCE_LEN), known=read.raw_or_none("known", size=DIGEST_LEN)
+        )
         read.end()
         return made
 
@@ -161,7 +166,8 @@ class ChallengeResponse:
     """The broker's nonce and its proof of being the broker that it says it is.
 
     `at_s` is the broker's time and is signed: an agent, whose clock belongs to the host, may take time from here,
-    because the answer covers the agent's own nonce.
+    because the answer covers the agent's own nonce. A broker in a trust domain names its evidence by digest, and sends
+    it along unless the caller said that it knows it.
     """
 
     nonce: bytes
@@ -170,12 +176,15 @@ class ChallengeResponse:
     expires_s: int  # life of the nonce from `at_s`
     keys: BrokerKeys
     signature: bytes  # ES256 of the identity key
-    quote: bytes | None = None
-    event_log: bytes | None = None
+    evidence_digest: bytes = b""  # empty: this broker is not attested
+    evidence: BrokerEvidence | None = None
 
     @staticmethod
-    def message(*, broker_id: bytes, client_nonce: bytes, nonce: bytes, at_s: int, expires_s: int) -> bytes:
-        return tagged(Tag.CHALLENGE, broker_id, client_nonce, nonce, u64(at_s), u64(expires_s))
+    def message(
+        *, broker_id: bytes, client_nonce: bytes, nonce: bytes, at_s: int, expires_s: int, evidence_digest: bytes = b""
+    ) -> bytes:
+        attested = (evidence_digest,) if evidence_digest else ()
+        return tagged(Tag.CHALLENGE, broker_id, client_nonce, nonce, u64(at_s), u64(expires_s), *attested)
 
     @classmethod
     def sign(
@@ -188,9 +197,16 @@ class ChallengeResponse:
         nonce: bytes,
         at_s: int,
         expires_s: int,
+        evidence_digest: bytes = b"",
+        evidence: BrokerEvidence | None = None,
     ) -> Self:
         message = cls.message(
-            broker_id=broker_id, client_nonce=client_nonce, nonce=nonce, at_s=at_s, expires_s=expires_s
+            broker_id=broker_id,
+            client_nonce=client_nonce,
+            nonce=nonce,
+            at_s=at_s,
+            expires_s=expires_s,
+            evidence_digest=evidence_digest,
         )
         return cls(
             nonce=nonce,
@@ -199,12 +215,14 @@ class ChallengeResponse:
             expires_s=expires_s,
             keys=keys,
             signature=es256_sign(key, message),
+            evidence_digest=evidence_digest,
+            evidence=evidence,
         )
 
     def verify(self, pinned: bytes, *, client_nonce: bytes) -> ec.EllipticCurvePublicKey:
         """The broker's identity key, proved to be the pinned broker's and to have answered this very nonce.
 
-        Raises WireError: challenge.wrong_broker, challenge.signature_invalid.
+        Raises WireError: challenge.wrong_broker, challenge.signature_invalid, challenge.evidence_mismatch.
         """
         key = self.keys.verify(pinned, at_s=self.at_s)
         if not hmac.compare_digest(self.broker_id, pinned):
@@ -215,9 +233,12 @@ class ChallengeResponse:
             nonce=self.nonce,
             at_s=self.at_s,
             expires_s=self.expires_s,
+            evidence_digest=self.evidence_digest,
         )
         if not es256_valid(key, self.signature, message):
             raise WireError(WireCode.CHALLENGE_SIGNATURE, "the answer is not signed by the broker's identity key")
+        if self.evidence is not None and self.evidence.digest != self.evidence_digest:
+            raise WireError(WireCode.CHALLENGE_EVIDENCE, "the evidence is not the one that the broker signed for")
         return key
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,15 +250,16 @@ class ChallengeResponse:
             "keys": self.keys.to_dict(),
             "signature": b64u(self.signature),
         }
-        if self.quote is not None:
-            found["quote"] = b64u(self.quote)
-        if self.event_log is not None:
-            found["event_log"] = b64u(self.event_log)
+        if self.evidence_digest:
+            found["evidence_digest"] = b64u(self.evidence_digest)
+        if self.evidence is not None:
+            found["evidence"] = self.evidence.to_dict()
         return found
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
         read = Reader(value, "challenge")
+        evidence = read.mapping_or_none("evidence")
         return cls(
             nonce=read.raw("nonce", size=NONCE_LEN),
             broker_id=read.raw("broker_id", size=32),
@@ -245,6 +267,6 @@ class ChallengeResponse:
             expires_s=read.number("expires_s", high=3600),
             keys=BrokerKeys.from_dict(read.mapping("keys")),
             signature=read.raw("signature", size=ES256_SIGNATURE_LEN),
-            quote=read.raw_or_none("quote", max_len=MAX_QUOTE),
-            event_log=read.raw_or_none("event_log", max_len=MAX_QUOTE),
+            evidence_digest=read.raw_or_none("evidence_digest", size=DIGEST_LEN) or b"",
+            evidence=None if evidence is None else BrokerEvidence.from_dict(evidence),
         )

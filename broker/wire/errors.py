@@ -14,8 +14,13 @@ class WireCode(StrEnum):
     BODY_FIELD_UNKNOWN = "body.field_unknown"
     BODY_NOT_JSON = "body.not_json"
     BODY_TOO_LARGE = "body.too_large"
+    CHALLENGE_EVIDENCE = "challenge.evidence_mismatch"
+    CHALLENGE_NOT_EXPECTED = "challenge.not_expected"
     CHALLENGE_SIGNATURE = "challenge.signature_invalid"
+    CHALLENGE_STALE = "challenge.evidence_stale"
     CHALLENGE_WRONG_BROKER = "challenge.wrong_broker"
+    CHANNEL_MALFORMED = "channel.malformed"
+    CHANNEL_SIGNATURE = "channel.signature_invalid"
     DPOP_MALFORMED = "dpop.malformed"
     DPOP_SIGNATURE = "dpop.signature_invalid"
     ENVELOPE_MALFORMED = "envelope.malformed"
@@ -24,6 +29,7 @@ class WireCode(StrEnum):
     LOG_PROOF = "log.proof_invalid"
     LOG_SIGNATURE = "log.signature_invalid"
     MAILBOX_KEY_SIGNATURE = "mailbox.key_signature_invalid"
+    REFERENCE_MALFORMED = "reference.malformed"
     RELEASE_MISMATCH = "release.mismatch"
     RELEASE_SIGNATURE = "release.signature_invalid"
 
@@ -51,6 +57,18 @@ MEANING: Final[dict[WireCode, tuple[str, str]]] = {
         "Send one JSON object in UTF-8, with every member once.",
     ),
     WireCode.BODY_TOO_LARGE: ("The body is longer than this endpoint reads.", "Send less; /openapi.json has limits."),
+    WireCode.CHALLENGE_EVIDENCE: (
+        "The broker's evidence is not the one that its answer names, or was made under another trust file.",
+        "Start the broker with the trust file that its agents have, or name that file's digest in trust_files.",
+    ),
+    WireCode.CHALLENGE_NOT_EXPECTED: (
+        "The broker's trust domain is genuine, but is not what the trust file's reference values expect.",
+        "Compare the detail with the broker that you deployed; correct whichever of the two is wrong.",
+    ),
+    WireCode.CHALLENGE_STALE: (
+        "The broker quoted its keys too long ago, or in the future.",
+        "Look in the broker's log for why it could not quote them again; compare its clock.",
+    ),
     WireCode.CHALLENGE_SIGNATURE: (
         "The answer to a challenge is not signed by the broker it names.",
         "Do not go on: somebody may stand between you and the broker.",
@@ -58,6 +76,14 @@ MEANING: Final[dict[WireCode, tuple[str, str]]] = {
     WireCode.CHALLENGE_WRONG_BROKER: (
         "The broker that answered is not the one in the trust file.",
         "Check the address; if the broker was set up anew, give its agents the new trust file.",
+    ),
+    WireCode.CHANNEL_MALFORMED: (
+        "A channel's opening, batch or frame is not in canonical protobuf form, or a field is out of bounds.",
+        "Build them with broker.wire.channel, within the limits named there.",
+    ),
+    WireCode.CHANNEL_SIGNATURE: (
+        "A batch is not signed by the channel's sender, or frames are missing, changed or in another order.",
+        "Sign each batch with the identity key that signed the channel's opening, and send it as it was signed.",
     ),
     WireCode.DPOP_MALFORMED: (
         "The DPoP proof is not an ES256 JWT of type dpop+jwt with the claims jti, htm, htu, iat and bh.",
@@ -90,6 +116,10 @@ MEANING: Final[dict[WireCode, tuple[str, str]]] = {
     WireCode.MAILBOX_KEY_SIGNATURE: (
         "A mailbox key is not signed by the mailbox's owner.",
         "Do not seal to it: the broker may have put its own key there.",
+    ),
+    WireCode.REFERENCE_MALFORMED: (
+        "The reference values for a broker are not complete or not in their form.",
+        "Name mr_td, rtmr1, rtmr2, rtmr3 or launches, and platforms, as the detail says.",
     ),
     WireCode.RELEASE_MISMATCH: (
         "A released secret was sealed for another request, key, broker or name.",

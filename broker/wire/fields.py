@@ -108,6 +108,12 @@ class Reader:
             raise self._bad(name, "an object")
         return found
 
+    def mapping_or_none(self, name: str) -> dict[str, Any] | None:
+        if self._members.get(name) is None:
+            self._members.pop(name, None)
+            return None
+        return self.mapping(name)
+
     def items(self, name: str, read: Callable[[object], T], *, max_items: int, optional: bool = False) -> tuple[T, ...]:
         """A list of at most `max_items`, each made by `read`; with `optional`, absence is the empty list."""
         found = self._take(name, [] if optional else _MISSING)

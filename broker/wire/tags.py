@@ -15,8 +15,12 @@ class Tag(StrEnum):
     """Public and stable: add, never rename or reuse."""
 
     ACCEPTANCE = "cloister/acceptance/v1"  # broker: when it took an envelope in
+    BROKER_EVIDENCE = "cloister/broker-evidence/v1"  # digest of a broker's evidence about itself
     BROKER_KEYS = "cloister/broker-keys/v1"  # log key: the broker's other keys
     CHALLENGE = "cloister/challenge/v1"  # broker: both nonces
+    CHANNEL_BATCH = "cloister/channel-batch/v1"  # sender: channel, numbers, hash chain of the frames
+    CHANNEL_CHAIN = "cloister/channel-chain/v1"  # where a channel's hash chain begins
+    CHANNEL_FRAME = "cloister/channel-frame/v1"  # id of a message on a channel
     ENVELOPE = "cloister/envelope/v1"  # sender: header and body
     ENVELOPE_INFO = "cloister/envelope-info/v1"  # HPKE info of an envelope's body
     MAILBOX_KEY = "cloister/mailbox-key/v1"  # owner: a mailbox's epoch key
