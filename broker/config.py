@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, final
 from urllib.parse import urlsplit
 
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import Quota
+from broker.ports_mail import Quota
 
 T = TypeVar("T")
 PROFILES: Final = ("development", "production")

@@ -19,7 +19,8 @@ from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
-from broker.ports import Clock, LeasedMessage, MailboxRecord, Store, Transaction
+from broker.ports import Clock, Store, Transaction
+from broker.ports_mail import LeasedMessage, MailboxRecord
 from broker.sessions import Session, Sessions
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode, WireError
@@ -199,13 +200,14 @@ class Mailboxes:
 
         def work(tx: Transaction) -> Sequence[LeasedMessage]:
             self._generation.expect(tx, session.generation)
-            return tx.mail.lease(
+            leased = tx.mail.lease(
                 name,
                 now_ms=now_ms,
                 until_ms=now_ms + request.lease_s * 1000,
                 leases=tokens,
                 max_attempts=MAX_ATTEMPTS,
             )
+            return leased.messages
 
         return await self._store.transact(work)
 

@@ -4,60 +4,21 @@ Decides nothing that the SQLite store does not; both pass the same contract test
 by taking back its steps in reverse order.
 """
 
-import hmac
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, TypeVar, final
+from dataclasses import replace
+from typing import Any, TypeVar, final
 
-from broker.ports import (
-    MAX_KEYS,
-    AgentRecord,
-    AgentState,
-    LeasedMessage,
-    LogHead,
-    LogRow,
-    MailboxRecord,
-    NewMessage,
-    Queued,
-    Quota,
-    SecretRecord,
-    Transaction,
-)
+from broker.memory_mail import MemoryBlobs, MemoryMail
+from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
+from broker.undo import Table, Undo
 
 T = TypeVar("T")
-K = TypeVar("K")
-V = TypeVar("V")
-REMEMBER_MS: Final = 24 * 3600 * 1000
-
-Undo = list[Callable[[], object]]
-
-
-class _Table(Generic[K, V]):
-    """A dict whose changes can be taken back."""
-
-    def __init__(self, undo: Undo) -> None:
-        self.rows: dict[K, V] = {}
-        self._undo = undo
-
-    def get(self, key: K) -> V | None:
-        return self.rows.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        old = self.rows.get(key)
-        self._undo.append((lambda: self.rows.pop(key)) if old is None else (lambda: self.rows.__setitem__(key, old)))
-        self.rows[key] = value
-
-    def drop(self, key: K) -> bool:
-        old = self.rows.pop(key, None)
-        if old is not None:
-            self._undo.append(lambda: self.rows.__setitem__(key, old))
-        return old is not None
 
 
 @final
 class _Nonces:
     def __init__(self, undo: Undo) -> None:
-        self._rows: _Table[bytes, int] = _Table(undo)
+        self._rows: Table[bytes, int] = Table(undo)
 
     def consume(self, nonce: bytes, *, expires_at_s: int, now_s: int) -> bool:
         for old in [key for key, end in self._rows.rows.items() if end < now_s]:
@@ -71,7 +32,7 @@ class _Nonces:
 @final
 class _Agents:
     def __init__(self, undo: Undo) -> None:
-        self._rows: _Table[str, AgentRecord] = _Table(undo)
+        self._rows: Table[str, AgentRecord] = Table(undo)
 
     def get(self, subject: str) -> AgentRecord | None:
         return self._rows.get(subject)
@@ -98,7 +59,7 @@ class _Agents:
 @final
 class _Archive:
     def __init__(self, undo: Undo) -> None:
-        self._rows: _Table[bytes, bytes] = _Table(undo)
+        self._rows: Table[bytes, bytes] = Table(undo)
 
     def put(self, *blobs: tuple[bytes, bytes]) -> None:
         for digest, blob in blobs:
@@ -112,7 +73,7 @@ class _Archive:
 @final
 class _Secrets:
     def __init__(self, undo: Undo) -> None:
-        self._rows: _Table[tuple[str, int], SecretRecord] = _Table(undo)
+        self._rows: Table[tuple[str, int], SecretRecord] = Table(undo)
 
     def put(self, record: SecretRecord) -> None:
         self._rows.put((record.name, record.version), record)
@@ -142,119 +103,11 @@ class _Secrets:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Message:
-    new: NewMessage
-    visible_at_ms: int
-    attempt: int = 0
-    lease: str | None = None
-
-
-@final
-class _Mail:
-    def __init__(self, undo: Undo, agents: _Agents) -> None:
-        self._boxes: _Table[str, MailboxRecord] = _Table(undo)
-        self._keys: _Table[str, tuple[tuple[bytes, bytes], ...]] = _Table(undo)  # (key, incarnation), newest first
-        self._messages: _Table[int, _Message] = _Table(undo)
-        self._seen: _Table[tuple[str, str, bytes], tuple[bytes, int]] = _Table(undo)
-        self._edges: _Table[tuple[str, str], int] = _Table(undo)
-        self._agents = agents
-        self._next = 0
-
-    def open(self, record: MailboxRecord) -> None:
-        self._boxes.put(record.name, record)
-        pair = (record.key, record.incarnation)
-        older = (old for old in self._keys.get(record.name) or () if old[1] == record.incarnation and old != pair)
-        self._keys.put(record.name, (pair, *older)[:MAX_KEYS])
-        for number, message in self._of(record.name):
-            if not self.accepts(record.name, message.new.key):
-                self._messages.drop(number)
-
-    def accepts(self, name: str, key: bytes) -> bool:
-        return any(key == known for known, _ in self._keys.get(name) or ())
-
-    def find(self, name: str) -> MailboxRecord | None:
-        return self._boxes.get(name)
-
-    def _of(self, mailbox: str) -> list[tuple[int, _Message]]:
-        return [(number, m) for number, m in self._messages.rows.items() if m.new.mailbox == mailbox]
-
-    def queue(self, message: NewMessage, quota: Quota) -> Queued:
-        for old in [key for key, (_, until) in self._seen.rows.items() if until < message.accepted_at_ms]:
-            self._seen.drop(old)
-        key = (message.mailbox, message.sender, message.msg_id)
-        if (seen := self._seen.get(key)) is not None:
-            return Queued.DUPLICATE if hmac.compare_digest(seen[0], message.digest) else Queued.ID_REUSED
-        waiting = [m for _, m in self._of(message.mailbox) if m.new.expires_at_ms > message.accepted_at_ms]
-        octets = sum(len(m.new.envelope) for m in waiting) + len(message.envelope)
-        if len(waiting) >= quota.messages or octets > quota.octets:
-            return Queued.FULL
-        until = max(message.expires_at_ms, message.accepted_at_ms + REMEMBER_MS)
-        self._seen.put(key, (message.digest, until))
-        self._next += 1
-        self._messages.put(self._next, _Message(new=message, visible_at_ms=message.accepted_at_ms))
-        edge = (message.mailbox, message.sender)
-        self._edges.put(edge, (self._edges.get(edge) or 0) + 1)
-        return Queued.QUEUED
-
-    def senders(self, mailbox: str) -> Sequence[str]:
-        return list({m.new.sender for _, m in self._of(mailbox)})
-
-    def lease(
-        self, mailbox: str, *, now_ms: int, until_ms: int, leases: Sequence[str], max_attempts: int
-    ) -> Sequence[LeasedMessage]:
-        taken: list[LeasedMessage] = []
-        for number, m in sorted(self._of(mailbox), key=lambda item: item[0]):
-            if m.visible_at_ms > now_ms:
-                continue
-            if m.new.expires_at_ms <= now_ms or m.attempt >= max_attempts:
-                self._messages.drop(number)
-                continue
-            sender = self._agents.get(m.new.sender)
-            if len(taken) == len(leases) or sender is None or sender.state is not AgentState.ADMITTED:
-                continue
-            lease = leases[len(taken)]
-            leased = replace(m, lease=lease, visible_at_ms=until_ms, attempt=m.attempt + 1)
-            self._messages.put(number, leased)
-            taken.append(
-                LeasedMessage(
-                    sender=m.new.sender,
-                    envelope=m.new.envelope,
-                    accepted_at_ms=m.new.accepted_at_ms,
-                    attempt=leased.attempt,
-                    lease=lease,
-                )
-            )
-        return taken
-
-    def _leased(self, mailbox: str, lease: str, now_ms: int) -> tuple[int, _Message] | None:
-        found = [(n, m) for n, m in self._of(mailbox) if m.lease == lease and m.visible_at_ms > now_ms]
-        return found[0] if found else None
-
-    def acknowledge(self, mailbox: str, lease: str, *, now_ms: int) -> bool:
-        found = self._leased(mailbox, lease, now_ms)
-        return found is not None and self._messages.drop(found[0])
-
-    def give_back(self, mailbox: str, lease: str, *, now_ms: int, visible_at_ms: int) -> bool:
-        found = self._leased(mailbox, lease, now_ms)
-        if found is None:
-            return False
-        self._messages.put(found[0], replace(found[1], lease=None, visible_at_ms=visible_at_ms))
-        return True
-
-    def waiting(self, mailbox: str) -> int:
-        return len(self._of(mailbox))
-
-    def next_seq(self, mailbox: str, sender: str) -> int:
-        return (self._edges.get((mailbox, sender)) or 0) + 1
-
-
-@final
 class _Log:
     def __init__(self, undo: Undo) -> None:
-        self._rows: _Table[int, LogRow] = _Table(undo)
-        self._nodes: _Table[tuple[int, int], bytes] = _Table(undo)
-        self._heads: _Table[int, LogHead] = _Table(undo)
+        self._rows: Table[int, LogRow] = Table(undo)
+        self._nodes: Table[tuple[int, int], bytes] = Table(undo)
+        self._heads: Table[int, LogHead] = Table(undo)
 
     def size(self) -> int:
         return len(self._rows.rows)
@@ -297,7 +150,7 @@ class _Log:
 @final
 class _Marks:
     def __init__(self, undo: Undo) -> None:
-        self._rows: _Table[str, str] = _Table(undo)
+        self._rows: Table[str, str] = Table(undo)
 
     def get(self, name: str) -> str | None:
         return self._rows.get(name)
@@ -317,9 +170,14 @@ class _Tables:
         self.agents = _Agents(undo)
         self.archive = _Archive(undo)
         self.secrets = _Secrets(undo)
-        self.mail = _Mail(undo, self.agents)
+        self.mail = MemoryMail(undo, self._admitted)
+        self.blobs = MemoryBlobs(undo)
         self.log = _Log(undo)
         self.marks = _Marks(undo)
+
+    def _admitted(self, subject: str) -> bool:
+        agent = self.agents.get(subject)
+        return agent is not None and agent.state is AgentState.ADMITTED
 
 
 @final

@@ -13,8 +13,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, TypeVar, final
 
+from broker.ports_mail import Blobs, Mail
+
 T = TypeVar("T")
-MAX_KEYS = 4  # epochs of a mailbox to which senders may still seal
 Clock = Callable[[], datetime]  # aware, UTC
 
 
@@ -62,62 +63,6 @@ class SecretRecord:
     @property
     def destroyed(self) -> bool:
         return not self.wrapped_key
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MailboxRecord:
-    """An open mailbox: its owner and the owner's signed key (JSON)."""
-
-    name: str
-    owner: str
-    key: bytes  # thumbprint
-    incarnation: bytes
-    epoch: int
-    statement: str
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewMessage:
-    """An envelope to be queued. `digest` names its exact bytes."""
-
-    mailbox: str
-    sender: str
-    msg_id: bytes
-    digest: bytes
-    envelope: bytes
-    key: bytes  # thumbprint of the mailbox key it is sealed to
-    accepted_at_ms: int
-    expires_at_ms: int
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeasedMessage:
-    """A queued envelope in the hands of its receiver until the lease ends."""
-
-    sender: str
-    envelope: bytes
-    accepted_at_ms: int
-    attempt: int
-    lease: str
-
-
-class Queued(StrEnum):
-    QUEUED = "queued"
-    DUPLICATE = "duplicate"
-    ID_REUSED = "id_reused"
-    FULL = "full"
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quota:
-    """How much a mailbox holds."""
-
-    messages: int = 10_000
-    octets: int = 64 << 20
 
 
 @final
@@ -177,38 +122,6 @@ class Secrets(Protocol):
         """Wipe keys and ciphertexts of one version or all; returns how many there were."""
 
 
-class Mail(Protocol):
-    def open(self, record: MailboxRecord) -> None:
-        """Make or replace. Messages sealed to another incarnation's keys can never be read: they are dropped."""
-
-    def find(self, name: str) -> MailboxRecord | None: ...
-    def accepts(self, name: str, key: bytes) -> bool:
-        """Whether that thumbprint is one of the mailbox's newest MAX_KEYS keys of its present incarnation."""
-
-    def queue(self, message: NewMessage, quota: Quota) -> Queued: ...
-    def senders(self, mailbox: str) -> Sequence[str]:
-        """Whose messages wait there, in no order."""
-
-    def lease(
-        self, mailbox: str, *, now_ms: int, until_ms: int, leases: Sequence[str], max_attempts: int
-    ) -> Sequence[LeasedMessage]:
-        """The oldest visible messages, at most one for each of the fresh tokens in `leases`.
-
-        Messages of senders that are not `admitted` are held back. Expired messages, and those handed out `max_attempts`
-        times, are dropped on the way.
-        """
-
-    def acknowledge(self, mailbox: str, lease: str, *, now_ms: int) -> bool:
-        """Remove; False when the lease has ended or is unknown."""
-
-    def give_back(self, mailbox: str, lease: str, *, now_ms: int, visible_at_ms: int) -> bool: ...
-    def waiting(self, mailbox: str) -> int:
-        """How many messages it holds, leased ones too."""
-
-    def next_seq(self, mailbox: str, sender: str) -> int:
-        """One more than the number of messages ever taken in from this sender."""
-
-
 class Log(Protocol):
     def size(self) -> int: ...
     def append(self, *, at_ms: int, kind: str, subject: str, entry: bytes) -> int:
@@ -249,6 +162,8 @@ class Transaction(Protocol):
     def secrets(self) -> Secrets: ...
     @property
     def mail(self) -> Mail: ...
+    @property
+    def blobs(self) -> Blobs: ...
     @property
     def log(self) -> Log: ...
     @property

@@ -14,7 +14,8 @@ from broker.edges import Answer, Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.mailboxes import Bell
-from broker.ports import Clock, NewMessage, Queued, Quota, Store, Transaction
+from broker.ports import Clock, Store, Transaction
+from broker.ports_mail import NewMessage, Queued, Quota
 from broker.reasons import Refusal, codes_of
 from broker.sessions import Session
 from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
@@ -121,7 +122,7 @@ class Router:
         box = tx.mail.find(message.mailbox)
         if box is None:
             return BrokerError(BrokerCode.MAILBOX_UNKNOWN, message.mailbox)
-        if item.incarnation != box.incarnation or not tx.mail.accepts(box.name, message.key):
+        if item.incarnation != box.incarnation or not tx.mail.accepts(box.name, message.key, item.incarnation):
             return BrokerError(BrokerCode.MAILBOX_KEY_STALE, message.mailbox)
         match tx.mail.queue(message, self._quota):
             case Queued.QUEUED:

@@ -12,22 +12,10 @@ from collections.abc import Sequence
 from typing import Any, Final, final
 
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import (
-    MAX_KEYS,
-    AgentRecord,
-    AgentState,
-    LeasedMessage,
-    LogHead,
-    LogRow,
-    MailboxRecord,
-    NewMessage,
-    Queued,
-    Quota,
-    SecretRecord,
-)
+from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord
+from broker.sql_blobs import SqlBlobs
+from broker.sql_mail import SqlMail
 
-REMEMBER_MS: Final = 24 * 3600 * 1000  # ids of handled messages, at least until they expire
-PURGE_ROWS: Final = 64
 MAX_MARKS: Final = 1024  # kept in memory
 
 
@@ -159,129 +147,6 @@ class _Secrets:
         return done.rowcount
 
 
-@final
-class _Mail:
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def open(self, r: MailboxRecord) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO mailbox VALUES (?,?,?,?,?,?)",
-            (r.name, r.owner, r.key, r.incarnation, r.epoch, r.statement),
-        )
-        self._db.execute("DELETE FROM mailbox_key WHERE name = ? AND incarnation <> ?", (r.name, r.incarnation))
-        self._db.execute(
-            "INSERT OR REPLACE INTO mailbox_key (name, key, incarnation) VALUES (?,?,?)", (r.name, r.key, r.incarnation)
-        )
-        self._db.execute(
-            """DELETE FROM mailbox_key WHERE name = ? AND number NOT IN
-               (SELECT number FROM mailbox_key WHERE name = ? ORDER BY number DESC LIMIT ?)""",
-            (r.name, r.name, MAX_KEYS),
-        )
-        self._db.execute(
-            "DELETE FROM message WHERE mailbox = ? AND key NOT IN (SELECT key FROM mailbox_key WHERE name = ?)",
-            (r.name, r.name),
-        )
-
-    def find(self, name: str) -> MailboxRecord | None:
-        row = self._db.execute("SELECT * FROM mailbox WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            return None
-        return MailboxRecord(name=row[0], owner=row[1], key=row[2], incarnation=row[3], epoch=row[4], statement=row[5])
-
-    def accepts(self, name: str, key: bytes) -> bool:
-        query = "SELECT 1 FROM mailbox_key WHERE name = ? AND key = ?"
-        return self._db.execute(query, (name, key)).fetchone() is not None
-
-    def queue(self, m: NewMessage, quota: Quota) -> Queued:
-        self._db.execute(
-            "DELETE FROM seen WHERE (mailbox, sender, msg_id) IN "
-            "(SELECT mailbox, sender, msg_id FROM seen WHERE until_ms < ? LIMIT ?)",
-            (m.accepted_at_ms, PURGE_ROWS),
-        )
-        row = self._db.execute(
-            "SELECT digest FROM seen WHERE mailbox = ? AND sender = ? AND msg_id = ?", (m.mailbox, m.sender, m.msg_id)
-        ).fetchone()
-        if row is not None:
-            return Queued.DUPLICATE if hmac.compare_digest(row[0], m.digest) else Queued.ID_REUSED
-        if self._full(m, quota):
-            self._drop_expired(m.mailbox, m.accepted_at_ms)
-            if self._full(m, quota):
-                return Queued.FULL
-        until = max(m.expires_at_ms, m.accepted_at_ms + REMEMBER_MS)
-        self._db.execute("INSERT INTO seen VALUES (?,?,?,?,?)", (m.mailbox, m.sender, m.msg_id, m.digest, until))
-        self._db.execute(
-            """INSERT INTO message
-                (mailbox, sender, key, accepted_at_ms, expires_at_ms, visible_at_ms, octets, envelope)
-                VALUES (?,?,?,?,?,?,?,?)""",
-            (
-                *(m.mailbox, m.sender, m.key, m.accepted_at_ms, m.expires_at_ms, m.accepted_at_ms),
-                *(len(m.envelope), m.envelope),
-            ),
-        )
-        self._db.execute(
-            "INSERT INTO edge VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET taken = taken + 1", (m.mailbox, m.sender)
-        )
-        return Queued.QUEUED
-
-    def _full(self, m: NewMessage, quota: Quota) -> bool:
-        row = self._db.execute("SELECT messages, octets FROM load WHERE mailbox = ?", (m.mailbox,)).fetchone()
-        messages, octets = row or (0, 0)
-        return bool(messages >= quota.messages or octets + len(m.envelope) > quota.octets)
-
-    def _drop_expired(self, mailbox: str, now_ms: int) -> None:
-        self._db.execute("DELETE FROM message WHERE mailbox = ? AND expires_at_ms <= ?", (mailbox, now_ms))
-
-    def senders(self, mailbox: str) -> Sequence[str]:
-        rows = self._db.execute("SELECT DISTINCT sender FROM message WHERE mailbox = ?", (mailbox,))
-        return [row[0] for row in rows]
-
-    def lease(
-        self, mailbox: str, *, now_ms: int, until_ms: int, leases: Sequence[str], max_attempts: int
-    ) -> Sequence[LeasedMessage]:
-        self._db.execute(
-            "DELETE FROM message WHERE mailbox = ? AND visible_at_ms <= ? AND (expires_at_ms <= ? OR attempt >= ?)",
-            (mailbox, now_ms, now_ms, max_attempts),
-        )
-        rows = self._db.execute(
-            """SELECT id, sender, envelope, accepted_at_ms, attempt FROM message AS m
-               WHERE mailbox = ? AND visible_at_ms <= ?
-               AND EXISTS (SELECT 1 FROM agent WHERE subject = m.sender AND state = 'admitted')
-               ORDER BY id LIMIT ?""",
-            (mailbox, now_ms, len(leases)),
-        ).fetchall()
-        taken = list(zip(rows, leases, strict=False))
-        self._db.executemany(
-            "UPDATE message SET lease = ?, visible_at_ms = ?, attempt = attempt + 1 WHERE id = ?",
-            [(lease, until_ms, row[0]) for row, lease in taken],
-        )
-        return [
-            LeasedMessage(sender=row[1], envelope=row[2], accepted_at_ms=row[3], attempt=row[4] + 1, lease=lease)
-            for row, lease in taken
-        ]
-
-    def acknowledge(self, mailbox: str, lease: str, *, now_ms: int) -> bool:
-        done = self._db.execute(
-            "DELETE FROM message WHERE lease = ? AND mailbox = ? AND visible_at_ms > ?", (lease, mailbox, now_ms)
-        )
-        return done.rowcount == 1
-
-    def give_back(self, mailbox: str, lease: str, *, now_ms: int, visible_at_ms: int) -> bool:
-        done = self._db.execute(
-            "UPDATE message SET lease = NULL, visible_at_ms = ? WHERE lease = ? AND mailbox = ? AND visible_at_ms > ?",
-            (visible_at_ms, lease, mailbox, now_ms),
-        )
-        return done.rowcount == 1
-
-    def waiting(self, mailbox: str) -> int:
-        row = self._db.execute("SELECT messages FROM load WHERE mailbox = ?", (mailbox,)).fetchone()
-        return int(row[0]) if row else 0
-
-    def next_seq(self, mailbox: str, sender: str) -> int:
-        row = self._db.execute("SELECT taken FROM edge WHERE mailbox = ? AND sender = ?", (mailbox, sender)).fetchone()
-        return int(row[0]) + 1 if row else 1
-
-
 def _log_row(row: Sequence[Any]) -> LogRow:
     return LogRow(index=row[0], at_ms=row[1], kind=row[2], subject=row[3], entry=row[4])
 
@@ -396,7 +261,8 @@ class SqlTransaction:
         self.agents = _Agents(db)
         self.archive = _Archive(db)
         self.secrets = _Secrets(db)
-        self.mail = _Mail(db)
+        self.mail = SqlMail(db)
+        self.blobs = SqlBlobs(db)
         self.log = _Log(db, remember=remember)
         self.marks = _Marks(db, mac_key, remember=remember)
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from attestation.verdict import open_token
 from broker.errors import BrokerCode
-from broker.ports import Quota
+from broker.ports_mail import Quota
 from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode

@@ -14,19 +14,8 @@ from hypothesis import strategies as st
 
 from broker.errors import BrokerCode, BrokerError
 from broker.memory import MemoryStore
-from broker.ports import (
-    MAX_KEYS,
-    AgentRecord,
-    AgentState,
-    LogHead,
-    MailboxRecord,
-    NewMessage,
-    Queued,
-    Quota,
-    SecretRecord,
-    Store,
-    Transaction,
-)
+from broker.ports import AgentRecord, AgentState, LogHead, SecretRecord, Store, Transaction
+from broker.ports_mail import MAX_KEYS, MailboxRecord, NewMessage, Queued, Quota
 from broker.sql import SqlStore
 
 T = TypeVar("T")
@@ -105,7 +94,7 @@ def lease(store: Store, *, now_ms: int = 2_000, most: int = 10, attempts: int = 
             "acme/mail", now_ms=now_ms, until_ms=now_ms + 30_000, leases=tokens, max_attempts=attempts
         ),
     )
-    return [(item.envelope, item.lease) for item in got]
+    return [(item.envelope, item.lease) for item in got.messages]
 
 
 def queue(store: Store, new: NewMessage, quota: Quota | None = None) -> Queued:
@@ -117,7 +106,7 @@ def take(store: Store, token: str, *, now_ms: int) -> list[tuple[bytes, int, str
         store,
         lambda tx: tx.mail.lease("acme/mail", now_ms=now_ms, until_ms=now_ms + 5_000, leases=[token], max_attempts=3),
     )
-    return [(item.envelope, item.attempt, item.lease) for item in got]
+    return [(item.envelope, item.attempt, item.lease) for item in got.messages]
 
 
 def acknowledge(store: Store, token: str, *, now_ms: int) -> bool:
@@ -389,16 +378,16 @@ def test_a_new_incarnation_drops_what_nobody_can_read_any_more(store: Store) -> 
     queue(store, message())
     do(store, lambda tx: tx.mail.open(box(key=b"k2", incarnation=b"i1", epoch=2)))
     assert store.read(lambda tx: tx.mail.waiting("acme/mail")) == 1
-    assert store.read(lambda tx: tx.mail.accepts("acme/mail", b"k1"))
+    assert store.read(lambda tx: tx.mail.accepts("acme/mail", b"k1", b"i1"))
     do(store, lambda tx: tx.mail.open(box(key=b"k3", incarnation=b"i2")))
     assert store.read(lambda tx: tx.mail.waiting("acme/mail")) == 0
-    assert not store.read(lambda tx: tx.mail.accepts("acme/mail", b"k1"))
+    assert not store.read(lambda tx: tx.mail.accepts("acme/mail", b"k1", b"i1"))
 
 
 def test_only_the_newest_keys_of_a_mailbox_are_kept(store: Store) -> None:
     for number in range(MAX_KEYS + 2):
         open_box(store, key=b"k%d" % number, epoch=number)
-    known = store.read(lambda tx: [tx.mail.accepts("acme/mail", b"k%d" % n) for n in range(MAX_KEYS + 2)])
+    known = store.read(lambda tx: [tx.mail.accepts("acme/mail", b"k%d" % n, b"i1") for n in range(MAX_KEYS + 2)])
     assert known == [False, False] + [True] * MAX_KEYS
 
 
