@@ -39,6 +39,8 @@ class Kind(StrEnum):
     AGENT_QUARANTINED = "agent.quarantined"
     AGENT_RESTORED = "agent.restored"
     AGENT_REVOKED = "agent.revoked"
+    GUEST_ADMITTED = "guest.admitted"  # over the KBS protocol
+    GUEST_REFUSED = "guest.refused"
     SECRET_RELEASED = "secret.released"
     SECRET_REFUSED = "secret.refused"
     SECRET_PUT = "secret.put"
@@ -47,6 +49,8 @@ class Kind(StrEnum):
     MAILBOX_REFUSED = "mailbox.refused"
     EDGE_PERMITTED = "edge.permitted"
     EDGE_REFUSED = "edge.refused"
+    LABELS_RAISED = "labels.raised"
+    LABELS_LOWERED = "labels.lowered"
     REFUSALS_COUNTED = "refusals.counted"
 
 

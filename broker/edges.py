@@ -14,11 +14,12 @@ from broker.reasons import codes_of, told
 from broker.sessions import Session
 from policies.engine import decide
 from policies.errors import Refused
-from policies.model import Context, Receive, Send
+from policies.model import Context, Declassify, Receive, Send
 from policies.permit import Permit
 
 MAX_EDGES: Final = 16_384
-_Key = tuple[int, str, str, Send | Receive]
+Asked = Send | Receive | Declassify
+_Key = tuple[int, str, str, Asked]
 
 
 @final
@@ -38,7 +39,7 @@ class Edges:
     def __init__(self) -> None:
         self._known: OrderedDict[_Key, Answer] = OrderedDict()
 
-    def ask(self, session: Session, action: Send | Receive, at: datetime, *, correlation_id: str = "") -> Answer:
+    def ask(self, session: Session, action: Asked, at: datetime, *, correlation_id: str = "") -> Answer:
         """Permit or refusal; ask again for every message."""
         key = (session.generation, session.record.evidence.hex(), session.subject, action)
         known = self._known.get(key)
@@ -57,7 +58,7 @@ class Edges:
         self._known.clear()
 
 
-def _decide(session: Session, action: Send | Receive, at: datetime, correlation_id: str) -> Answer:
+def _decide(session: Session, action: Asked, at: datetime, correlation_id: str) -> Answer:
     try:
         permit = decide(session.bundle, session.verdict, action, context=Context(at=at))
     except Refused as error:
@@ -67,7 +68,7 @@ def _decide(session: Session, action: Send | Receive, at: datetime, correlation_
 
 def _entry(
     session: Session,
-    action: Send | Receive,
+    action: Asked,
     at: datetime,
     correlation_id: str,
     *,
@@ -88,7 +89,7 @@ def _entry(
         correlation_id=correlation_id,
         more={
             "action": action.action,
-            "type": action.message_type if isinstance(action, Send) else "",
+            "type": "" if isinstance(action, Receive) else action.message_type,
             "labels": sorted(action.labels),
             "reasons": told(error) if error else [],
         },

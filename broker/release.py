@@ -13,6 +13,7 @@ from attestation.sealing import seal
 from broker.audit import Audit, Entry, Kind
 from broker.generation import Generation
 from broker.identity import Identity
+from broker.labels import Ratchets
 from broker.ports import Clock, SecretRecord, Store, Transaction
 from broker.reasons import codes_of, told
 from broker.sessions import Session
@@ -40,6 +41,7 @@ class ReleaseDesk:
         audit: Audit,
         generation: Generation,
         identity: Identity,
+        labels: Ratchets,
         clock: Clock,
     ) -> None:
         self._store = store
@@ -47,6 +49,7 @@ class ReleaseDesk:
         self._audit = audit
         self._generation = generation
         self._identity = identity
+        self._labels = labels
         self._clock = clock
 
     async def release(
@@ -75,7 +78,9 @@ class ReleaseDesk:
 
         def still(tx: Transaction) -> SecretRecord:
             self._generation.expect(tx, session.generation)
-            return find(tx, name, record.version)
+            found = find(tx, name, record.version)
+            self._labels.raise_in(tx, session, found.labels, why=name, at=at)
+            return found
 
         entry = self._entry(
             Kind.SECRET_RELEASED, session, name, at, correlation_id, permit=bound, version=record.version

@@ -38,7 +38,7 @@ ORDER: dict[str, str] = {
     ),
     "broker": (
         "__init__ wire ports_mail ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
-        "archive collateral attested judging reasons sessions admission vault release kbs edges mailboxes routing "
+        "archive collateral attested judging reasons sessions admission vault edges labels release kbs mailboxes routing "
         "undo turns memory_mail memory sql_schema sql_blobs sql_mail sql_tables sql "
         "verification config administration clock telemetry service calls status refusals "
         "http_api kbs_http openapi console routes rpc app admin_client setup cli"
