@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 INSTALLED := $(VENV)/.installed
 SYSTEM := $(VENV)/.system-packages
+TPM := $(VENV)/.tpm
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -19,15 +20,17 @@ PYTEST_ARGS ?=
 PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-# What the simulator's guests and its firmware tests use, each with a program or file that shows it is there.
-PACKAGES := bubblewrap:/usr/bin/bwrap fuse3:/usr/bin/fusermount3 ovmf:/usr/share/OVMF
+# What the simulator's guests, its firmware tests and the TPM use, each with a program or file that shows it is there.
+PACKAGES := bubblewrap:/usr/bin/bwrap fuse3:/usr/bin/fusermount3 ovmf:/usr/share/OVMF \
+	swtpm:/usr/bin/swtpm libtss2-dev:/usr/include/tss2 gcc:/usr/bin/gcc pkg-config:/usr/bin/pkg-config \
+	python3-dev:/usr/bin/python3-config
 
 .PHONY: help
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(INSTALLED) $(SYSTEM)  ## make .venv with everything in it
+setup: $(INSTALLED) $(SYSTEM) $(TPM)  ## make .venv with everything in it
 
 .PHONY: demo
 demo: setup  ## the whole story in a minute, on a simulated machine
@@ -106,4 +109,12 @@ $(SYSTEM): Makefile | $(PY)
 				|| echo "Could not be installed, so what needs it is skipped: $$name"; \
 		done; \
 	elif [ -n "$$missing" ]; then echo "Not installed, so what needs them is skipped:$$missing"; fi
+	@touch $@
+
+# The bindings to the TPM come as source alone. Best effort, too: without them a root key cannot be kept in a TPM.
+$(TPM): requirements/tpm.txt | $(INSTALLED) $(SYSTEM)
+	@if ! pkg-config --exists tss2-esys 2>/dev/null; then echo "Not installed, so the TPM is left out: libtss2-dev"; \
+	else echo "Building the TPM bindings (once)"; \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/tpm.txt \
+			>$(VENV)/tpm.log 2>&1 </dev/null || echo "Could not be built, so the TPM is left out: tpm2-pytss ($(VENV)/tpm.log)"; fi
 	@touch $@

@@ -53,7 +53,7 @@ ORDER: dict[str, str] = {
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
         "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "
-        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies lab demo cli "
+        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies residence lab demo cli "
         "broker_fixture pytest_plugin"
     ),
     "simulator/guest": (
@@ -78,6 +78,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "simulator": ("attestation",),
     "simulator.demo": ("attestation", "policies", "enclave", "broker"),
     "simulator.lab": ("attestation", "policies", "enclave", "broker"),
+    "simulator.residence": ("attestation", "broker.wire"),  # reference values in the form of trust files
     "simulator.broker_fixture": ("attestation", "policies", "enclave", "broker"),
     "simulator.pytest_plugin": ("attestation", "policies", "enclave", "broker"),
     "cloister": ("attestation", "policies", "enclave", "broker"),

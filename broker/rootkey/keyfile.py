@@ -1,7 +1,8 @@
 """The root key's file: JSON, mode 0600, either the bare key (development) or the key under a passphrase.
 
 Decides the file's form and that nobody else may read it. The passphrase form is scrypt (RFC 7914) over AES-256-GCM, its
-parameters in the file and bounded when read, so that a forged file cannot ask for a terabyte of memory.
+parameters in the file and bounded when read, so that a forged file cannot ask for a terabyte of memory. Which methods
+there are is decided in methods.py.
 """
 
 import json
@@ -17,7 +18,7 @@ from attestation.encoding import b64url, from_b64url, strict_json
 from broker.errors import BrokerCode, BrokerError
 from broker.rootkey.root import ROOT_LEN, RootKey, seal, unseal
 
-MAX_FILE: Final = 4096
+MAX_FILE: Final = 16_384
 SCRYPT_N: Final = 1 << 16  # 64 MiB with r = 8
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 2
@@ -28,32 +29,56 @@ _AAD: Final = b"cloister/root-file/v1"
 def create(path: Path, *, passphrase: bytes | None = None) -> RootKey:
     """Draw a root key and write its file, which must not exist. Without a passphrase the file *is* the key."""
     raw = secrets.token_bytes(ROOT_LEN)
-    members: dict[str, Any] = {"cloister_root": 1}
+    write(path, sealed(raw, passphrase))
+    return RootKey(raw)
+
+
+def sealed(raw: bytes, passphrase: bytes | None) -> dict[str, Any]:
+    """Members of the file for these two methods."""
     if passphrase is None:
-        members |= {"method": "key-file", "key": b64url(raw)}
-    else:
-        salt = secrets.token_bytes(16)
-        key = _stretch(passphrase, salt, SCRYPT_N, SCRYPT_R, SCRYPT_P)
-        members |= {"method": "passphrase", "n": SCRYPT_N, "r": SCRYPT_R, "p": SCRYPT_P, "salt": b64url(salt)}
-        members |= {"wrapped": b64url(seal(key, raw, _AAD))}
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(members, file)
+        return {"method": "key-file", "key": b64url(raw)}
+    salt = secrets.token_bytes(16)
+    key = _stretch(passphrase, salt, SCRYPT_N, SCRYPT_R, SCRYPT_P)
+    members: dict[str, Any] = {"method": "passphrase", "n": SCRYPT_N, "r": SCRYPT_R, "p": SCRYPT_P}
+    return members | {"salt": b64url(salt), "wrapped": b64url(seal(key, raw, _AAD))}
+
+
+def write(path: Path, members: dict[str, Any], *, replace: bool = False) -> None:
+    """Durable before it counts: with `replace` the old file stays whole until the new one has taken its name."""
+    target = path.with_name(path.name + ".new") if replace else path
+    if replace:
+        target.unlink(missing_ok=True)
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump({"cloister_root": 1} | members, file)
         file.flush()
         os.fsync(file.fileno())
-    return RootKey(raw)
+    if replace:
+        target.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def needs_passphrase(path: Path) -> bool:
     """Whether `load` will want one."""
-    return _read(path).get("method") == "passphrase"
+    return read(path).get("method") == "passphrase"
 
 
 def load(path: Path, *, passphrase: bytes | None = None) -> RootKey:
     """Raises BrokerError: root.file_invalid, root.passphrase_wrong."""
-    members = _read(path)
+    return RootKey(opened(path, read(path), passphrase))
+
+
+def opened(path: Path, members: dict[str, Any], passphrase: bytes | None) -> bytes:
+    """The root key's bytes. Raises BrokerError: root.file_invalid, root.passphrase_wrong."""
     try:
         if members.get("method") == "key-file":
-            return RootKey(from_b64url(members["key"]))
+            raw = from_b64url(members["key"])
+            if len(raw) != ROOT_LEN:
+                raise ValueError("length")
+            return raw
         if members.get("method") != "passphrase":
             raise ValueError("unknown method")
         n, r, p = (int(members[name]) for name in "nrp")
@@ -65,12 +90,13 @@ def load(path: Path, *, passphrase: bytes | None = None) -> RootKey:
     if passphrase is None:
         raise BrokerError(BrokerCode.ROOT_PASSPHRASE, f"{path} needs a passphrase")
     try:
-        return RootKey(unseal(_stretch(passphrase, salt, n, r, p), wrapped, _AAD))
+        return unseal(_stretch(passphrase, salt, n, r, p), wrapped, _AAD)
     except BrokerError:
         raise BrokerError(BrokerCode.ROOT_PASSPHRASE, f"{path} does not open with this passphrase") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The file's members. Raises BrokerError root.file_invalid: malformed, too large, or readable by others."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
