@@ -22,7 +22,7 @@ from broker.sql_schema import MIGRATIONS
 from broker.sql_tables import SqlTransaction
 
 T = TypeVar("T")
-MAX_GROUP: Final = 256  # units of work in one commit
+MAX_GROUP: Final = 256  # no more units are added to a commit that has as many
 BUSY_MS: Final = 5000
 logger = logging.getLogger("cloister.broker.store")
 
@@ -65,7 +65,8 @@ class SqlStore:
         self._view = SqlTransaction(self._reader, mac_key)
         self._hooks: list[Callable[[Transaction], None]] = []
         self._after: list[Callable[[], None]] = []
-        self._queue: SimpleQueue[_Unit | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[_Unit] | None] = SimpleQueue()
+        self._gathering: dict[asyncio.AbstractEventLoop, list[_Unit]] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cloister-store", daemon=True)
         self._thread.start()
@@ -91,8 +92,22 @@ class SqlStore:
             raise BrokerError(BrokerCode.STORE_UNAVAILABLE, "the store is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put(_Unit(work, loop, future))
+        self._gather(_Unit(work, loop, future))
         return await future
+
+    def _gather(self, unit: _Unit) -> None:
+        """What one turn of a loop asks for goes to the writer together, so that it can share a commit."""
+        waiting = self._gathering.get(unit.loop)
+        if waiting is None:
+            waiting = self._gathering[unit.loop] = []
+            unit.loop.call_soon(self._hand_over, unit.loop)
+        waiting.append(unit)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """At the end of the loop's turn, unless `close` was faster."""
+        units = self._gathering.pop(loop, None)
+        if units:
+            self._queue.put(units)
 
     def read(self, query: Callable[[Transaction], T]) -> T:
         with self._reading:
@@ -102,6 +117,8 @@ class SqlStore:
         if self._closed:
             return
         self._closed = True
+        for loop in list(self._gathering):
+            self._hand_over(loop)
         self._queue.put(None)
         self._thread.join()
         with self._reading:
@@ -113,23 +130,23 @@ class SqlStore:
     def _run(self) -> None:
         going = True
         while going:
-            group, going = self._gather()
+            group, going = self._next_group()
             if group:
                 self._carry_out(group)
                 _announce(group)
 
-    def _gather(self) -> tuple[list[_Unit], bool]:
-        """Wait for one unit, then take what else is there. False when the store is closing."""
+    def _next_group(self) -> tuple[list[_Unit], bool]:
+        """Wait for some units, then take what else is there. False when the store is closing."""
         first = self._queue.get()
         if first is None:
             return [], False
-        group = [first]
+        group = first
         with contextlib.suppress(Empty):
             while len(group) < MAX_GROUP:
-                unit = self._queue.get_nowait()
-                if unit is None:
+                units = self._queue.get_nowait()
+                if units is None:
                     return group, False
-                group.append(unit)
+                group += units
         return group, True
 
     def _carry_out(self, group: Sequence[_Unit]) -> None:
