@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from attestation.errors import CloisterError as CloisterError
     from enclave.agent import Agent as Agent
     from enclave.context import Context as Context
+    from enclave.declared import Retry as Retry
     from enclave.errors import BrokerRefused as BrokerRefused
     from enclave.errors import EnclaveError as EnclaveError
+    from enclave.errors import Reject as Reject
     from enclave.trustfile import TrustFile as TrustFile
 
 _HOME: Final = {
@@ -25,6 +27,8 @@ _HOME: Final = {
     "CloisterError": "errors",
     "Context": "context",
     "EnclaveError": "errors",
+    "Reject": "errors",
+    "Retry": "declared",
     "TrustFile": "trustfile",
 }
 

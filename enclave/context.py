@@ -8,14 +8,18 @@ own account, so an agent that bypasses this class gains nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
+from attestation.errors import CloisterError
 from attestation.verdict import Verdict
-from broker.wire.envelope import Header
 from enclave.errors import AgentError, Code
 from enclave.mailbox import DEFAULT_TTL_S
+from enclave.messages import MessageType
 from enclave.release import Secret
+from enclave.replies import Inflow, Single, StreamState, Waits
+from enclave.runtime import Received
 
 T = TypeVar("T")
 ASK_TIMEOUT_S: Final = 30.0
@@ -30,23 +34,34 @@ class Host(Protocol):
 
     async def secret(self, name: str, version: int | None) -> Secret: ...
 
+    def message_type(self, kind: type) -> MessageType: ...
+
     async def deliver(
-        self, to: str, message: object, *, labels: frozenset[str], in_reply_to: bytes, expect_reply: bool, ttl_s: float
+        self,
+        to: str,
+        message: object,
+        *,
+        labels: frozenset[str],
+        in_reply_to: bytes = b"",
+        item: int | None = None,
+        waits: Waits | None = None,
+        ttl_s: float = DEFAULT_TTL_S,
     ) -> bytes: ...
 
-    async def answer_to(self, msg_id: bytes, kind: type[Any], timeout_s: float) -> tuple[Any, frozenset[str]]: ...
+    def forget(self, waits: Waits) -> None: ...
 
 
 @final
 class Context:
     """One handling of one message. In `on_start` there is no message: `peer` is None and `reply` is an error."""
 
-    def __init__(self, host: Host, header: Header | None = None, peer: Verdict | None = None) -> None:
+    def __init__(self, host: Host, received: Received | None = None) -> None:
         self._host = host
-        self._header = header
-        self.peer: Final[Verdict | None] = peer
+        self._received = received
+        self.peer: Final[Verdict | None] = received.peer if received else None
         self.secrets: Final = Secrets(self)
-        self._labels = frozenset(header.labels if header else ())
+        self._labels = received.labels if received else frozenset()
+        self.answers: list[tuple[object, frozenset[str]]] = []  # what was replied, for whoever must repeat it
 
     @property
     def verdict(self) -> Verdict:
@@ -66,32 +81,66 @@ class Context:
         """Mark everything sent from now on."""
         self._labels |= frozenset(labels)
 
+    @property
+    def attempt(self) -> int:
+        """Which handling of this message this is, from 1; 0 where there is no message."""
+        return self._received.attempt if self._received else 0
+
     async def send(self, to: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
         """Send a message to an agent by its name, or to a mailbox by its full name `tenant/path/name`."""
-        await self._host.deliver(to, message, labels=self._labels, in_reply_to=b"", expect_reply=False, ttl_s=ttl_s)
+        await self._host.deliver(to, message, labels=self._labels, ttl_s=ttl_s)
 
     async def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
         """Send, and wait for the answer of that type. Raises MessageError message.no_answer, message.peer_failed."""
-        msg_id = await self._host.deliver(
-            to, message, labels=self._labels, in_reply_to=b"", expect_reply=True, ttl_s=timeout_s + CLOCK_SLACK_S
-        )
-        found, labels = await self._host.answer_to(msg_id, reply, timeout_s)
-        self._labels |= labels
-        answer: T = found
-        return answer
+        waits = Single(self._host.message_type(reply))
+        try:
+            await self._host.deliver(to, message, labels=self._labels, waits=waits, ttl_s=timeout_s + CLOCK_SLACK_S)
+            answer = await waits.take(timeout_s)
+        finally:
+            self._host.forget(waits)
+        self._labels |= answer.labels
+        found: T = answer.message
+        return found
+
+    async def stream(
+        self, to: str, message: object, item: type[T], *, timeout_s: float = ASK_TIMEOUT_S
+    ) -> AsyncGenerator[T, None]:
+        """Ask a handler that yields: `async for part in ctx.stream(…)`. At most `timeout_s` between two items.
+
+        Leaving the loop, or `aclose()`, stops the handler at the other end. Raises MessageError as `ask` does.
+        """
+        flow = Inflow(self._host.message_type(item))
+        msg_id = b""
+        try:
+            msg_id = await self._host.deliver(
+                to, message, labels=self._labels, waits=flow, ttl_s=timeout_s + CLOCK_SLACK_S
+            )
+            while (answer := await flow.take(timeout_s)) is not None:
+                self._labels |= answer.labels
+                found: T = answer.message
+                yield found
+                if flow.state_due:
+                    await self._tell_state(to, msg_id, StreamState(taken=flow.taken))
+        finally:
+            self._host.forget(flow)
+            if msg_id and not flow.over:
+                with suppress(CloisterError):  # the other side notices by itself that nobody takes any more
+                    await self._tell_state(to, msg_id, StreamState(taken=flow.taken, closed=True))
+
+    async def _tell_state(self, to: str, msg_id: bytes, state: StreamState) -> None:
+        await self._host.deliver(to, state, labels=self._labels, in_reply_to=msg_id)
 
     async def reply(self, message: object) -> None:
         """Answer the sender, at the mailbox that it named for answers."""
-        if self._header is None or not self._header.reply_to:
+        await self.reply_with(message, self._labels)
+        self.answers.append((message, self._labels))
+
+    async def reply_with(self, message: object, labels: frozenset[str], *, item: int | None = None) -> None:
+        """The framework's own replies: with labels of another moment, or as an item of a stream."""
+        received = self._received
+        if received is None or not received.reply_to:
             raise AgentError(Code.AGENT_NO_REPLY, "there is no message here, or its sender wants no answer")
-        await self._host.deliver(
-            self._header.reply_to,
-            message,
-            labels=self._labels,
-            in_reply_to=self._header.msg_id,
-            expect_reply=False,
-            ttl_s=DEFAULT_TTL_S,
-        )
+        await self._host.deliver(received.reply_to, message, labels=labels, in_reply_to=received.msg_id, item=item)
 
     async def _secret(self, name: str, version: int | None) -> Secret:
         secret = await self._host.secret(name, version)
@@ -120,6 +169,7 @@ class BlockingContext:
     def __init__(self, context: Context, loop: asyncio.AbstractEventLoop) -> None:
         self._context = context
         self._loop = loop
+        self._over = False
         self.peer: Final = context.peer
         self.secrets: Final = BlockingSecrets(self)
 
@@ -135,6 +185,10 @@ class BlockingContext:
     def labels(self) -> frozenset[str]:
         return self._context.labels
 
+    @property
+    def attempt(self) -> int:
+        return self._context.attempt
+
     def add_labels(self, *labels: str) -> None:
         self._context.add_labels(*labels)
 
@@ -144,11 +198,39 @@ class BlockingContext:
     def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
         return self._wait(self._context.ask(to, message, reply, timeout_s=timeout_s))
 
+    def stream(self, to: str, message: object, item: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> Iterator[T]:
+        found = self._context.stream(to, message, item, timeout_s=timeout_s)
+        try:
+            while True:
+                try:
+                    yield self._wait(anext(found))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._wait(found.aclose())
+
     def reply(self, message: object) -> None:
         self._wait(self._context.reply(message))
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def end(self) -> None:
+        """The handling is over; its thread may not know it yet."""
+        self._over = True
+
+    def _wait(self, work: Awaitable[T]) -> T:
+        if self._over:
+            _discard(work)
+            raise AgentError(Code.AGENT_HANDLER_OVER, "its context is not usable any more")
+        return asyncio.run_coroutine_threadsafe(_await(work), self._loop).result()
+
+
+async def _await(work: Awaitable[T]) -> T:
+    return await work
+
+
+def _discard(work: Awaitable[Any]) -> None:
+    """Nobody will await it, and that is meant."""
+    if isinstance(work, Coroutine):
+        work.close()
 
 
 @final

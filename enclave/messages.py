@@ -6,7 +6,7 @@ is refused: no coercion, no missing members, no unknown ones. Fields may be str,
 Both ends must have the same schema: its digest travels inside the sealed body. Pydantic models bring their own schema
 and validation; pydantic itself is never imported here.
 
-    body = JSON {"schema": first 16 hex digits of SHA-256 of the schema, "data": …}
+    body = JSON {"schema": first 16 hex digits of SHA-256 of the schema, "data": …}     and, in a stream, "item": n
 """
 
 from __future__ import annotations
@@ -33,16 +33,19 @@ _PLAIN: Final[Mapping[type, str]] = {str: "string", int: "integer", float: "numb
 
 @final
 class MessageType:
-    """One type of message: its wire name is the class's name, its `digest` names the exact schema."""
+    """One type of message: its wire name is the class's name, its `digest` names the exact schema.
+
+    The framework's own types are named `cloister.…`, which no class can be called.
+    """
 
     __slots__ = ("_pydantic", "digest", "kind", "name", "schema")
 
-    def __init__(self, kind: type) -> None:
+    def __init__(self, kind: type, name: str = "") -> None:
         """Raises AgentError agent.handler_invalid for a type that cannot be a message."""
         if not _NAME.fullmatch(getattr(kind, "__name__", "")):
             raise AgentError(Code.AGENT_HANDLER, f"{kind!r} is not a class")
         self.kind = kind
-        self.name = kind.__name__
+        self.name = name or kind.__name__
         self._pydantic = hasattr(kind, "model_validate") and hasattr(kind, "model_json_schema")
         if self._pydantic:
             self.schema: dict[str, Any] = kind.model_json_schema()  # type: ignore[attr-defined]  # duck-typed: see above
@@ -52,25 +55,40 @@ class MessageType:
             raise AgentError(Code.AGENT_HANDLER, f"{self.name} is neither a dataclass nor a pydantic model")
         self.digest = hashlib.sha256(json.dumps(self.schema, sort_keys=True).encode()).hexdigest()[:16]
 
-    def encode(self, message: object) -> bytes:
-        """The body for a message of this type. Raises MessageError message.schema_mismatch."""
+    def encode(self, message: object, *, item: int | None = None) -> bytes:
+        """The body for a message of this type, or for the `item`th of a stream. Raises message.schema_mismatch."""
         if type(message) is not self.kind:
             raise MessageError(Code.MESSAGE_SCHEMA, f"a {type(message).__name__} is not a {self.name}")
         data = message.model_dump(mode="json") if self._pydantic else _encode(self.kind, message, self.name)  # type: ignore[attr-defined]  # duck-typed
-        return json.dumps({"schema": self.digest, "data": data}, separators=(",", ":"), allow_nan=False).encode()
+        members = {"schema": self.digest, "data": data} | ({} if item is None else {"item": item})
+        return json.dumps(members, separators=(",", ":"), allow_nan=False).encode()
 
     def decode(self, body: bytes) -> Any:
-        """The message in a body. Raises MessageError message.schema_mismatch; details name places, never values."""
+        """The message in a body. Raises MessageError message.schema_mismatch; details name places, never values.
+        message.stream_mismatch for an item of a stream."""
+        message, item = self.decode_item(body)
+        if item is not None:
+            raise MessageError(Code.MESSAGE_STREAM, f"item {item} of a stream of {self.name}")
+        return message
+
+    def decode_item(self, body: bytes) -> tuple[Any, int | None]:
+        """The same, with the place in the stream, or None for a message that stands alone."""
         try:
             found = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: {type(error).__name__}") from None
-        if not isinstance(found, dict) or set(found) != {"schema", "data"} or found["schema"] != self.digest:
+        if not isinstance(found, dict) or set(found) - {"item"} != {"schema", "data"} or found["schema"] != self.digest:
             raise MessageError(Code.MESSAGE_SCHEMA, f"another schema of {self.name} than {self.digest}")
+        item = found.get("item")
+        if "item" in found and (type(item) is not int or item < 0):
+            raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: the number of the item")
+        return self._value(found["data"]), item
+
+    def _value(self, data: Any) -> Any:
         if not self._pydantic:
-            return _decode(self.kind, found["data"], self.name)
+            return _decode(self.kind, data, self.name)
         try:
-            return self.kind.model_validate(found["data"])  # type: ignore[attr-defined]  # duck-typed
+            return self.kind.model_validate(data)  # type: ignore[attr-defined]  # duck-typed
         except ValueError as error:
             raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: {type(error).__name__}") from None
 

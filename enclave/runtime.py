@@ -22,6 +22,7 @@ import httpx2
 from attestation.errors import AttestationError, TokenRefused
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
+from attestation.verdict import Verdict
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, ReceiveRequest, SendStatus
@@ -58,6 +59,40 @@ class Received:
     opened: Opened = field(repr=False)
     lease: str
     attempt: int
+
+    @property
+    def type(self) -> str:
+        return self.opened.header.type
+
+    @property
+    def sender(self) -> str:
+        """The subject in the sender's verdict."""
+        return self.opened.header.sender
+
+    @property
+    def peer(self) -> Verdict:
+        return self.opened.sender
+
+    @property
+    def msg_id(self) -> bytes:
+        return self.opened.header.msg_id
+
+    @property
+    def in_reply_to(self) -> bytes:
+        return self.opened.header.in_reply_to
+
+    @property
+    def reply_to(self) -> str:
+        """The mailbox where the sender waits for an answer, or nothing."""
+        return self.opened.header.reply_to
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return frozenset(self.opened.header.labels)
+
+    @property
+    def plaintext(self) -> bytes:
+        return self.opened.plaintext
 
 
 @final
@@ -293,9 +328,24 @@ class Runtime:
         request = AckRequest(ack=leases)
         await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
 
-    async def give_back(self, lease: str, delay_s: int) -> None:
-        request = AckRequest(nak=(Nak(lease=lease, delay_s=delay_s),))
+    async def finish(self, received: Received) -> None:
+        """Handled: never again."""
+        self.inbox.done(received.opened.header)
+        await self.acknowledge(received.lease)
+
+    async def refuse(self, received: Received, code: str) -> None:
+        """No attempt will help."""
+        log.debug("refused for good: %s", code)
+        await self.finish(received)
+
+    async def give_back(self, received: Received, delay_s: int) -> None:
+        """To be delivered again, after `delay_s`."""
+        self.inbox.again(received.opened.header)
+        request = AckRequest(nak=(Nak(lease=received.lease, delay_s=delay_s),))
         await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
+
+    async def keep(self, held: list[Received]) -> None:
+        """Extend the leases."""
 
     async def close(self) -> None:
         await self._client.aclose()

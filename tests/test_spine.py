@@ -13,8 +13,7 @@ import pytest
 from broker.wire.envelope import Header, batch_from_bytes
 from broker.wire.jose import b64u
 from broker.wire.mailbox import ReceiveResponse
-from enclave import Agent, BrokerRefused, EnclaveError
-from enclave import agent as agent_module
+from enclave import Agent, BrokerRefused, EnclaveError, Retry
 from enclave.context import BlockingContext, Context
 from enclave.errors import Code
 from enclave.trustfile import TrustFile
@@ -233,13 +232,11 @@ def test_handlers_may_be_plain_functions(lab: Lab) -> None:
     assert asyncio.run(asyncio.wait_for(story(), 20)) == f"demo ['research'] {len(CANARY)}"
 
 
-def test_a_handler_that_always_fails_ends_with_a_code_for_the_asker(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_module, "MAX_ATTEMPTS", 1)
-
+def test_a_handler_that_always_fails_ends_with_a_code_for_the_asker(lab: Lab) -> None:
     async def story() -> str:
         agent = Agent("researcher")
 
-        @agent.on_message(Question)
+        @agent.on_message(Question, retry=Retry(attempts=1))
         async def answer(ctx: Context, question: Question) -> Answer:
             raise RuntimeError(CANARY.decode())
 

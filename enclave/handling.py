@@ -1,0 +1,284 @@
+"""How messages meet handlers: in order per sender, several senders at once, again after a failure, within a deadline.
+
+Decides what becomes of a received message, as its handler's author declared it (`declared`): handled and acknowledged;
+given back for another attempt; or refused for good, which whoever asked is told, as a code. Messages that are held here
+keep their leases for as long as it takes. Handlers are coroutines, or plain functions, which run in a thread of their
+own; generators of either kind answer with a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, suppress
+from typing import Any, Final, Protocol, TypeVar, final
+
+from attestation.errors import CloisterError
+from enclave.context import BlockingContext, Context, Host
+from enclave.declared import Declared, Remembered
+from enclave.errors import Code, MessageError, Reject
+from enclave.replies import Outflow, Problem, StreamEnd, Waiting
+from enclave.runtime import LEASE_S, Received
+
+log: Final = logging.getLogger("cloister.agent")
+T = TypeVar("T")
+
+MAX_OUTSTANDING: Final = 64
+STOP_PATIENCE_S: Final = 5.0
+FIRST_PAUSE_S: Final = 0.5
+MAX_PAUSE_S: Final = 30.0
+_NOTHING: Final = object()
+
+
+class Mail(Protocol):
+    """What is asked here of the agent's connection."""
+
+    async def receive(self, limit: int) -> list[Received]: ...
+    async def finish(self, received: Received) -> None: ...
+    async def give_back(self, received: Received, delay_s: int) -> None: ...
+    async def refuse(self, received: Received, code: str) -> None: ...
+    async def keep(self, held: list[Received]) -> None: ...
+
+
+@final
+class Handling:
+    """One start of one agent. `receive` and `keep` are its endless tasks; `close` ends the handlers."""
+
+    def __init__(self, mail: Mail, host: Host, table: Mapping[str, Declared], waiting: Waiting) -> None:
+        self._mail = mail
+        self._host = host
+        self._table = table
+        self._waiting = waiting
+        self._remembered = Remembered()
+        self._queues: defaultdict[str, deque[Received]] = defaultdict(deque)
+        self._held: dict[str, Received] = {}  # by lease
+        self._working: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Event()
+        self._stopping = False
+
+    async def receive(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            self._room.clear()
+            if len(self._held) >= MAX_OUTSTANDING:
+                await self._room.wait()
+                continue
+            try:
+                for received in await self._mail.receive(MAX_OUTSTANDING - len(self._held)):
+                    self._take(received)
+                pause = FIRST_PAUSE_S
+            except CloisterError as error:
+                log.warning("receiving failed: %s", error.code)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, MAX_PAUSE_S)
+
+    async def keep(self) -> None:
+        """Extend what is held, three times in a lease, so that one lost request loses nothing."""
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            if self._held:
+                with suppress(CloisterError):  # what is lost is delivered again, and recognised
+                    await self._mail.keep(list(self._held.values()))
+
+    async def close(self) -> None:
+        """Take nothing new, let running handlers finish for a while, then break them off and give back what is left.
+        `receive` goes on meanwhile, for the answers that those handlers wait for."""
+        self._stopping = True
+        if self._working:
+            await asyncio.wait(self._working, timeout=STOP_PATIENCE_S)
+        late = list(self._working)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        for received in list(self._held.values()):
+            await self._return(received, 0)
+
+    def _take(self, received: Received) -> None:
+        """An awaited answer goes to who awaits it; anything else into its sender's queue."""
+        self._held[received.lease] = received
+        try:
+            awaited = self._waiting.offer(received)
+        except MessageError as error:
+            log.warning("message dropped: %s", error.code)
+            awaited = True
+        if awaited:
+            self._spawn(self._finish(received))
+        elif self._stopping:
+            self._spawn(self._return(received, int(STOP_PATIENCE_S)))
+        else:
+            queue = self._queues[received.sender]
+            queue.append(received)
+            if len(queue) == 1:
+                self._spawn(self._drain(received.sender))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    async def _drain(self, sender: str) -> None:
+        queue = self._queues[sender]
+        while queue and not self._stopping:
+            try:
+                await self._handle(queue[0])
+            finally:
+                queue.popleft()
+        del self._queues[sender]
+
+    async def _handle(self, received: Received) -> None:
+        context, declared = Context(self._host, received), self._table.get(received.type)
+        try:
+            if declared is None:
+                raise MessageError(Code.MESSAGE_TYPE, f"{received.type} from {received.sender}")
+            message = declared.kind.decode(received.plaintext)
+        except MessageError as error:
+            await self._refuse(context, received, str(error.code), error)
+            return
+        try:
+            await self._carry_out(declared, context, received, message)
+        except Reject as error:
+            await self._refuse(context, received, error.code, error)
+        except Exception as error:  # noqa: BLE001  a handler may raise anything; its message is tried again
+            await self._failed(declared, context, received, error)
+        else:
+            await self._finish(received)
+
+    async def _carry_out(self, declared: Declared, context: Context, received: Received, message: Any) -> None:
+        name = self._remembered.name(declared, received.sender, message)
+        known = self._remembered.find(name)
+        if known is not None:
+            for answer, labels in known if received.reply_to else ():
+                await context.reply_with(answer, labels)
+            return
+        try:
+            async with asyncio.timeout(declared.deadline_s) as limit:
+                if declared.streams:
+                    await self._stream(declared, context, received, message)
+                    return
+                result = await call(declared.handler, context, message)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise MessageError(
+                Code.MESSAGE_DEADLINE, f"{declared.name} did not end in {declared.deadline_s} s"
+            ) from None
+        if result is not None and received.reply_to:  # who only told us something wants no answer
+            await context.reply(result)
+        self._remembered.keep(name, tuple(context.answers))
+
+    async def _stream(self, declared: Declared, context: Context, received: Received, message: Any) -> None:
+        """Send what the handler yields, for as long as the other side takes it."""
+        if not received.reply_to:
+            raise Reject(str(Code.AGENT_NO_REPLY))
+        flow = self._waiting.open(received.msg_id, received.sender)
+        work = asyncio.ensure_future(self._pump(declared, context, flow, message))
+        flow.bind(work)
+        try:
+            await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not flow.closed or (task is not None and task.cancelling()):
+                raise
+        finally:
+            work.cancel()
+            self._waiting.close(received.msg_id, received.sender)
+
+    async def _pump(self, declared: Declared, context: Context, flow: Outflow, message: Any) -> None:
+        number = 0
+        async with aclosing(_items(declared, context, message)) as items:
+            async for item in items:
+                await flow.room(number)
+                await context.reply_with(item, context.labels, item=number)
+                number += 1
+        await context.reply_with(StreamEnd(items=number), context.labels)
+
+    async def _failed(self, declared: Declared, context: Context, received: Received, error: Exception) -> None:
+        """Give the message back for another attempt, unless there were enough."""
+        code = str(getattr(error, "code", type(error).__name__))
+        log.error("%s failed in attempt %d of %s: %s", declared.name, received.attempt, declared.kind.name, code)
+        log.debug("%s", declared.name, exc_info=error)
+        if received.attempt < declared.retry.attempts:
+            await self._return(received, declared.retry.pause_s(received.attempt))
+            return
+        told = Code.MESSAGE_DEADLINE if code == Code.MESSAGE_DEADLINE else Code.MESSAGE_HANDLER
+        await self._refuse(context, received, str(told), None)
+
+    async def _refuse(self, context: Context, received: Received, code: str, error: CloisterError | None) -> None:
+        """No handler will take it any more: tell who asked, and the broker."""
+        if error is not None:
+            log.warning("message refused: %s", error)
+        if received.reply_to:
+            with suppress(CloisterError):  # the asker's time-out covers this
+                await context.reply_with(Problem(code=code), context.labels)
+        self._leave(received)
+        with suppress(CloisterError):  # it comes again, and is refused again
+            await self._mail.refuse(received, code)
+
+    async def _finish(self, received: Received) -> None:
+        self._leave(received)
+        with suppress(CloisterError):  # a repetition is recognised
+            await self._mail.finish(received)
+
+    async def _return(self, received: Received, delay_s: int) -> None:
+        self._leave(received)
+        with suppress(CloisterError):  # the lease ends by itself if this does not get through
+            await self._mail.give_back(received, delay_s)
+
+    def _leave(self, received: Received) -> None:
+        self._held.pop(received.lease, None)
+        self._room.set()
+
+
+async def call(handler: Callable[..., Any], context: Context, *message: object) -> Any:
+    """The handler's result, from this loop or from a thread."""
+    if inspect.iscoroutinefunction(handler):
+        return await handler(context, *message)
+    blocking = BlockingContext(context, asyncio.get_running_loop())
+    try:
+        return await in_thread(lambda: handler(blocking, *message))
+    finally:
+        blocking.end()
+
+
+async def _items(declared: Declared, context: Context, message: Any) -> AsyncGenerator[Any, None]:
+    if inspect.isasyncgenfunction(declared.handler):
+        async with aclosing(declared.handler(context, message)) as items:
+            async for item in items:
+                yield item
+        return
+    blocking = BlockingContext(context, asyncio.get_running_loop())
+    steps: Iterator[Any] = declared.handler(blocking, message)
+    try:
+        while (item := await in_thread(lambda: next(steps, _NOTHING))) is not _NOTHING:
+            yield item
+    finally:
+        blocking.end()
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run in a daemon thread: one that never ends holds up neither another handler nor the end of the process."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if found.done():  # nobody waits any more
+            return
+        if error is None:
+            found.set_result(result)  # type: ignore[arg-type]  # None is the result where there is no error
+        else:
+            found.set_exception(error)
+
+    def run() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as raised:  # noqa: BLE001  it goes to whoever awaits
+            result, error = None, raised
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="cloister-handler", daemon=True).start()
+    return await found
