@@ -19,9 +19,10 @@ from broker.errors import BrokerCode, BrokerError
 from broker.ports import Store, Transaction
 from broker.reasons import codes_of
 from broker.sessions import Session
-from broker.wire.envelope import LABEL
+from broker.wire.channel import ChannelBatch
+from broker.wire.envelope import LABEL, Envelope, Header
 from broker.wire.errors import WireCode, WireError
-from policies.model import Declassify, Receive, Send
+from policies.model import Declassify, Send
 
 Labels = frozenset[str]
 NOTHING: Final[Labels] = frozenset()
@@ -32,6 +33,13 @@ def held(tx: Transaction, subject: str) -> Labels:
     """The labels that everything this agent says must carry."""
     found = tx.marks.get(_MARK + subject)
     return frozenset(json.loads(found)) if found else NOTHING
+
+
+def labels_in(kind: str, raw: bytes) -> Labels:
+    """Of an envelope, or of all messages of a channel's batch, as they lie in a queue."""
+    if kind == "batch":
+        return NOTHING.union(*(frame.shape.labels for frame in ChannelBatch.from_bytes(raw).frames()))
+    return frozenset(Header.from_bytes(Envelope.from_bytes(raw).header).labels)
 
 
 def checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -54,11 +62,18 @@ def require(tx: Transaction, subject: str, labels: Labels, waived: Labels = NOTH
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cleared:
-    """What the policy says about labels that a message leaves off. `waived` may be missing from it and no others."""
+    """What the policy says about labels that a message leaves off. `waived` may be missing from it and no others.
+
+    `asked` is for the log at once, `lowered` when the message is taken in.
+    """
 
     waived: Labels = NOTHING
     refusal: BrokerError | None = None
-    entries: tuple[Entry, ...] = ()
+    asked: Entry | None = None
+    lowered: Entry | None = None
+
+
+CLEARED: Final = Cleared()
 
 
 @final
@@ -111,15 +126,14 @@ class Ratchets:
         """Ask the policy about the labels of `holding` that a message leaves off. `require` has the last word."""
         missing = holding - action.labels
         if not missing:
-            return Cleared()
+            return CLEARED
         asked = Declassify(action.mailbox, action.message_type, missing, action.kind)
         answer = self._edges.ask(session, asked, at, correlation_id=correlation_id)
-        entries = () if answer.entry is None else (answer.entry,)
         if answer.permit is None:
             codes = codes_of(answer.refusal) if answer.refusal else ()
             detail = f"{session.subject} left off {', '.join(sorted(missing))} for {action.mailbox}"
             refusal = BrokerError(BrokerCode.MESSAGE_LABELS, detail, codes=tuple(codes))
-            return Cleared(refusal=refusal, entries=entries)
+            return Cleared(refusal=refusal, asked=answer.entry)
         lowered = Entry(
             kind=Kind.LABELS_LOWERED,
             at=at,
@@ -133,8 +147,4 @@ class Ratchets:
             correlation_id=correlation_id,
             more={"labels": sorted(missing), "msg_id": msg_id.hex(), "type": action.message_type},
         )
-        return Cleared(waived=missing, entries=(*entries, lowered))
-
-    def readable(self, session: Session, action: Receive, at: datetime, *, correlation_id: str = "") -> bool:
-        """Whether the policy lets the agent read what bears the action's labels; a new refusal goes to the log."""
-        return self._edges.ask(session, action, at, correlation_id=correlation_id).refusal is None
+        return Cleared(waived=missing, asked=answer.entry, lowered=lowered)

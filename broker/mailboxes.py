@@ -19,15 +19,15 @@ from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
+from broker.labels import Labels, Ratchets, labels_in
 from broker.ports import Clock, Store, Transaction
 from broker.ports_mail import LeasedMessage, MailboxRecord
 from broker.sessions import Session, Sessions
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import es256_sign, p256_from_spki
+from broker.wire.leases import AckRequest, AckResponse
 from broker.wire.mailbox import (
-    AckRequest,
-    AckResponse,
     Delivery,
     MailboxInfo,
     MailboxKey,
@@ -35,6 +35,7 @@ from broker.wire.mailbox import (
     ReceiveResponse,
 )
 from broker.wire.names import is_resource
+from policies.errors import Refused
 from policies.model import Receive
 
 MAX_ATTEMPTS: Final = 5
@@ -84,6 +85,7 @@ class Mailboxes:
         generation: Generation,
         sessions: Sessions,
         identity: Identity,
+        labels: Ratchets,
         bell: Bell,
         clock: Clock,
     ) -> None:
@@ -93,6 +95,7 @@ class Mailboxes:
         self._generation = generation
         self._sessions = sessions
         self._identity = identity
+        self._labels = labels
         self._bell = bell
         self._clock = clock
 
@@ -141,11 +144,14 @@ class Mailboxes:
 
     async def _permit(self, session: Session, name: str, at: datetime, correlation_id: str) -> None:
         """Raises Refused."""
-        answer = self._edges.ask(session, Receive(name), at, correlation_id=correlation_id)
+        if refusal := await self._ask(session, Receive(name), at, correlation_id):
+            raise refusal
+
+    async def _ask(self, session: Session, action: Receive, at: datetime, correlation_id: str) -> Refused | None:
+        answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
         if (entry := answer.entry) is not None:
             await self._store.transact(lambda tx: self._audit.append(tx, entry))
-        if answer.refusal is not None:
-            raise answer.refusal
+        return answer.refusal
 
     async def info(self, session: Session, name: str) -> MailboxInfo:
         """Where to send, for an admitted agent.
@@ -178,6 +184,7 @@ class Mailboxes:
             await self._permit(session, name, at, correlation_id)
             senders = await self._sessions.settle(tuple(self._store.read(lambda tx: tx.mail.senders(name))), at)
             leased = await self._lease(session, name, request, at)
+            leased = await self._readable(session, name, leased, at, correlation_id)
             left = give_up - loop.time()
             if leased or left <= 0 or self._bell.stopping:
                 return self._deliveries(name, leased, senders, at)
@@ -210,6 +217,34 @@ class Mailboxes:
             return leased.messages
 
         return await self._store.transact(work)
+
+    async def _readable(
+        self, session: Session, name: str, leased: Sequence[LeasedMessage], at: datetime, correlation_id: str
+    ) -> Sequence[LeasedMessage]:
+        """Those whose labels the policy lets the receiver see, to which it is held from now on; the others die here."""
+        labels: Labels = frozenset()
+        readable: list[LeasedMessage] = []
+        denied: list[LeasedMessage] = []
+        for message in leased:
+            found = labels_in(message.kind, message.envelope)
+            if await self._ask(session, Receive(name, found), at, correlation_id):
+                denied.append(message)
+                continue
+            readable.append(message)
+            labels |= found
+        if denied:
+            await self._deny(name, denied, at)
+        await self._labels.delivered(session, labels, why=name, at=at)
+        return readable
+
+    async def _deny(self, name: str, denied: Sequence[LeasedMessage], at: datetime) -> None:
+        now_ms = int(at.timestamp() * 1000)
+
+        def work(tx: Transaction) -> None:
+            for message in denied:
+                tx.mail.reject(name, message.lease, now_ms=now_ms, code=BrokerCode.POLICY_REFUSED)
+
+        await self._store.transact(work)
 
     def _deliveries(
         self, name: str, leased: Sequence[LeasedMessage], senders: dict[str, Session], at: datetime

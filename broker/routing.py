@@ -1,22 +1,24 @@
 """Routing: an envelope from a judged sender into the queue of a mailbox, its body opaque.
 
 Decides, before anything is queued: that the header names the very agent that sends, that this agent signed header and
-body, that the mailbox is open under the key and incarnation it is sealed to, that it has not expired, and that the
-policy lets this sender send this type with these labels there. One transaction takes a whole batch.
+body, that the mailbox is open under the key and incarnation it is sealed to, that it has not expired, that its labels
+are no fewer than the sender is held to, and that the policy lets this sender send this type with these labels there.
+One transaction takes a whole batch.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, final
 
-from broker.audit import Audit
-from broker.edges import Answer, Edges
+from broker.audit import Audit, Entry
+from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
+from broker.labels import CLEARED, Cleared, Labels, Ratchets, require
 from broker.mailboxes import Bell
 from broker.ports import Clock, Store, Transaction
 from broker.ports_mail import NewMessage, Queued, Quota
-from broker.reasons import Refusal, codes_of
+from broker.reasons import Refusal
 from broker.sessions import Session
 from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireError
@@ -32,13 +34,15 @@ FULL_RETRY_S: Final = 1
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checked:
-    """An envelope that may be queued, or why not. `answer` is the policy's, when it was asked."""
+    """An envelope that may be queued, or why not. `entries` are what the log has to hear about it."""
 
     msg_id: bytes
     message: NewMessage | None
     incarnation: bytes = b""
     refusal: Refusal | None = None
-    answer: Answer | None = None
+    labels: Labels = frozenset()
+    cleared: Cleared = CLEARED
+    entries: tuple[Entry, ...] = ()
 
 
 @final
@@ -52,6 +56,7 @@ class Router:
         audit: Audit,
         edges: Edges,
         generation: Generation,
+        labels: Ratchets,
         bell: Bell,
         clock: Clock,
         quota: Quota,
@@ -60,6 +65,7 @@ class Router:
         self._audit = audit
         self._edges = edges
         self._generation = generation
+        self._labels = labels
         self._bell = bell
         self._clock = clock
         self._quota = quota
@@ -72,8 +78,9 @@ class Router:
         Raises BrokerError mailbox.*, message.*, generation.moved; WireError envelope.*; Refused.
         """
         at = self._clock()
-        checked = [self._check(session, mailbox, envelope, at, correlation_id) for envelope in envelopes]
-        entries = [item.answer.entry for item in checked if item.answer and item.answer.entry]
+        held = self._labels.of(session.subject)
+        checked = [self._check(session, mailbox, envelope, held, at, correlation_id) for envelope in envelopes]
+        entries = [entry for item in checked for entry in item.entries]
 
         def work(tx: Transaction) -> list[Refusal | SendStatus]:
             self._generation.expect(tx, session.generation)
@@ -91,7 +98,9 @@ class Router:
             results=tuple(_result(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
         )
 
-    def _check(self, session: Session, mailbox: str, envelope: Envelope, at: datetime, correlation_id: str) -> _Checked:
+    def _check(
+        self, session: Session, mailbox: str, envelope: Envelope, held: Labels, at: datetime, correlation_id: str
+    ) -> _Checked:
         msg_id = b""
         try:
             header = Header.from_bytes(envelope.header)
@@ -102,6 +111,9 @@ class Router:
             return _Checked(msg_id=msg_id, message=None, refusal=error)
         action = Send(mailbox, header.type, frozenset(header.labels))
         answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
+        cleared = CLEARED
+        if answer.permit is not None:
+            cleared = self._labels.clear(session, action, held, at, msg_id=msg_id, correlation_id=correlation_id)
         message = NewMessage(
             mailbox=mailbox,
             sender=session.subject,
@@ -113,7 +125,13 @@ class Router:
             expires_at_ms=header.expires_at_ms,
         )
         return _Checked(
-            msg_id=msg_id, message=message, incarnation=header.incarnation, refusal=answer.refusal, answer=answer
+            msg_id=msg_id,
+            message=message,
+            incarnation=header.incarnation,
+            refusal=answer.refusal or cleared.refusal,
+            labels=action.labels,
+            cleared=cleared,
+            entries=tuple(entry for entry in (answer.entry, cleared.asked) if entry is not None),
         )
 
     def _queue(self, tx: Transaction, item: _Checked) -> Refusal | SendStatus:
@@ -124,8 +142,14 @@ class Router:
             return BrokerError(BrokerCode.MAILBOX_UNKNOWN, message.mailbox)
         if item.incarnation != box.incarnation or not tx.mail.accepts(box.name, message.key, item.incarnation):
             return BrokerError(BrokerCode.MAILBOX_KEY_STALE, message.mailbox)
+        try:
+            require(tx, message.sender, item.labels, item.cleared.waived)
+        except BrokerError as error:
+            return error
         match tx.mail.queue(message, self._quota):
             case Queued.QUEUED:
+                if item.cleared.lowered is not None:
+                    self._audit.append(tx, item.cleared.lowered)
                 return SendStatus.QUEUED
             case Queued.DUPLICATE:
                 return SendStatus.DUPLICATE
@@ -150,5 +174,5 @@ def _belongs(header: Header, session: Session, mailbox: str, at: datetime) -> No
 def _result(msg_id: bytes, outcome: Refusal | SendStatus) -> SendResult:
     if isinstance(outcome, SendStatus):
         return SendResult(msg_id=msg_id, status=outcome)
-    code = BrokerCode.POLICY_REFUSED if isinstance(outcome, Refused) else codes_of(outcome)[0]
+    code = BrokerCode.POLICY_REFUSED if isinstance(outcome, Refused) else outcome.code
     return SendResult(msg_id=msg_id or bytes(16), status=SendStatus.REFUSED, code=str(code))

@@ -200,7 +200,14 @@ async def _assemble(
             clock=clock,
         ),
         router=Router(
-            store=store, audit=audit, edges=edges, generation=generation, bell=bell, clock=clock, quota=settings.quota
+            store=store,
+            audit=audit,
+            edges=edges,
+            generation=generation,
+            labels=labels,
+            bell=bell,
+            clock=clock,
+            quota=settings.quota,
         ),
         mailboxes=Mailboxes(
             store=store,
@@ -209,6 +216,7 @@ async def _assemble(
             generation=generation,
             sessions=sessions,
             identity=identity,
+            labels=labels,
             bell=bell,
             clock=clock,
         ),

@@ -44,12 +44,12 @@ ORDER: dict[str, str] = {
         "http_api kbs_http openapi console routes rpc app admin_client setup cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log evidence challenge attested dpop release api_pb2 envelope_pb2 envelope channel_pb2 channel "
-        "stream_pb2 mailbox bodies"
+        "__init__ errors tags jose fields names log evidence challenge attested dpop release api_pb2 envelope_pb2 "
+        "envelope leases deadletters channel_pb2 channel stream_pb2 mailbox bodies"
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
-    "broker/rpc": "__init__ doors server",
+    "broker/rpc": "__init__ doors members unary server",
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
         "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "
