@@ -28,10 +28,9 @@ from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.envelope import MAX_BATCH_BYTES, batch_from_bytes
 from broker.wire.fields import Reader
 from broker.wire.jose import b64u
+from broker.wire.leases import AckRequest, AckResponse
 from broker.wire.log import Receipt
 from broker.wire.mailbox import (
-    AckRequest,
-    AckResponse,
     MailboxInfo,
     MailboxKey,
     ReceiveRequest,

@@ -26,9 +26,8 @@ from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.envelope import Envelope, batch_to_bytes
 from broker.wire.errors import WireError
 from broker.wire.fields import parse_object
+from broker.wire.leases import AckRequest, AckResponse
 from broker.wire.mailbox import (
-    AckRequest,
-    AckResponse,
     MailboxInfo,
     MailboxKey,
     ReceiveRequest,

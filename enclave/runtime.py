@@ -25,7 +25,8 @@ from attestation.ports import TrustDomain
 from attestation.verdict import Verdict
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
-from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, ReceiveRequest, SendStatus
+from broker.wire.leases import AckRequest, Nak
+from broker.wire.mailbox import MailboxInfo, ReceiveRequest, SendStatus
 from broker.wire.release import ReleaseRequest
 from enclave.client import AsyncClient, BrokerCalls, Call
 from enclave.clock import BrokerTime

@@ -18,7 +18,8 @@ from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode
 from broker.wire.jose import p256_from_spki
-from broker.wire.mailbox import AckRequest, MailboxInfo, Nak, SendStatus
+from broker.wire.leases import AckRequest, Nak
+from broker.wire.mailbox import MailboxInfo, SendStatus
 from tests.broker_world import Agent, World, outcome, write_bundle
 
 BOX = "acme/mail/b"

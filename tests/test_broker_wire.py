@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from broker.wire import dpop, envelope, names
 from broker.wire.bodies import AttestationRequest, Problem, PutSecretRequest, VerificationRequest
 from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse, TokenKey
+from broker.wire.deadletters import PageRequest, RedriveRequest
 from broker.wire.envelope import Envelope, Header, batch_from_bytes, batch_to_bytes
 from broker.wire.errors import MEANING, WireCode, WireError
 from broker.wire.fields import parse_object
 from broker.wire.jose import b64u, key_from_jwk, sign_compact, spki, thumbprint
+from broker.wire.leases import AckRequest, Extension, Nak, Partly, Rejection
 from broker.wire.log import (
     EMPTY_ROOT,
     Checkpoint,
@@ -33,7 +35,7 @@ from broker.wire.log import (
     verify_consistency,
     verify_inclusion,
 )
-from broker.wire.mailbox import AckRequest, Delivery, MailboxKey, Nak, ReceiveRequest
+from broker.wire.mailbox import Delivery, MailboxKey, ReceiveRequest
 from broker.wire.release import ReleasePermit, ReleaseRequest, ReleaseResponse, permit_digest
 from broker.wire.tags import Tag, sealing_thumbprint, tagged
 
@@ -215,6 +217,13 @@ def test_each_mistake_in_a_body_has_its_code() -> None:
         ReleaseRequest(nonce=bytes(32), version=3),
         ReceiveRequest(max_messages=2, wait_s=5, lease_s=60),
         AckRequest(ack=("a",), nak=(Nak(lease="b", delay_s=3),)),
+        AckRequest(
+            partly=(Partly(lease="c", but=(1, 9), delay_s=2, code="handler.failed"),),
+            extend=(Extension(lease="d", lease_s=7),),
+            reject=(Rejection(lease="e", code="message.malformed"),),
+        ),
+        RedriveRequest(numbers=(1, 2)),
+        PageRequest(after=7, limit=3),
         Problem(status=404, code="secret.unknown", title="t", correlation_id="c", codes=("a", "b")),
     ],
     ids=lambda body: type(body).__name__,

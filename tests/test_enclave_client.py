@@ -11,7 +11,7 @@ import pytest
 from broker.wire import dpop
 from broker.wire.bodies import Problem
 from broker.wire.challenge import ChallengeRequest
-from broker.wire.mailbox import AckRequest
+from broker.wire.leases import AckRequest
 from broker.wire.release import ReleaseRequest
 from enclave import client as client_module
 from enclave.client import AsyncClient, BrokerCalls, Call, Pause, SyncClient

@@ -1,4 +1,4 @@
-"""Mailboxes: the owner's signed epoch key, and the bodies of receive, ack and send.
+"""Mailboxes: the owner's signed epoch key, and the bodies of send and receive.
 
 A sender seals to a mailbox key only after `MailboxKey.verify` with the identity key from the owner's verdict, so the
 broker cannot put its own key there. Deliveries carry the broker's signature over the moment of acceptance.
@@ -10,10 +10,11 @@ from typing import Any, Final, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker.wire.envelope import MAX_BATCH, MAX_BODY, MAX_HEADER, MSG_ID_LEN, Envelope
+from broker.wire.envelope import MAX_BATCH, MAX_BATCH_BYTES, MAX_BODY, MAX_HEADER, MSG_ID_LEN, Envelope
 from broker.wire.errors import WireCode, WireError
 from broker.wire.fields import Reader
 from broker.wire.jose import ES256_SIGNATURE_LEN, b64u, es256_sign, es256_valid
+from broker.wire.leases import DEFAULT_LEASE_S, MAX_EXCEPT, MAX_LEASE_S, MAX_LEASE_TOKEN
 from broker.wire.names import MAX_RESOURCE, MAX_SUBJECT, RESOURCE, SUBJECT
 from broker.wire.tags import Tag, sealing_thumbprint, tagged, u64
 
@@ -22,9 +23,6 @@ MAX_SEALING_KEY: Final = 2048  # X-Wing has 1216
 MAX_EPOCH_S: Final = 24 * 3600
 MAX_TOKEN: Final = 64 * 1024
 MAX_WAIT_S: Final = 20
-DEFAULT_LEASE_S: Final = 30
-MAX_LEASE_S: Final = 12 * 3600
-MAX_LEASE_TOKEN: Final = 64
 _KINDS: Final = ("ephemeral", "durable")
 
 
@@ -242,7 +240,10 @@ class SendResponse:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveRequest:
-    """POST /v1/mailboxes/{name}:receive. Waits up to `wait_s` for a first message; leases what it gives out."""
+    """POST /v1/mailboxes/{name}:receive. Waits up to `wait_s` for a first message; leases what it gives out.
+
+    `max_messages` counts deliveries: an envelope or a batch is one.
+    """
 
     max_messages: int = 16
     wait_s: int = 0
@@ -266,13 +267,17 @@ class ReceiveRequest:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One envelope under a lease. `acceptance` is the broker's ES256 over mailbox, envelope digest and time."""
+    """One envelope under a lease. `acceptance` is the broker's ES256 over mailbox, envelope digest and time.
+
+    `sender_token` is set when the sender has fallen since and the mailbox takes such mail: its verdict as it was then.
+    """
 
     envelope: Envelope
     lease: str
     attempt: int
     accepted_at_ms: int
     acceptance: bytes
+    sender_token: str = field(default="", repr=False)
 
     @staticmethod
     def message(mailbox: str, digest: bytes, accepted_at_ms: int) -> bytes:
@@ -290,6 +295,7 @@ class Delivery:
             "attempt": self.attempt,
             "accepted_at_ms": self.accepted_at_ms,
             "acceptance": b64u(self.acceptance),
+            **({"sender_token": self.sender_token} if self.sender_token else {}),
         }
 
     @classmethod
@@ -301,19 +307,82 @@ class Delivery:
             attempt=read.number("attempt", low=1),
             accepted_at_ms=read.number("accepted_at_ms"),
             acceptance=read.raw("acceptance", size=ES256_SIGNATURE_LEN),
+            sender_token=read.text_or_none("sender_token", max_len=MAX_TOKEN) or "",
         )
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDelivery:
+    """One batch of a channel under a lease; see broker.wire.channel for what is in it.
+
+    `acceptance` is as in `Delivery`, over the batch's digest; `remaining` are the sequence numbers still to be handled,
+    empty for all of them.
+    """
+
+    batch: bytes
+    sender: str
+    digest: bytes
+    lease: str
+    attempt: int
+    accepted_at_ms: int
+    acceptance: bytes
+    remaining: tuple[int, ...] = ()
+    sender_token: str = field(default="", repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "batch": b64u(self.batch),
+            "sender": self.sender,
+            "digest": b64u(self.digest),
+            "lease": self.lease,
+            "attempt": self.attempt,
+            "accepted_at_ms": self.accepted_at_ms,
+            "acceptance": b64u(self.acceptance),
+            "remaining": list(self.remaining),
+            **({"sender_token": self.sender_token} if self.sender_token else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        read = Reader(value, "receive.batches")
+        return cls(
+            batch=read.raw("batch", max_len=MAX_BATCH_BYTES),
+            sender=read.text("sender", max_len=MAX_SUBJECT),
+            digest=read.raw("digest", max_len=64),
+            lease=read.text("lease", max_len=MAX_LEASE_TOKEN),
+            attempt=read.number("attempt", low=1),
+            accepted_at_ms=read.number("accepted_at_ms"),
+            acceptance=read.raw("acceptance", size=ES256_SIGNATURE_LEN),
+            remaining=read.items("remaining", _seq, max_items=MAX_EXCEPT, optional=True),
+            sender_token=read.text_or_none("sender_token", max_len=MAX_TOKEN) or "",
+        )
+
+
+def _seq(item: object) -> int:
+    return Reader({"seq": item}, "receive.batches.remaining").number("seq")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveResponse:
-    """Deliveries in order, and a peer token for each sender among them that may still speak."""
+    """Deliveries in order, and a peer token for each sender among them that may still speak.
+
+    Batches of channels stand beside the envelopes that opened them: first read the envelopes.
+    """
 
     deliveries: tuple[Delivery, ...]
     senders: dict[str, str]  # subject → peer token
+    batches: tuple[BatchDelivery, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {"deliveries": [delivery.to_dict() for delivery in self.deliveries], "senders": self.senders}
+        found: dict[str, Any] = {
+            "deliveries": [delivery.to_dict() for delivery in self.deliveries],
+            "senders": self.senders,
+        }
+        if self.batches:
+            found["batches"] = [batch.to_dict() for batch in self.batches]
+        return found
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -322,65 +391,5 @@ class ReceiveResponse:
         senders = read.mapping("senders")
         entry = Reader(senders, "receive.senders")
         tokens = {name: entry.text(name, max_len=MAX_TOKEN) for name in list(senders)[:MAX_BATCH]}
-        return cls(deliveries=deliveries, senders=tokens)
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nak:
-    """Give a message back, to be delivered again after `delay_s`."""
-
-    lease: str
-    delay_s: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"lease": self.lease, "delay_s": self.delay_s}
-
-    @classmethod
-    def from_dict(cls, value: object) -> Self:
-        read = Reader(value, "ack.nak")
-        made = cls(
-            lease=read.text("lease", max_len=MAX_LEASE_TOKEN),
-            delay_s=read.number("delay_s", high=MAX_LEASE_S, default=0),
-        )
-        read.end()
-        return made
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AckRequest:
-    """POST /v1/mailboxes/{name}:ack: leases whose messages are done, and those given back."""
-
-    ack: tuple[str, ...] = ()
-    nak: tuple[Nak, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"ack": list(self.ack), "nak": [nak.to_dict() for nak in self.nak]}
-
-    @classmethod
-    def from_dict(cls, value: object) -> Self:
-        read = Reader(value, "ack")
-        made = cls(
-            ack=read.texts("ack", max_items=MAX_BATCH, max_len=MAX_LEASE_TOKEN),
-            nak=read.items("nak", Nak.from_dict, max_items=MAX_BATCH, optional=True),
-        )
-        read.end()
-        return made
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AckResponse:
-    """`lost` are leases that had already ended: those messages will be, or were, delivered again."""
-
-    done: int
-    lost: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"done": self.done, "lost": list(self.lost)}
-
-    @classmethod
-    def from_dict(cls, value: object) -> Self:
-        read = Reader(value, "ack")
-        return cls(done=read.number("done"), lost=read.texts("lost", max_items=2 * MAX_BATCH, max_len=MAX_LEASE_TOKEN))
+        batches = read.items("batches", BatchDelivery.from_dict, max_items=MAX_BATCH, optional=True)
+        return cls(deliveries=deliveries, senders=tokens, batches=batches)

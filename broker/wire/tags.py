@@ -27,6 +27,7 @@ class Tag(StrEnum):
     PERMIT = "cloister/permit/v1"  # digest of a release permit, HPKE info of a release
     RELEASE = "cloister/release/v1"  # broker: permit and ciphertext
     SEALING_KEY = "cloister/sealing-key/v1"  # thumbprint of a public sealing key and its suite
+    TOMBSTONE = "cloister/tombstone/v1"  # broker: how a parcel ended that was not handled
 
 
 def tagged(tag: Tag, *fields: bytes) -> bytes:
