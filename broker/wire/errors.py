@@ -13,6 +13,7 @@ class WireCode(StrEnum):
     BODY_FIELD_MISSING = "body.field_missing"
     BODY_FIELD_UNKNOWN = "body.field_unknown"
     BODY_NOT_JSON = "body.not_json"
+    BODY_NOT_PROTOBUF = "body.not_protobuf"
     BODY_TOO_LARGE = "body.too_large"
     CHALLENGE_EVIDENCE = "challenge.evidence_mismatch"
     CHALLENGE_NOT_EXPECTED = "challenge.not_expected"
@@ -55,6 +56,10 @@ MEANING: Final[dict[WireCode, tuple[str, str]]] = {
     WireCode.BODY_NOT_JSON: (
         "The body is not one JSON object, or names a member twice.",
         "Send one JSON object in UTF-8, with every member once.",
+    ),
+    WireCode.BODY_NOT_PROTOBUF: (
+        "The request is not the message that the method takes.",
+        "Generate the client from api.proto of this version.",
     ),
     WireCode.BODY_TOO_LARGE: ("The body is longer than this endpoint reads.", "Send less; /openapi.json has limits."),
     WireCode.CHALLENGE_EVIDENCE: (

@@ -26,6 +26,7 @@ class Tag(StrEnum):
     MAILBOX_KEY = "cloister/mailbox-key/v1"  # owner: a mailbox's epoch key
     PERMIT = "cloister/permit/v1"  # digest of a release permit, HPKE info of a release
     RELEASE = "cloister/release/v1"  # broker: permit and ciphertext
+    UNSEAL = "cloister/unseal/v1"  # HPKE info of a share on its way to a sealed broker
     SEALING_KEY = "cloister/sealing-key/v1"  # thumbprint of a public sealing key and its suite
     TOMBSTONE = "cloister/tombstone/v1"  # broker: how a parcel ended that was not handled
 

@@ -1,0 +1,303 @@
+"""Channels: one signed, sealed opening, and then batches of messages that cost a microsecond each to seal.
+
+    chain_0   = SHA-256(tag, digest of the opening envelope)
+    chain_n   = SHA-256(chain_{n-1}, u32 length, header_n, u32 length of body_n, SHA-256(body_n))
+    signature = ES256(tag, channel, first number, last number, chain_last)     by the sender's identity key
+    body_n    = AES-256-GCM(key, nonce = n as 96 bits, associated data = header_n)
+
+The chain begins with the opening, which names sender and mailbox: a batch fits one channel, one place in it, and no
+other mailbox. Who holds the signature can show a third party every message up to the last number, and a batch whose
+tail was cut has none. Parsing wants the one canonical form. A header's numbers have fixed places, so that what they
+come with (type, labels) is looked up instead of parsed again for each message. Whether a batch is fresh, follows on
+what came before, and may be sent at all is for broker and receiver to decide.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Final, NamedTuple, Self, TypeVar, final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.message import DecodeError, Message
+
+from broker.wire import channel_pb2 as pb
+from broker.wire.envelope import LABEL, MAX_BODY, MAX_HEADER, MAX_LABELS, MAX_LIFE_MS, MSG_ID_LEN, TYPE, Envelope
+from broker.wire.errors import WireCode, WireError
+from broker.wire.jose import ES256_SIGNATURE_LEN, es256_valid
+from broker.wire.names import is_resource
+from broker.wire.tags import Tag, tagged, u64
+
+OPEN_TYPE: Final = "cloister.channel.open"
+CHANNEL_LEN: Final = 16
+KEY_LEN: Final = 32
+HASH_LEN: Final = 32
+TAG_LEN: Final = 16
+MAX_OPENING_BODY: Final = 2048  # what a sealed opening needs, with room for another suite
+MAX_SEQ: Final = 2**32
+MAX_FRAMES: Final = 256  # in one batch
+MAX_OUTSTANDING: Final = 1024  # messages that a sender has not heard of, and that a receiver has not settled
+MAX_BATCH_BYTES: Final = (1 << 20) + MAX_BODY
+CHANNEL_TYPE: Final = "application/x-cloister-channel"  # a ChannelSend as the body of an HTTP request
+
+_HEAD: Final = struct.Struct("<2s16sBQBQBQ")  # the protobuf fields 1 to 4 with their tags; fixed64 is little-endian
+_TAGS: Final = (b"\x0a\x10", 0x11, 0x19, 0x21)
+_LENGTHS: Final = struct.Struct(">I")
+_SHAPES: Final = 4096
+M = TypeVar("M", bound=Message)
+
+
+def _bad(detail: str) -> WireError:
+    return WireError(WireCode.CHANNEL_MALFORMED, detail)
+
+
+def parsed(kind: type[M], raw: bytes, max_len: int) -> M:
+    """The message, if `raw` is its canonical form. Raises WireError channel.malformed."""
+    if len(raw) > max_len:
+        raise _bad(f"{kind.__name__} of {len(raw)} bytes, at most {max_len}")
+    message = kind()
+    try:
+        message.ParseFromString(raw)
+    except DecodeError:
+        raise _bad(f"{kind.__name__} is not protobuf") from None
+    if message.SerializeToString(deterministic=True) != raw:
+        raise _bad(f"{kind.__name__} is not in canonical form")
+    message.DiscardUnknownFields()
+    if message.ByteSize() != len(raw):
+        raise _bad(f"{kind.__name__} has fields that version 1 does not know")
+    return message
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What the opening envelope's body says, to its receiver alone."""
+
+    channel: bytes
+    key: bytes
+    mailbox_key: bytes
+    incarnation: bytes
+
+    def __repr__(self) -> str:
+        return f"Opening(channel={self.channel.hex()})"
+
+    def to_bytes(self) -> bytes:
+        message = pb.ChannelOpening(
+            channel=self.channel, key=self.key, mailbox_key=self.mailbox_key, incarnation=self.incarnation
+        )
+        return message.SerializeToString(deterministic=True)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Raises WireError: channel.malformed."""
+        m = parsed(pb.ChannelOpening, raw, 256)
+        lengths = (len(m.channel), len(m.key), len(m.mailbox_key), len(m.incarnation))
+        if lengths != (CHANNEL_LEN, KEY_LEN, 32, 32):
+            raise _bad("opening: a field of the wrong length")
+        return cls(channel=m.channel, key=m.key, mailbox_key=m.mailbox_key, incarnation=m.incarnation)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the messages of a channel have in common more often than not. `raw` is how it stands in a header."""
+
+    type: str
+    labels: tuple[str, ...]
+    in_reply_to: bytes
+    reply_to: str
+    raw: bytes
+
+
+def _checked(shape: Shape) -> Shape:
+    checks = (
+        (TYPE.fullmatch(shape.type) and shape.type != OPEN_TYPE, "type"),
+        (len(shape.labels) <= MAX_LABELS and all(map(LABEL.fullmatch, shape.labels)), "labels"),
+        (list(shape.labels) == sorted(set(shape.labels)), "labels not sorted, or twice"),
+        (len(shape.in_reply_to) in (0, MSG_ID_LEN), "in_reply_to"),
+        (not shape.reply_to or is_resource(shape.reply_to), "reply_to"),
+        (_HEAD.size + len(shape.raw) <= MAX_HEADER, "too long"),
+    )
+    for ok, what in checks:
+        if not ok:
+            raise _bad(f"frame header: {what}")
+    return shape
+
+
+@lru_cache(_SHAPES)
+def shape_of(type_: str, labels: tuple[str, ...], in_reply_to: bytes = b"", reply_to: str = "") -> Shape:
+    """Raises WireError: channel.malformed."""
+    message = pb.FrameHeader(type=type_, labels=labels, in_reply_to=in_reply_to, reply_to=reply_to)
+    raw = message.SerializeToString(deterministic=True)
+    return _checked(Shape(type=type_, labels=labels, in_reply_to=in_reply_to, reply_to=reply_to, raw=raw))
+
+
+@lru_cache(_SHAPES)
+def _shape_from(raw: bytes) -> Shape:
+    m = parsed(pb.FrameHeader, raw, MAX_HEADER)
+    if m.channel or m.seq or m.sent_at_ms or m.expires_at_ms:
+        raise _bad("frame header has fields twice")
+    labels = tuple(m.labels)
+    return _checked(Shape(type=m.type, labels=labels, in_reply_to=m.in_reply_to, reply_to=m.reply_to, raw=raw))
+
+
+class FrameHeader(NamedTuple):
+    """What the broker may know about one message. A tuple, because thousands are made each second."""
+
+    channel: bytes
+    seq: int
+    sent_at_ms: int
+    expires_at_ms: int
+    shape: Shape
+
+    def to_bytes(self) -> bytes:
+        """The numbers must have been checked: `from_bytes` takes only those within bounds."""
+        one, two, three, four = _TAGS
+        head = _HEAD.pack(one, self.channel, two, self.seq, three, self.sent_at_ms, four, self.expires_at_ms)
+        return head + self.shape.raw
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Raises WireError: channel.malformed."""
+        if len(raw) < _HEAD.size:
+            raise _bad(f"frame header of {len(raw)} bytes")
+        one, channel, two, seq, three, sent_at_ms, four, expires_at_ms = _HEAD.unpack_from(raw)
+        if (one, two, three, four) != _TAGS:
+            raise _bad("frame header is not in canonical form")
+        if not 0 < seq <= MAX_SEQ or not 0 < sent_at_ms < expires_at_ms <= sent_at_ms + MAX_LIFE_MS < 2**53:
+            raise _bad("frame header: seq, sent_at_ms, expires_at_ms")
+        return cls(channel, seq, sent_at_ms, expires_at_ms, _shape_from(raw[_HEAD.size :]))
+
+    @property
+    def msg_id(self) -> bytes:
+        return frame_id(self.channel, self.seq)
+
+
+def frame_id(channel: bytes, seq: int) -> bytes:
+    """The id of a message on a channel: 16 bytes that answers refer to."""
+    return hashlib.sha256(tagged(Tag.CHANNEL_FRAME, channel, u64(seq))).digest()[:MSG_ID_LEN]
+
+
+def nonce(seq: int) -> bytes:
+    """AES-GCM's nonce for a number of a channel: 96 bits, big-endian."""
+    return seq.to_bytes(12, "big")
+
+
+def chain_start(opening: Envelope) -> bytes:
+    """The chain before the first message of the channel that this envelope opens."""
+    return hashlib.sha256(tagged(Tag.CHANNEL_CHAIN, opening.digest)).digest()
+
+
+def chain_over(chain: bytes, headers: Sequence[bytes], bodies: Sequence[bytes]) -> bytes:
+    """The chain after these messages."""
+    sha256, u32 = hashlib.sha256, _LENGTHS.pack
+    for header, body in zip(headers, bodies, strict=True):
+        chain = sha256(b"".join((chain, u32(len(header)), header, u32(len(body)), sha256(body).digest()))).digest()
+    return chain
+
+
+def batch_message(channel: bytes, first_seq: int, last_seq: int, chain: bytes) -> bytes:
+    """What the sender signs at the end of a batch."""
+    return tagged(Tag.CHANNEL_BATCH, channel, u64(first_seq), u64(last_seq), chain)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)  # without slots: the chain is computed once and kept
+class ChannelBatch:
+    """Frames `first_seq` to `last_seq` of a channel, and the sender's signature that there are no fewer."""
+
+    channel: bytes
+    first_seq: int
+    prev_chain: bytes
+    headers: tuple[bytes, ...]
+    bodies: tuple[bytes, ...]
+    signature: bytes
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    @property
+    def last_seq(self) -> int:
+        return self.first_seq + len(self.headers) - 1
+
+    @cached_property
+    def chain(self) -> bytes:
+        """The chain after the last frame."""
+        return chain_over(self.prev_chain, self.headers, self.bodies)
+
+    @cached_property
+    def message(self) -> bytes:
+        return batch_message(self.channel, self.first_seq, self.last_seq, self.chain)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 that names exactly these messages: what an acceptance is about, how a resend is recognised."""
+        return hashlib.sha256(self.message).digest()
+
+    @property
+    def msg_id(self) -> bytes:
+        """The first message's: what the batch is called in a queue."""
+        return frame_id(self.channel, self.first_seq)
+
+    def verify(self, key: ec.EllipticCurvePublicKey) -> None:
+        """Raises WireError: channel.signature_invalid."""
+        if not es256_valid(key, self.signature, self.message):
+            raise WireError(WireCode.CHANNEL_SIGNATURE, "not signed by the sender's identity key, or cut")
+
+    def frames(self) -> list[FrameHeader]:
+        """The headers, each of this channel and in its place. Raises WireError: channel.malformed."""
+        found = [FrameHeader.from_bytes(raw) for raw in self.headers]
+        for seq, header in enumerate(found, start=self.first_seq):
+            if header.seq != seq or header.channel != self.channel:
+                raise _bad(f"frame {header.seq} of {header.channel.hex()} in the place of {seq}")
+        return found
+
+    def to_bytes(self) -> bytes:
+        message = pb.ChannelBatch(
+            channel=self.channel,
+            first_seq=self.first_seq,
+            prev_chain=self.prev_chain,
+            headers=self.headers,
+            bodies=self.bodies,
+            signature=self.signature,
+        )
+        return message.SerializeToString(deterministic=True)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Raises WireError: channel.malformed."""
+        m = parsed(pb.ChannelBatch, raw, MAX_BATCH_BYTES)
+        lengths = (len(m.channel), len(m.prev_chain), len(m.signature))
+        if lengths != (CHANNEL_LEN, HASH_LEN, ES256_SIGNATURE_LEN):
+            raise _bad("batch: a field of the wrong length")
+        if not 0 < len(m.headers) == len(m.bodies) <= MAX_FRAMES:
+            raise _bad(f"batch: {len(m.headers)} headers, {len(m.bodies)} bodies, at most {MAX_FRAMES}")
+        if not 0 < m.first_seq <= MAX_SEQ or not all(TAG_LEN <= len(body) <= MAX_BODY for body in m.bodies):
+            raise _bad("batch: first_seq, or the length of a body")
+        return cls(
+            channel=m.channel,
+            first_seq=m.first_seq,
+            prev_chain=m.prev_chain,
+            headers=tuple(m.headers),
+            bodies=tuple(m.bodies),
+            signature=m.signature,
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSend:
+    """A batch, with the envelope that opens its channel when the broker may not know it."""
+
+    batch: bytes
+    opening: bytes = b""
+
+    def to_bytes(self) -> bytes:
+        return pb.ChannelSend(opening=self.opening, batch=self.batch).SerializeToString(deterministic=True)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Raises WireError: channel.malformed."""
+        m = parsed(pb.ChannelSend, raw, MAX_BATCH_BYTES + MAX_HEADER + MAX_OPENING_BODY + 256)
+        return cls(batch=m.batch, opening=m.opening)

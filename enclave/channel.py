@@ -1,0 +1,442 @@
+"""Channels from inside: batches sealed once and resent as the same bytes, opened once and in order.
+
+Decides when a key may still be used and which number comes next. A sending half (`SendingChannel`) seals under a lock,
+numbers without gaps, and dies with a fork, the mailbox's epoch, an hour, 2^32 messages, or the sender's admission
+unless that was renewed; nothing of it is ever written down. A receiving half (`ReceivingChannels`) believes neither
+broker nor order of arrival: the opening must be the sender's own for this mailbox and this start, each batch must be
+signed, follow on what came before and decrypt whole, and a number is handled once. Numbers that were passed over never
+come back: a late batch is refused as reordered, and the gap is shown to the caller.
+
+Plaintexts are padded so that their length shows no more than about its five highest bits (at most 12 % more).
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import struct
+import threading
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final, NamedTuple, NoReturn, Self, final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from attestation.verdict import Verdict, open_admission
+from broker.wire.bodies import peer_audience
+from broker.wire.channel import (
+    CHANNEL_LEN,
+    KEY_LEN,
+    MAX_FRAMES,
+    MAX_OUTSTANDING,
+    MAX_SEQ,
+    OPEN_TYPE,
+    ChannelBatch,
+    FrameHeader,
+    Opening,
+    batch_message,
+    chain_over,
+    chain_start,
+    frame_id,
+    nonce,
+    shape_of,
+)
+from broker.wire.envelope import Envelope, Header
+from broker.wire.errors import WireCode, WireError
+from broker.wire.jose import es256_valid, p256_from_spki
+from broker.wire.mailbox import Delivery, MailboxInfo
+from enclave.clock import BrokerTime
+from enclave.errors import ChannelDead, Code, EnvelopeRefused
+from enclave.keys import AgentKeys
+from enclave.mailbox import DEFAULT_TTL_S, MAX_PLAINTEXT, SKEW_MS, Inbox, Judge, Outbox, everyone
+from enclave.session import Admission, Broker
+
+LIFE_S: Final = 3600
+MIN_SIZE: Final = 256
+MAX_CHANNELS: Final = 4096  # that one mailbox receives on
+MAX_SKIPPED: Final = 256  # gaps that are remembered, so that what comes late is told from what was handled
+_LENGTH: Final = struct.Struct(">I")
+_LIVE: Final[weakref.WeakSet[SendingChannel]] = weakref.WeakSet()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """A message to be sealed."""
+
+    kind: str
+    plaintext: bytes = field(repr=False)
+    labels: frozenset[str] = frozenset()
+    in_reply_to: bytes = b""
+    reply_to: str = ""
+    ttl_s: float = DEFAULT_TTL_S
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedBatch:
+    """A batch as it is sent, and sent again. `msg_ids` are its messages' ids in order."""
+
+    channel: bytes
+    first_seq: int
+    last_seq: int
+    raw: bytes = field(repr=False)
+
+    @property
+    def msg_ids(self) -> list[bytes]:
+        return [frame_id(self.channel, seq) for seq in range(self.first_seq, self.last_seq + 1)]
+
+
+@final
+class SendingChannel:
+    """The sender's half of one channel. `opening` goes with every batch until the broker has taken one."""
+
+    __slots__ = (
+        *("__weakref__", "_chain", "_cipher", "_keys", "_lock", "_next", "_not_after_s", "_time", "_token_end_s"),
+        *("channel", "mailbox", "mailbox_key", "opening", "owner"),
+    )
+
+    def __init__(
+        self, keys: AgentKeys, time: BrokerTime, opening: Envelope, inside: Opening, found: MailboxInfo
+    ) -> None:
+        self._keys = keys
+        self._time = time
+        self._lock = threading.Lock()
+        self._cipher: AESGCM | None = AESGCM(inside.key)
+        self._chain = chain_start(opening)
+        self._next = 1
+        self._not_after_s = min(time.now_s() + LIFE_S, float(found.key.not_after_s))
+        self._token_end_s = 0.0
+        self.channel: Final = inside.channel
+        self.opening: Final = opening.to_bytes()
+        self.mailbox: Final = found.key.mailbox
+        self.mailbox_key: Final = inside.mailbox_key
+        self.owner: Final = found.key.owner
+        _LIVE.add(self)
+
+    @classmethod
+    def open(
+        cls,
+        outbox: Outbox,
+        found: MailboxInfo,
+        *,
+        mailbox: str,
+        admission: Admission,
+        keys: AgentKeys,
+        time: BrokerTime,
+    ) -> Self:
+        """A channel under a fresh key, to the mailbox key in `found`. Raises as `Outbox.seal` does."""
+        key = found.key
+        inside = Opening(
+            channel=os.urandom(CHANNEL_LEN),
+            key=os.urandom(KEY_LEN),
+            mailbox_key=key.thumbprint,
+            incarnation=key.incarnation,
+        )
+        life_s = max(key.not_after_s - time.now_s(), 0.0)
+        opening = outbox.seal(
+            found, mailbox=mailbox, admission=admission, kind=OPEN_TYPE, plaintext=inside.to_bytes(), ttl_s=life_s
+        )
+        channel = cls(keys, time, opening, inside, found)
+        channel.renew(admission)
+        return channel
+
+    def renew(self, admission: Admission) -> None:
+        """The sender was admitted again under the same keys: the channel lives on with that admission."""
+        self._token_end_s = admission.expires_at_s
+
+    def why_dead(self) -> str:
+        """What ended the channel, or nothing."""
+        if self._cipher is None:
+            return "it was closed, or this process is the child of a fork"
+        now_s = self._time.now_s()
+        if now_s >= self._not_after_s:
+            return "its hour is over, or the epoch of the mailbox's key"
+        if now_s >= self._token_end_s:
+            return "the sender's admission has ended"
+        return "" if self._next <= MAX_SEQ else "it has carried 2^32 messages"
+
+    def seal(self, messages: Sequence[Outgoing]) -> SealedBatch:
+        """The next batch. Raises ChannelDead channel.dead; EnvelopeRefused envelope.too_large; WireError
+        channel.malformed; KeyUnusable. A batch that could not be sealed used no number."""
+        if not 0 < len(messages) <= MAX_FRAMES:
+            raise WireError(WireCode.CHANNEL_MALFORMED, f"a batch of {len(messages)} messages, 1 to {MAX_FRAMES}")
+        with self._lock:
+            cipher, first = self._usable(len(messages)), self._next
+            now_ms = self._time.now_ms()
+            end_ms = int(self._not_after_s * 1000)
+            padded = [_pad(message.plaintext) for message in messages]
+            headers = [
+                FrameHeader(
+                    self.channel,
+                    seq,
+                    now_ms,
+                    max(min(now_ms + int(message.ttl_s * 1000), end_ms), now_ms + 1),
+                    shape_of(message.kind, tuple(sorted(message.labels)), message.in_reply_to, message.reply_to),
+                ).to_bytes()
+                for seq, message in enumerate(messages, start=first)
+            ]
+            self._next = first + len(messages)  # from here on these numbers are used, whatever happens
+            bodies = [
+                cipher.encrypt(nonce(seq), plain, header)
+                for seq, (plain, header) in enumerate(zip(padded, headers, strict=True), start=first)
+            ]
+            before, self._chain = self._chain, chain_over(self._chain, headers, bodies)
+            signature = self._keys.sign(batch_message(self.channel, first, self._next - 1, self._chain))
+        batch = ChannelBatch(
+            channel=self.channel,
+            first_seq=first,
+            prev_chain=before,
+            headers=tuple(headers),
+            bodies=tuple(bodies),
+            signature=signature,
+        )
+        return SealedBatch(channel=self.channel, first_seq=first, last_seq=batch.last_seq, raw=batch.to_bytes())
+
+    def _usable(self, count: int) -> AESGCM:
+        why = self.why_dead() or ("" if self._next + count - 1 <= MAX_SEQ else "it has carried 2^32 messages")
+        if why or self._cipher is None:
+            raise ChannelDead(Code.CHANNEL_DEAD, f"{self.mailbox}: {why}")
+        return self._cipher
+
+    def close(self) -> None:
+        """Drop the key."""
+        self._cipher = None
+
+    def __repr__(self) -> str:
+        return f"SendingChannel({self.channel.hex()} to {self.mailbox})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a channel cannot be pickled or copied: two copies would use one number twice")
+
+
+class Frame(NamedTuple):
+    """A message that passed every check. A tuple, because thousands are made each second."""
+
+    header: FrameHeader
+    plaintext: bytes
+    sender: Verdict
+
+    def __repr__(self) -> str:
+        return f"Frame({self.header!r})"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedBatch:
+    """What a batch brought that is to be handled now, in order. `settled` says that nothing of it is: acknowledge it.
+
+    `skipped` are the numbers, from and to, that never came before this batch; they will not be accepted any more.
+    """
+
+    channel: bytes
+    first_seq: int
+    last_seq: int
+    frames: tuple[Frame, ...]
+    settled: bool
+    skipped: tuple[int, int] | None = None
+
+
+@final
+class _Receiving:
+    """What a receiver remembers of one channel. Every number up to `highest` is open, to be tried again, or over."""
+
+    __slots__ = (
+        *("again", "chain", "channel", "cipher", "digest", "ends_at_ms", "highest", "identity", "open"),
+        *("sender", "skipped", "token", "token_end_ms"),
+    )
+
+    def __init__(self, opening: Envelope, header: Header, inside: Opening, sender: Verdict) -> None:
+        self.channel = inside.channel
+        self.cipher = AESGCM(inside.key)
+        self.digest = opening.digest
+        self.ends_at_ms = header.expires_at_ms
+        self.chain = chain_start(opening)
+        self.highest = 0
+        self.open: set[int] = set()
+        self.again: set[int] = set()
+        self.skipped: deque[tuple[int, int]] = deque(maxlen=MAX_SKIPPED)
+        self.sender = sender
+        self.identity: ec.EllipticCurvePublicKey = p256_from_spki(sender.identity_key)
+        self.token = ""
+        self.token_end_ms = 0
+
+
+@final
+class ReceivingChannels:
+    """The channels into one mailbox of this process. Not thread-safe."""
+
+    def __init__(self, inbox: Inbox, time: BrokerTime, *, judge: Judge = everyone) -> None:
+        self._inbox = inbox
+        self._time = time
+        self._judge = judge
+        self._known: dict[bytes, _Receiving] = {}
+
+    def admit(self, opening: Delivery, senders: Mapping[str, str], broker: Broker) -> bytes:
+        """Take in an opening, once; the channel's name. The same opening again changes nothing.
+
+        Raises as `Inbox.open` does, and EnvelopeRefused channel.opening_mismatch.
+        """
+        digest = opening.envelope.digest
+        for known in self._known.values():
+            if known.digest == digest:
+                return known.channel
+        opened = self._inbox.open(opening, senders, broker)
+        self._inbox.done(opened.header)
+        inside = Opening.from_bytes(opened.plaintext)
+        header = opened.header
+        named = (inside.mailbox_key, inside.incarnation) == (header.mailbox_key, header.incarnation)
+        if header.type != OPEN_TYPE or not named or inside.channel in self._known:
+            raise EnvelopeRefused(Code.CHANNEL_OPENING, f"the opening of {inside.channel.hex()} contradicts its header")
+        self._forget_ended()
+        self._known[inside.channel] = _Receiving(opening.envelope, header, inside, opened.sender)
+        return inside.channel
+
+    def _forget_ended(self) -> None:
+        """Nothing under a mailbox key that has ended can be opened again, and its openings are refused as expired."""
+        now_ms = self._time.now_ms()
+        self._known = {name: one for name, one in self._known.items() if one.ends_at_ms > now_ms}
+        if len(self._known) >= MAX_CHANNELS:
+            raise EnvelopeRefused(Code.CHANNEL_OPENING, f"more than {MAX_CHANNELS} channels into one mailbox")
+
+    def open(
+        self, raw: bytes, accepted_at_ms: int, acceptance: bytes, senders: Mapping[str, str], broker: Broker
+    ) -> OpenedBatch:
+        """Prove and open one delivery of a batch. Cheap first; a refused batch changes nothing here.
+
+        Raises WireError channel.*; TokenRefused token.*; EnvelopeRefused channel.*, envelope.acceptance_invalid,
+        envelope.sent_in_future, envelope.sender_mismatch.
+        """
+        batch = ChannelBatch.from_bytes(raw)
+        known = self._known.get(batch.channel)
+        if known is None:
+            raise EnvelopeRefused(Code.CHANNEL_UNOPENED, f"no opening of {batch.channel.hex()} was proved")
+        again = self._placed(known, batch)
+        headers = batch.frames()
+        batch.verify(known.identity)
+        stated = Delivery.message(self._inbox.name, batch.digest, accepted_at_ms)
+        if not es256_valid(broker.identity, acceptance, stated):
+            raise EnvelopeRefused(Code.ENVELOPE_ACCEPTANCE, "not signed by the broker for this mailbox and time")
+        self._still_admitted(known, senders, broker)
+        frames = self._opened(known, batch, headers)
+        if again:
+            frames = [frame for frame in frames if frame.header.seq in known.again]
+        skipped = None if again else self._advance(known, batch)
+        fresh = {frame.header.seq for frame in frames}
+        known.open |= fresh
+        known.again -= fresh
+        numbers = range(batch.first_seq, batch.last_seq + 1)
+        return OpenedBatch(
+            channel=batch.channel,
+            first_seq=batch.first_seq,
+            last_seq=batch.last_seq,
+            frames=tuple(frames),
+            settled=known.open.isdisjoint(numbers) and known.again.isdisjoint(numbers),
+            skipped=skipped,
+        )
+
+    @staticmethod
+    def _placed(known: _Receiving, batch: ChannelBatch) -> bool:
+        """Whether the batch lies wholly in what came already; else it must go on from there."""
+        late = any(batch.first_seq <= last and first <= batch.last_seq for first, last in known.skipped)
+        if batch.last_seq <= known.highest and not late:
+            return True
+        if batch.first_seq <= known.highest:
+            raise EnvelopeRefused(
+                Code.CHANNEL_REORDERED, f"{batch.first_seq} to {batch.last_seq} after {known.highest}"
+            )
+        if batch.first_seq == known.highest + 1 and not hmac.compare_digest(batch.prev_chain, known.chain):
+            raise EnvelopeRefused(Code.CHANNEL_CHAIN, f"{batch.first_seq} does not continue what came before")
+        if len(known.open) + len(batch) > MAX_OUTSTANDING + MAX_FRAMES:
+            raise EnvelopeRefused(Code.CHANNEL_OUTSTANDING, f"{len(known.open)} are being handled")
+        return False
+
+    @staticmethod
+    def _advance(known: _Receiving, batch: ChannelBatch) -> tuple[int, int] | None:
+        """From now on the channel goes on after this batch; the numbers that were passed over, if any."""
+        skipped = None
+        if batch.first_seq > known.highest + 1:
+            skipped = (known.highest + 1, batch.first_seq - 1)
+            known.skipped.append(skipped)
+        known.highest, known.chain = batch.last_seq, batch.chain
+        return skipped
+
+    def _still_admitted(self, known: _Receiving, senders: Mapping[str, str], broker: Broker) -> None:
+        """The sender's admission by the broker's newest token for it: the same agent with the same key, now."""
+        token = senders.get(known.sender.subject, known.token)
+        if token == known.token and self._time.now_ms() < known.token_end_ms:
+            return
+        audience = peer_audience(broker.issuer)
+        found = open_admission(
+            token, keys=broker.token_keys, issuer=broker.issuer, audience=audience, at=self._time.now()
+        )
+        if (found.verdict.subject, found.verdict.identity_key) != (known.sender.subject, known.sender.identity_key):
+            raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"a token of {found.verdict.subject!a} for this channel")
+        if not self._judge(found.verdict):
+            raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {found.verdict.subject}")
+        known.sender, known.token = found.verdict, token
+        known.token_end_ms = int(min(found.expires_at, found.verdict.valid_until).timestamp() * 1000)
+
+    def _opened(self, known: _Receiving, batch: ChannelBatch, headers: list[FrameHeader]) -> list[Frame]:
+        """The messages that have not expired. All of them must decrypt."""
+        now_ms, decrypt, sender = self._time.now_ms(), known.cipher.decrypt, known.sender
+        frames = []
+        try:
+            for header, raw, body in zip(headers, batch.headers, batch.bodies, strict=True):
+                plaintext = _unpad(decrypt(nonce(header.seq), body, raw))
+                if header.sent_at_ms > now_ms + SKEW_MS:
+                    raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {header.sent_at_ms - now_ms} ms from now")
+                if now_ms < header.expires_at_ms:
+                    frames.append(Frame(header, plaintext, sender))
+        except InvalidTag:
+            raise EnvelopeRefused(Code.CHANNEL_BODY, f"channel {batch.channel.hex()}") from None
+        return frames
+
+    def done(self, channel: bytes, seq: int) -> None:
+        """The message was handled: it will never be handed out again."""
+        if known := self._known.get(channel):
+            known.open.discard(seq)
+            known.again.discard(seq)
+
+    def again(self, channel: bytes, seq: int) -> None:
+        """Handling failed or was broken off: a redelivery may hand it out again."""
+        if (known := self._known.get(channel)) and seq in known.open:
+            known.open.remove(seq)
+            known.again.add(seq)
+
+
+@lru_cache(4096)
+def _padded_size(size: int) -> int:
+    """Padmé (Nikitin et al., 2019, §4.3): only the highest bits of a length are told."""
+    if size <= MIN_SIZE:
+        return MIN_SIZE
+    exponent = size.bit_length() - 1
+    low = (1 << (exponent - exponent.bit_length())) - 1
+    return (size + low) & ~low
+
+
+def _pad(plaintext: bytes) -> bytes:
+    size = len(plaintext)
+    if size > MAX_PLAINTEXT:
+        raise EnvelopeRefused(Code.ENVELOPE_TOO_LARGE, f"{size} bytes, at most {MAX_PLAINTEXT}")
+    return (_LENGTH.pack(size) + plaintext).ljust(_padded_size(size + 4), b"\0")
+
+
+def _unpad(framed: bytes) -> bytes:
+    size = int.from_bytes(framed[:4], "big")
+    if len(framed) != _padded_size(size + 4) or framed.count(0, 4 + size) != len(framed) - 4 - size:
+        raise WireError(WireCode.CHANNEL_MALFORMED, "the padding of a body")
+    return framed[4 : 4 + size]
+
+
+def _die_in_child() -> None:
+    for channel in list(_LIVE):
+        channel.close()
+
+
+os.register_at_fork(after_in_child=_die_in_child)
