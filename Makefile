@@ -67,6 +67,10 @@ format: $(INSTALLED)  ## let ruff put the code in order
 docs: $(INSTALLED)  ## write docs/errors.md again from the code
 	@$(PY) -m docs.generate
 
+.PHONY: proto
+proto: $(INSTALLED)  ## write the protobuf stubs again
+	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. broker/wire/*.proto
+
 # An existing file is what uv prefers, so nothing moves unless UPGRADE=1 says so.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header $(if $(UPGRADE),--upgrade)

@@ -5,7 +5,6 @@ agents, secrets or mail is taken here; who must prove what stands in calls.py. E
 dataclasses of `broker.wire`; no model library stands in the hot path.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -15,17 +14,14 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from broker.calls import JSON_TYPE, REFUSALS, Call, Door, Endpoint, Shown, prove
-from broker.errors import BrokerCode, BrokerError
+from broker.calls import JSON_TYPE, Call, Door, Endpoint, Shown, prove
+from broker.errors import BrokerError
 from broker.reasons import Refusal
-from broker.refusals import note
+from broker.refusals import as_refusal, note
 from broker.service import Broker
 from broker.status import headers_of
 from broker.wire.bodies import PROBLEM_TYPE
 from broker.wire.errors import WireCode, WireError
-from policies.errors import BundleError
-
-logger = logging.getLogger("cloister.broker.http")
 
 
 def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
@@ -36,17 +32,10 @@ def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awa
         correlation_id = secrets.token_hex(8)
         try:
             response = await _answer(broker, endpoint, request, correlation_id)
-        except REFUSALS as error:
-            response = refusal(broker, error, correlation_id)
-        except BundleError as error:
-            logger.error("policy.invalid", extra={"why": str(error), "correlation_id": correlation_id})
-            wrong = BrokerError(BrokerCode.CONFIG_INVALID, str(error), codes=tuple(str(e.code) for e in error.all))
-            response = refusal(broker, wrong, correlation_id)
         except ClientDisconnect:
             response = Response(status_code=400)
-        except Exception as error:  # the caller gets one code; the operator the type, never the text
-            logger.error("broker.internal", exc_info=error, extra={"correlation_id": correlation_id})
-            response = refusal(broker, BrokerError(BrokerCode.BROKER_INTERNAL, type(error).__name__), correlation_id)
+        except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged by its type
+            response = refusal(broker, as_refusal(error, correlation_id), correlation_id)
         if endpoint.door is not Door.OPEN and "dpop-nonce" not in response.headers:
             _hand_out_nonce(broker, response)
         response.headers["x-correlation-id"] = correlation_id

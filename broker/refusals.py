@@ -2,13 +2,28 @@
 
 import logging
 
-from broker.errors import BrokerCode
+from broker.calls import REFUSALS
+from broker.errors import BrokerCode, BrokerError
 from broker.reasons import Refusal, codes_of, told
 from broker.service import Broker
 from broker.status import problem_of
 from broker.wire.bodies import Problem
+from policies.errors import BundleError
 
 logger = logging.getLogger("cloister.broker.http")
+
+
+def as_refusal(error: Exception, correlation_id: str) -> Refusal:
+    """What the caller is told of whatever a handler raised. Of what nobody foresaw he gets one code; the operator gets
+    its type, never its text.
+    """
+    if isinstance(error, REFUSALS):
+        return error
+    if isinstance(error, BundleError):
+        logger.error("policy.invalid", extra={"why": str(error), "correlation_id": correlation_id})
+        return BrokerError(BrokerCode.CONFIG_INVALID, str(error), codes=tuple(str(e.code) for e in error.all))
+    logger.error("broker.internal", exc_info=error, extra={"correlation_id": correlation_id})
+    return BrokerError(BrokerCode.BROKER_INTERNAL, type(error).__name__)
 
 
 def note(broker: Broker, error: Refusal, correlation_id: str) -> Problem:

@@ -76,11 +76,16 @@ def header(**changes: Any) -> Header:
 # ── protobuf ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_committed_stubs_are_what_the_generator_writes(tmp_path: Path) -> None:
+PROTOS = sorted((ROOT / "broker/wire").glob("*.proto"))
+
+
+@pytest.mark.parametrize("proto", PROTOS, ids=lambda path: path.stem)
+def test_the_committed_stubs_are_what_the_generator_writes(proto: Path, tmp_path: Path) -> None:
     protoc = pytest.importorskip("grpc_tools.protoc")
-    arguments = ["protoc", f"-I{ROOT}", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
-    assert protoc.main([*arguments, str(ROOT / "broker/wire/envelope.proto")]) == 0
-    for name in ("envelope_pb2.py", "envelope_pb2.pyi"):
+    well_known = Path(protoc.__file__).parent / "_proto"
+    arguments = ["protoc", f"-I{ROOT}", f"-I{well_known}", f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
+    assert protoc.main([*arguments, str(proto)]) == 0
+    for name in (f"{proto.stem}_pb2.py", f"{proto.stem}_pb2.pyi"):
         assert (ROOT / "broker/wire" / name).read_text() == (tmp_path / "broker/wire" / name).read_text(), name
 
 

@@ -5,8 +5,8 @@ method, `bh` the hash of the serialised request, sent as metadata `authorization
 refusal has the same members as REST's problem document, in `grpc-status-details-bin`.
 """
 
-import logging
 import secrets
+import time
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
@@ -14,7 +14,7 @@ import grpc
 
 from broker.calls import Door, Shown, agent_token, prove
 from broker.config import Admin
-from broker.errors import BrokerCode, BrokerError
+from broker.errors import BrokerError
 from broker.reasons import Refusal
 from broker.refusals import note
 from broker.service import Broker
@@ -26,7 +26,6 @@ Metadata = Iterable[tuple[str, str | bytes]] | None
 PROBLEM_URL: Final = "type.googleapis.com/cloister.v1.Problem"
 CODES: Final = {int(code.value[0]): code for code in grpc.StatusCode}
 MAX_CODES: Final = 32  # of one refusal: clients take 8 KiB of metadata unless told otherwise
-logger = logging.getLogger("cloister.broker.rpc")
 
 
 def shown(metadata: Metadata, full_method: str, body: bytes) -> Shown:
@@ -65,9 +64,22 @@ def greeting(broker: Broker, call_id: str) -> tuple[tuple[str, str], ...]:
         return (("x-correlation-id", call_id),)  # the clock is behind: no proof would be accepted anyway
 
 
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], broker: Broker, error: Refusal, call_id: str) -> NoReturn:
-    """End the call with the refusal's status, its problem and, where it is a 401, what to prove."""
+async def refuse(
+    context: grpc.aio.ServicerContext[Any, Any],
+    broker: Broker,
+    error: Refusal,
+    call_id: str,
+    *,
+    route: str = "",
+    started: float = 0.0,
+) -> NoReturn:
+    """End the call with the refusal's status, its problem and, where it is a 401, what to prove.
+
+    With `route`, the full method, and `started`, what `time.perf_counter` said when the call came, it is measured too.
+    """
     problem = note(broker, error, call_id)
+    if route:
+        broker.metrics.answered(route, problem.status, time.perf_counter() - started)
     code = CODES[GRPC_STATUS[problem.status]]
     members = problem.to_dict() | {"codes": problem.codes[:MAX_CODES]}
     members["kind"] = members.pop("type")
@@ -79,9 +91,3 @@ async def refuse(context: grpc.aio.ServicerContext[Any, Any], broker: Broker, er
     status.details.add(type_url=PROBLEM_URL, value=told.SerializeToString())
     details: tuple[str, str | bytes] = ("grpc-status-details-bin", status.SerializeToString())
     await context.abort(code, problem.code, (*greeting(broker, call_id), *headers.items(), details))
-
-
-def unforeseen(error: Exception, call_id: str) -> BrokerError:
-    """The caller gets one code; the operator's log the exception's type, never its text."""
-    logger.error("broker.internal", exc_info=error, extra={"correlation_id": call_id})
-    return BrokerError(BrokerCode.BROKER_INTERNAL, type(error).__name__)

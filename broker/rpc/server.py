@@ -9,10 +9,11 @@ from typing import Final, final
 
 import grpc
 
+from broker.rpc import unary
 from broker.service import Broker
 from broker.wire.bodies import MAX_EVIDENCE_BODY
 
-SERVICES: Final[tuple[Callable[[Broker], grpc.GenericRpcHandler], ...]] = ()
+SERVICES: Final[tuple[Callable[[Broker], tuple[grpc.GenericRpcHandler, ...]], ...]] = (unary.services,)
 """Each makes its handlers for a broker."""
 
 MAX_CALLS: Final = 4096  # at once, streams included
@@ -56,7 +57,7 @@ async def start(
     Raises OSError when the address cannot be bound.
     """
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
-    server.add_generic_rpc_handlers(tuple(make(broker) for make in SERVICES))
+    server.add_generic_rpc_handlers(tuple(handler for make in SERVICES for handler in make(broker)))
     wanted = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound = server.add_insecure_port(wanted) if credentials is None else server.add_secure_port(wanted, credentials)

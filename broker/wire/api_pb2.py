@@ -22,18 +22,108 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from broker.wire import envelope_pb2 as broker_dot_wire_dot_envelope__pb2
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62roker/wire/api.proto\x12\x0b\x63loister.v1\x1a\x19google/protobuf/any.proto\"\xa2\x01\n\x07Problem\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x0e\n\x06remedy\x18\x07 \x01(\t\x12\r\n\x05\x63odes\x18\x08 \x03(\t\x12\x15\n\rretry_after_s\x18\t \x01(\x05\"N\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Anyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62roker/wire/api.proto\x12\x0b\x63loister.v1\x1a\x1a\x62roker/wire/envelope.proto\x1a\x19google/protobuf/any.proto\x1a\x1cgoogle/protobuf/struct.proto\"\t\n\x07Nothing\")\n\x0bNameRequest\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"\xe3\x01\n\x05\x41sked\x12*\n\x04path\x18\x01 \x03(\x0b\x32\x1c.cloister.v1.Asked.PathEntry\x12,\n\x05query\x18\x02 \x03(\x0b\x32\x1d.cloister.v1.Asked.QueryEntry\x12%\n\x04\x62ody\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x1a+\n\tPathEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a,\n\nQueryEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x08\x44ocument\x12(\n\x07members\x18\x01 \x01(\x0b\x32\x17.google.protobuf.Struct\"P\n\x06Octets\x12\x11\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x19\n\x0c\x63ontent_type\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\x07\n\x05_dataB\x0f\n\r_content_type\">\n\x10\x43hallengeRequest\x12\x19\n\x0c\x63lient_nonce\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x42\x0f\n\r_client_nonce\"@\n\x08TokenKey\x12\x10\n\x03kid\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04spki\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x42\x06\n\x04_kidB\x07\n\x05_spki\"\xc3\x02\n\nBrokerKeys\x12\x14\n\x07log_key\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x15\n\x08log_name\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06issuer\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x19\n\x0cidentity_key\x18\x04 \x01(\x0cH\x03\x88\x01\x01\x12)\n\ntoken_keys\x18\x05 \x03(\x0b\x32\x15.cloister.v1.TokenKey\x12\x18\n\x0bissued_at_s\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x18\n\x0bnot_after_s\x18\x07 \x01(\x04H\x05\x88\x01\x01\x12\x16\n\tsignature\x18\x08 \x01(\x0cH\x06\x88\x01\x01\x42\n\n\x08_log_keyB\x0b\n\t_log_nameB\t\n\x07_issuerB\x0f\n\r_identity_keyB\x0e\n\x0c_issued_at_sB\x0e\n\x0c_not_after_sB\x0c\n\n_signature\"\xaa\x02\n\x11\x43hallengeResponse\x12\x12\n\x05nonce\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x16\n\tbroker_id\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x11\n\x04\x61t_s\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x16\n\texpires_s\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12%\n\x04keys\x18\x05 \x01(\x0b\x32\x17.cloister.v1.BrokerKeys\x12\x16\n\tsignature\x18\x06 \x01(\x0cH\x04\x88\x01\x01\x12\x12\n\x05quote\x18\x07 \x01(\x0cH\x05\x88\x01\x01\x12\x16\n\tevent_log\x18\x08 \x01(\x0cH\x06\x88\x01\x01\x42\x08\n\x06_nonceB\x0c\n\n_broker_idB\x07\n\x05_at_sB\x0c\n\n_expires_sB\x0c\n\n_signatureB\x08\n\x06_quoteB\x0c\n\n_event_log\"\x89\x03\n\x07\x42inding\x12\x14\n\x07version\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04role\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06tenant\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x12\n\x05suite\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\tbroker_id\x18\x05 \x01(\x0cH\x04\x88\x01\x01\x12\x12\n\x05nonce\x18\x06 \x01(\x0cH\x05\x88\x01\x01\x12\x19\n\x0cidentity_key\x18\x07 \x01(\x0cH\x06\x88\x01\x01\x12\x18\n\x0bsealing_key\x18\x08 \x01(\x0cH\x07\x88\x01\x01\x12\x1d\n\x10init_data_digest\x18\t \x01(\x0cH\x08\x88\x01\x01\x12\x1e\n\x11trust_file_digest\x18\n \x01(\x0cH\t\x88\x01\x01\x42\n\n\x08_versionB\x07\n\x05_roleB\t\n\x07_tenantB\x08\n\x06_suiteB\x0c\n\n_broker_idB\x08\n\x06_nonceB\x0f\n\r_identity_keyB\x0e\n\x0c_sealing_keyB\x13\n\x11_init_data_digestB\x14\n\x12_trust_file_digest\"\x93\x01\n\x08\x45vidence\x12\x12\n\x05quote\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x16\n\tevent_log\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12%\n\x07\x62inding\x18\x03 \x01(\x0b\x32\x14.cloister.v1.Binding\x12\x12\n\x05proof\x18\x04 \x01(\x0cH\x02\x88\x01\x01\x42\x08\n\x06_quoteB\x0c\n\n_event_logB\x08\n\x06_proof\"i\n\x12\x41ttestationRequest\x12\'\n\x08\x65vidence\x18\x01 \x01(\x0b\x32\x15.cloister.v1.Evidence\x12\x19\n\x0c\x63lient_nonce\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x0f\n\r_client_nonce\"|\n\x07Receipt\x12\x12\n\x05index\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05\x65ntry\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x17\n\ncheckpoint\x18\x04 \x01(\tH\x02\x88\x01\x01\x42\x08\n\x06_indexB\x08\n\x06_entryB\r\n\x0b_checkpoint\"\xd0\x01\n\x13\x41ttestationResponse\x12\x12\n\x05token\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x17\n\ntoken_type\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07subject\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x19\n\x0c\x65xpires_at_s\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12%\n\x07receipt\x18\x05 \x01(\x0b\x32\x14.cloister.v1.ReceiptB\x08\n\x06_tokenB\r\n\x0b_token_typeB\n\n\x08_subjectB\x0f\n\r_expires_at_s\"J\n\x08PeerInfo\x12\x14\n\x07subject\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05token\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\n\n\x08_subjectB\x08\n\x06_token\"\xe4\x01\n\x13VerificationRequest\x12\x12\n\x05quote\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x16\n\tevent_log\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x18\n\x0breport_data\x18\x03 \x01(\x0cH\x02\x88\x01\x01\x12\x0e\n\x06\x61\x63\x63\x65pt\x18\x04 \x03(\t\x12\r\n\x05\x61llow\x18\x05 \x03(\t\x12\x15\n\x08\x61udience\x18\x06 \x01(\tH\x03\x88\x01\x01\x12\x12\n\x05nonce\x18\x07 \x01(\tH\x04\x88\x01\x01\x42\x08\n\x06_quoteB\x0c\n\n_event_logB\x0e\n\x0c_report_dataB\x0b\n\t_audienceB\x08\n\x06_nonce\"\xde\x01\n\x14VerificationResponse\x12\x0f\n\x02ok\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x11\n\x04\x63ode\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x16\n\taffirming\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12(\n\x07verdict\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\"\n\x06\x63hecks\x18\x05 \x03(\x0b\x32\x12.cloister.v1.Check\x12\x13\n\x06result\x18\x06 \x01(\tH\x03\x88\x01\x01\x42\x05\n\x03_okB\x07\n\x05_codeB\x0c\n\n_affirmingB\t\n\x07_result\"\xb9\x01\n\x05\x43heck\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04\x63ode\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x0f\n\x02ok\x18\x03 \x01(\x08H\x02\x88\x01\x01\x12\x14\n\x07warning\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x13\n\x06\x64\x65tail\x18\x05 \x01(\tH\x04\x88\x01\x01\x12\x13\n\x06remedy\x18\x06 \x01(\tH\x05\x88\x01\x01\x42\x07\n\x05_nameB\x07\n\x05_codeB\x05\n\x03_okB\n\n\x08_warningB\t\n\x07_detailB\t\n\x07_remedy\"l\n\x0eReleaseRequest\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05nonce\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x14\n\x07version\x18\x03 \x01(\x04H\x02\x88\x01\x01\x42\x07\n\x05_nameB\x08\n\x06_nonceB\n\n\x08_version\"\xea\x01\n\x0fReleaseResponse\x12\x13\n\x06sealed\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\x05suite\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06permit\x18\x03 \x01(\x0cH\x02\x88\x01\x01\x12\x1a\n\rpermit_digest\x18\x04 \x01(\x0cH\x03\x88\x01\x01\x12\x16\n\tsignature\x18\x05 \x01(\x0cH\x04\x88\x01\x01\x12%\n\x07receipt\x18\x06 \x01(\x0b\x32\x14.cloister.v1.ReceiptB\t\n\x07_sealedB\x08\n\x06_suiteB\t\n\x07_permitB\x10\n\x0e_permit_digestB\x0c\n\n_signature\"\\\n\x10PutSecretRequest\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x0e\n\x06labels\x18\x03 \x03(\tB\x07\n\x05_nameB\x08\n\x06_value\"\xe4\x02\n\nMailboxKey\x12\x14\n\x07mailbox\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05owner\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x12\n\x05\x65poch\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x11\n\x04kind\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x12\n\x05suite\x18\x05 \x01(\tH\x04\x88\x01\x01\x12\x10\n\x03key\x18\x06 \x01(\x0cH\x05\x88\x01\x01\x12\x18\n\x0bincarnation\x18\x07 \x01(\x0cH\x06\x88\x01\x01\x12\x19\n\x0cnot_before_s\x18\x08 \x01(\x04H\x07\x88\x01\x01\x12\x18\n\x0bnot_after_s\x18\t \x01(\x04H\x08\x88\x01\x01\x12\x16\n\tsignature\x18\n \x01(\x0cH\t\x88\x01\x01\x42\n\n\x08_mailboxB\x08\n\x06_ownerB\x08\n\x06_epochB\x07\n\x05_kindB\x08\n\x06_suiteB\x06\n\x04_keyB\x0e\n\x0c_incarnationB\x0f\n\r_not_before_sB\x0e\n\x0c_not_after_sB\x0c\n\n_signature\"V\n\x12OpenMailboxRequest\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12$\n\x03key\x18\x02 \x01(\x0b\x32\x17.cloister.v1.MailboxKeyB\x07\n\x05_name\"\x81\x01\n\x0bMailboxInfo\x12$\n\x03key\x18\x01 \x01(\x0b\x32\x17.cloister.v1.MailboxKey\x12\x18\n\x0bowner_token\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x15\n\x08next_seq\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x0e\n\x0c_owner_tokenB\x0b\n\t_next_seq\"L\n\x0bSendRequest\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12!\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x12.cloister.v1.BatchB\x07\n\x05_name\"h\n\nSendResult\x12\x13\n\x06msg_id\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x13\n\x06status\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x11\n\x04\x63ode\x18\x03 \x01(\tH\x02\x88\x01\x01\x42\t\n\x07_msg_idB\t\n\x07_statusB\x07\n\x05_code\"8\n\x0cSendResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.cloister.v1.SendResult\"\x9a\x01\n\x0eReceiveRequest\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cmax_messages\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x06wait_s\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x14\n\x07lease_s\x18\x04 \x01(\rH\x03\x88\x01\x01\x42\x07\n\x05_nameB\x0f\n\r_max_messagesB\t\n\x07_wait_sB\n\n\x08_lease_s\"\xc6\x01\n\x08\x44\x65livery\x12\x15\n\x08\x65nvelope\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x12\n\x05lease\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x07\x61ttempt\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x0e\x61\x63\x63\x65pted_at_ms\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x17\n\nacceptance\x18\x05 \x01(\x0cH\x04\x88\x01\x01\x42\x0b\n\t_envelopeB\x08\n\x06_leaseB\n\n\x08_attemptB\x11\n\x0f_accepted_at_msB\r\n\x0b_acceptance\"\xa8\x01\n\x0fReceiveResponse\x12)\n\ndeliveries\x18\x01 \x03(\x0b\x32\x15.cloister.v1.Delivery\x12:\n\x07senders\x18\x02 \x03(\x0b\x32).cloister.v1.ReceiveResponse.SendersEntry\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x03Nak\x12\x12\n\x05lease\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x07\x64\x65lay_s\x18\x02 \x01(\rH\x01\x88\x01\x01\x42\x08\n\x06_leaseB\n\n\x08_delay_s\"T\n\nAckRequest\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0b\n\x03\x61\x63k\x18\x02 \x03(\t\x12\x1d\n\x03nak\x18\x03 \x03(\x0b\x32\x10.cloister.v1.NakB\x07\n\x05_name\"7\n\x0b\x41\x63kResponse\x12\x11\n\x04\x64one\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04lost\x18\x02 \x03(\tB\x07\n\x05_done\")\n\x0bTileRequest\x12\x11\n\x04tile\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_tile\"J\n\x12\x43onsistencyRequest\x12\x10\n\x03old\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x11\n\x04size\x18\x02 \x01(\x04H\x01\x88\x01\x01\x42\x06\n\x04_oldB\x07\n\x05_size\"$\n\x13\x43onsistencyResponse\x12\r\n\x05proof\x18\x01 \x03(\x0c\"\xa2\x01\n\x07Problem\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x05\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x0e\n\x06remedy\x18\x07 \x01(\t\x12\r\n\x05\x63odes\x18\x08 \x03(\t\x12\x15\n\rretry_after_s\x18\t \x01(\x05\"N\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any2\x93\x07\n\x06\x42roker\x12J\n\tChallenge\x12\x1d.cloister.v1.ChallengeRequest\x1a\x1e.cloister.v1.ChallengeResponse\x12K\n\x06\x41ttest\x12\x1f.cloister.v1.AttestationRequest\x1a .cloister.v1.AttestationResponse\x12M\n\x06Verify\x12 .cloister.v1.VerificationRequest\x1a!.cloister.v1.VerificationResponse\x12J\n\rReleaseSecret\x12\x1b.cloister.v1.ReleaseRequest\x1a\x1c.cloister.v1.ReleaseResponse\x12<\n\tFindAgent\x12\x18.cloister.v1.NameRequest\x1a\x15.cloister.v1.PeerInfo\x12\x44\n\x0bOpenMailbox\x12\x1f.cloister.v1.OpenMailboxRequest\x1a\x14.cloister.v1.Nothing\x12\x41\n\x0b\x46indMailbox\x12\x18.cloister.v1.NameRequest\x1a\x18.cloister.v1.MailboxInfo\x12;\n\x04Send\x12\x18.cloister.v1.SendRequest\x1a\x19.cloister.v1.SendResponse\x12\x44\n\x07Receive\x12\x1b.cloister.v1.ReceiveRequest\x1a\x1c.cloister.v1.ReceiveResponse\x12@\n\x0b\x41\x63knowledge\x12\x17.cloister.v1.AckRequest\x1a\x18.cloister.v1.AckResponse\x12:\n\rGetCheckpoint\x12\x14.cloister.v1.Nothing\x1a\x13.cloister.v1.Octets\x12\x38\n\x07GetTile\x12\x18.cloister.v1.TileRequest\x1a\x13.cloister.v1.Octets\x12S\n\x0eGetConsistency\x12\x1f.cloister.v1.ConsistencyRequest\x1a .cloister.v1.ConsistencyResponse2\xd7\x05\n\x05\x41\x64min\x12\x41\n\tPutSecret\x12\x1d.cloister.v1.PutSecretRequest\x1a\x15.cloister.v1.Document\x12\x44\n\x0cRotateSecret\x12\x1d.cloister.v1.PutSecretRequest\x1a\x15.cloister.v1.Document\x12:\n\rDestroySecret\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12\x38\n\x0bListSecrets\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12\x35\n\x08GetAgent\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12\x37\n\nListAgents\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12\x38\n\x0bRevokeAgent\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12\x38\n\x0bListEntries\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12\x36\n\nProveEntry\x12\x12.cloister.v1.Asked\x1a\x14.cloister.v1.Receipt\x12\x36\n\tGetStatus\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12;\n\x0eReloadPolicies\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Document\x12>\n\x11RefreshCollateral\x12\x12.cloister.v1.Asked\x1a\x15.cloister.v1.Documentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'broker.wire.api_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROBLEM']._serialized_start=66
-  _globals['_PROBLEM']._serialized_end=228
-  _globals['_STATUS']._serialized_start=230
-  _globals['_STATUS']._serialized_end=308
+  _globals['_ASKED_PATHENTRY']._loaded_options = None
+  _globals['_ASKED_PATHENTRY']._serialized_options = b'8\001'
+  _globals['_ASKED_QUERYENTRY']._loaded_options = None
+  _globals['_ASKED_QUERYENTRY']._serialized_options = b'8\001'
+  _globals['_RECEIVERESPONSE_SENDERSENTRY']._loaded_options = None
+  _globals['_RECEIVERESPONSE_SENDERSENTRY']._serialized_options = b'8\001'
+  _globals['_NOTHING']._serialized_start=123
+  _globals['_NOTHING']._serialized_end=132
+  _globals['_NAMEREQUEST']._serialized_start=134
+  _globals['_NAMEREQUEST']._serialized_end=175
+  _globals['_ASKED']._serialized_start=178
+  _globals['_ASKED']._serialized_end=405
+  _globals['_ASKED_PATHENTRY']._serialized_start=316
+  _globals['_ASKED_PATHENTRY']._serialized_end=359
+  _globals['_ASKED_QUERYENTRY']._serialized_start=361
+  _globals['_ASKED_QUERYENTRY']._serialized_end=405
+  _globals['_DOCUMENT']._serialized_start=407
+  _globals['_DOCUMENT']._serialized_end=459
+  _globals['_OCTETS']._serialized_start=461
+  _globals['_OCTETS']._serialized_end=541
+  _globals['_CHALLENGEREQUEST']._serialized_start=543
+  _globals['_CHALLENGEREQUEST']._serialized_end=605
+  _globals['_TOKENKEY']._serialized_start=607
+  _globals['_TOKENKEY']._serialized_end=671
+  _globals['_BROKERKEYS']._serialized_start=674
+  _globals['_BROKERKEYS']._serialized_end=997
+  _globals['_CHALLENGERESPONSE']._serialized_start=1000
+  _globals['_CHALLENGERESPONSE']._serialized_end=1298
+  _globals['_BINDING']._serialized_start=1301
+  _globals['_BINDING']._serialized_end=1694
+  _globals['_EVIDENCE']._serialized_start=1697
+  _globals['_EVIDENCE']._serialized_end=1844
+  _globals['_ATTESTATIONREQUEST']._serialized_start=1846
+  _globals['_ATTESTATIONREQUEST']._serialized_end=1951
+  _globals['_RECEIPT']._serialized_start=1953
+  _globals['_RECEIPT']._serialized_end=2077
+  _globals['_ATTESTATIONRESPONSE']._serialized_start=2080
+  _globals['_ATTESTATIONRESPONSE']._serialized_end=2288
+  _globals['_PEERINFO']._serialized_start=2290
+  _globals['_PEERINFO']._serialized_end=2364
+  _globals['_VERIFICATIONREQUEST']._serialized_start=2367
+  _globals['_VERIFICATIONREQUEST']._serialized_end=2595
+  _globals['_VERIFICATIONRESPONSE']._serialized_start=2598
+  _globals['_VERIFICATIONRESPONSE']._serialized_end=2820
+  _globals['_CHECK']._serialized_start=2823
+  _globals['_CHECK']._serialized_end=3008
+  _globals['_RELEASEREQUEST']._serialized_start=3010
+  _globals['_RELEASEREQUEST']._serialized_end=3118
+  _globals['_RELEASERESPONSE']._serialized_start=3121
+  _globals['_RELEASERESPONSE']._serialized_end=3355
+  _globals['_PUTSECRETREQUEST']._serialized_start=3357
+  _globals['_PUTSECRETREQUEST']._serialized_end=3449
+  _globals['_MAILBOXKEY']._serialized_start=3452
+  _globals['_MAILBOXKEY']._serialized_end=3808
+  _globals['_OPENMAILBOXREQUEST']._serialized_start=3810
+  _globals['_OPENMAILBOXREQUEST']._serialized_end=3896
+  _globals['_MAILBOXINFO']._serialized_start=3899
+  _globals['_MAILBOXINFO']._serialized_end=4028
+  _globals['_SENDREQUEST']._serialized_start=4030
+  _globals['_SENDREQUEST']._serialized_end=4106
+  _globals['_SENDRESULT']._serialized_start=4108
+  _globals['_SENDRESULT']._serialized_end=4212
+  _globals['_SENDRESPONSE']._serialized_start=4214
+  _globals['_SENDRESPONSE']._serialized_end=4270
+  _globals['_RECEIVEREQUEST']._serialized_start=4273
+  _globals['_RECEIVEREQUEST']._serialized_end=4427
+  _globals['_DELIVERY']._serialized_start=4430
+  _globals['_DELIVERY']._serialized_end=4628
+  _globals['_RECEIVERESPONSE']._serialized_start=4631
+  _globals['_RECEIVERESPONSE']._serialized_end=4799
+  _globals['_RECEIVERESPONSE_SENDERSENTRY']._serialized_start=4753
+  _globals['_RECEIVERESPONSE_SENDERSENTRY']._serialized_end=4799
+  _globals['_NAK']._serialized_start=4801
+  _globals['_NAK']._serialized_end=4870
+  _globals['_ACKREQUEST']._serialized_start=4872
+  _globals['_ACKREQUEST']._serialized_end=4956
+  _globals['_ACKRESPONSE']._serialized_start=4958
+  _globals['_ACKRESPONSE']._serialized_end=5013
+  _globals['_TILEREQUEST']._serialized_start=5015
+  _globals['_TILEREQUEST']._serialized_end=5056
+  _globals['_CONSISTENCYREQUEST']._serialized_start=5058
+  _globals['_CONSISTENCYREQUEST']._serialized_end=5132
+  _globals['_CONSISTENCYRESPONSE']._serialized_start=5134
+  _globals['_CONSISTENCYRESPONSE']._serialized_end=5170
+  _globals['_PROBLEM']._serialized_start=5173
+  _globals['_PROBLEM']._serialized_end=5335
+  _globals['_STATUS']._serialized_start=5337
+  _globals['_STATUS']._serialized_end=5415
+  _globals['_BROKER']._serialized_start=5418
+  _globals['_BROKER']._serialized_end=6333
+  _globals['_ADMIN']._serialized_start=6336
+  _globals['_ADMIN']._serialized_end=7063
 # @@protoc_insertion_point(module_scope)

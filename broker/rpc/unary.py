@@ -1,0 +1,220 @@
+"""The unary calls: each is the twin of a REST endpoint and runs the same handler.
+
+Decides which method is which endpoint's twin, and nothing else: reading, doors, use-case and refusals are the
+endpoint's. What a request's fields are (path, query or body) follows from the endpoint's own path and method.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+from urllib.parse import unquote
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from starlette.responses import Response
+
+from broker import routes
+from broker.calls import Call, Door, Endpoint, Handler, prove
+from broker.errors import BrokerCode, BrokerError
+from broker.refusals import as_refusal
+from broker.rpc.doors import correlation_id, greeting, refuse, shown
+from broker.rpc.members import fill, members_of, parse
+from broker.service import Broker
+from broker.wire import api_pb2 as pb
+from broker.wire.errors import WireCode, WireError
+
+PACKAGE: Final = "cloister.v1"
+MIN_REQUEST: Final = 64 * 1024  # bytes, for endpoints whose REST form has no body
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """A method and the endpoint whose twin it is. `body` names the field that holds what REST has as its body."""
+
+    service: str
+    method: str
+    endpoint: Endpoint
+    door: Door
+    body: str
+    request: type[Message]
+    answer: type[Message]
+
+    @property
+    def full_method(self) -> str:
+        return f"/{PACKAGE}.{self.service}/{self.method}"
+
+    @property
+    def most(self) -> int:
+        return max(self.endpoint.max_body, MIN_REQUEST)
+
+
+def _endpoint(handler: Handler) -> Endpoint:
+    return next(endpoint for endpoint in routes.ENDPOINTS if endpoint.handler is handler)
+
+
+def _twin(name: str, handler: Handler, *, body: str = "", door: Door | None = None) -> Twin:
+    service, _, method = name.partition(".")
+    described = pb.DESCRIPTOR.services_by_name[service].methods_by_name[method]
+    endpoint = _endpoint(handler)
+    return Twin(
+        service=service,
+        method=method,
+        endpoint=endpoint,
+        door=door or endpoint.door,
+        body=body,
+        request=GetMessageClass(described.input_type),
+        answer=GetMessageClass(described.output_type),
+    )
+
+
+TWINS: Final[tuple[Twin, ...]] = (
+    _twin("Broker.Challenge", routes.challenge),
+    _twin("Broker.Attest", routes.attest),
+    _twin("Broker.Verify", routes.verify),
+    _twin("Broker.ReleaseSecret", routes.release),
+    _twin("Broker.FindAgent", routes.agent, door=Door.AGENT),
+    _twin("Broker.OpenMailbox", routes.open_mailbox, body="key"),
+    _twin("Broker.FindMailbox", routes.find_mailbox),
+    _twin("Broker.Send", routes.send, body="batch"),
+    _twin("Broker.Receive", routes.receive),
+    _twin("Broker.Acknowledge", routes.acknowledge),
+    _twin("Broker.GetCheckpoint", routes.checkpoint),
+    _twin("Broker.GetTile", routes.tile),
+    _twin("Broker.GetConsistency", routes.consistency),
+    _twin("Admin.PutSecret", routes.put_secret),
+    _twin("Admin.RotateSecret", routes.rotate_secret),
+    _twin("Admin.DestroySecret", routes.destroy_secret),
+    _twin("Admin.ListSecrets", routes.list_secrets),
+    _twin("Admin.GetAgent", routes.agent, door=Door.ADMIN),
+    _twin("Admin.ListAgents", routes.list_agents),
+    _twin("Admin.RevokeAgent", routes.revoke_agent),
+    _twin("Admin.ListEntries", routes.log_entries),
+    _twin("Admin.ProveEntry", routes.log_receipt),
+    _twin("Admin.GetStatus", routes.status),
+    _twin("Admin.ReloadPolicies", routes.reload_policies),
+    _twin("Admin.RefreshCollateral", routes.refresh_collateral),
+)
+
+
+def services(broker: Broker) -> tuple[grpc.GenericRpcHandler, ...]:
+    """The handlers of every unary method. Requests arrive as bytes: their hash is in the proof."""
+    found: dict[str, dict[str, Any]] = {}
+    for twin in TWINS:
+        handler: Any = grpc.unary_unary_rpc_method_handler(_serving(broker, twin))
+        found.setdefault(f"{PACKAGE}.{twin.service}", {})[twin.method] = handler
+    return tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in found.items())
+
+
+def _serving(broker: Broker, twin: Twin) -> Any:
+    async def serve(raw: bytes, context: Context) -> bytes:
+        started = time.perf_counter()
+        call_id = correlation_id()
+        try:
+            answer = await _answer(broker, twin, raw, context, call_id)
+        except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged by its type
+            failure = as_refusal(error, call_id)
+        else:
+            context.set_trailing_metadata(greeting(broker, call_id))
+            broker.metrics.answered(twin.full_method, 200, time.perf_counter() - started)
+            return answer
+        return await refuse(context, broker, failure, call_id, route=twin.full_method, started=started)
+
+    return serve
+
+
+async def _answer(broker: Broker, twin: Twin, raw: bytes, context: Context, call_id: str) -> bytes:
+    if len(raw) > twin.most:
+        raise WireError(WireCode.BODY_TOO_LARGE, f"{len(raw)} bytes, at most {twin.most}")
+    what = shown(context.invocation_metadata(), twin.full_method, raw)
+    token, admin = prove(broker, what, twin.door, changes=twin.endpoint.changes)
+    asked = _read(twin, parse(twin.request, raw))
+    call = Call(
+        broker=broker,
+        body=asked.body,
+        correlation_id=call_id,
+        source_ip=address_of(context.peer()),
+        path=asked.path,
+        query=asked.query,
+        members=asked.members,
+        token=token,
+        admin=admin,
+    )
+    found = await twin.endpoint.handler(call)
+    message = twin.answer()
+    _write(message, found)
+    return message.SerializeToString()
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    path: Mapping[str, Any]
+    query: Mapping[str, str]
+    members: Mapping[str, Any]
+    body: bytes = b""
+
+
+def _read(twin: Twin, message: Message) -> _Asked:
+    """Sort a request's fields into what REST has in the path, in the query and in the body."""
+    if isinstance(message, pb.Asked):
+        path = _converted(twin, dict(message.path))
+        return _Asked(path=path, query=dict(message.query), members=members_of(message.body))
+    members = members_of(message)
+    path = _converted(twin, {name: members.pop(name, "") for name in _parameters(twin)})
+    if twin.endpoint.method == "GET":
+        return _Asked(path=path, query={name: str(value) for name, value in members.items()}, members={})
+    if not twin.body:
+        return _Asked(path=path, query={}, members=members)
+    part: Message = getattr(message, twin.body)
+    return _Asked(
+        path=path,
+        query={},
+        members=members.get(twin.body, {}),
+        body=part.SerializeToString(deterministic=True),
+    )
+
+
+def _parameters(twin: Twin) -> tuple[str, ...]:
+    """Names in the endpoint's path: `/v1/secrets/{name:path}` has `name`."""
+    return tuple(part.partition(":")[0].partition("}")[0] for part in twin.endpoint.path.split("{")[1:])
+
+
+def _converted(twin: Twin, given: dict[str, str]) -> dict[str, Any]:
+    """As the router converts them. Raises BrokerError route.unknown."""
+    found: dict[str, Any] = {}
+    for name in _parameters(twin):
+        text = given.pop(name, "")
+        if f"{{{name}:int}}" not in twin.endpoint.path:
+            found[name] = text
+        elif text.isdecimal() and len(text) <= 15:
+            found[name] = int(text)
+        else:
+            raise BrokerError(BrokerCode.ROUTE_UNKNOWN, f"{name} must be a whole number")
+    if given:
+        raise BrokerError(BrokerCode.ROUTE_UNKNOWN, f"the path has no {min(given)[:64]!a}")
+    return found
+
+
+def _write(message: Message, answer: Any) -> None:
+    if isinstance(message, pb.Octets) and isinstance(answer, Response):
+        message.data = bytes(answer.body)
+        message.content_type = answer.headers["content-type"]
+        return
+    members = {} if answer is None else answer if isinstance(answer, dict) else answer.to_dict()
+    if isinstance(message, pb.Document):
+        fill(message.members, members)
+    else:
+        fill(message, members)
+
+
+def address_of(peer: str) -> str | None:
+    """The caller's address from what gRPC says of it: `ipv4:192.0.2.1:50000`, `ipv6:%5B2001:db8::1%5D:50000`."""
+    kind, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdecimal():
+        return None
+    return host.strip("[]").removeprefix("::ffff:") or None
