@@ -11,9 +11,9 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from policies.bundle import Bundle, Memory, bundle_of
-from policies.engine import judge
+from policies.engine import _judge, judge
 from policies.errors import BundleError
-from policies.model import Action, Admit, Context, Facts, ReleaseSecret
+from policies.model import Action, Admit, Context, Facts, ReleaseSecret, asked
 from tests.policy_reference import Generated, GeneratedRule, actions, bundles, contexts, facts, permitted, rules
 from tests.policy_world import AT, bundle, good_facts
 
@@ -140,3 +140,12 @@ def test_no_text_from_outside_makes_a_decision_crash(question: tuple[Action, Con
     assert not judge(loaded, good_facts(), ReleaseSecret(text), context=context).permitted
     judge(loaded, good_facts(), action, context=replace(context, via=text, source_ip=text))
     judge(loaded, replace(good_facts(), subject=text, jkt=text), action, context=context)
+
+
+@settings(max_examples=EXAMPLES)
+@given(made=bundles(), questions=questions)
+def test_agents_who_share_answers_get_the_ones_they_would_get_alone(made: Generated, questions: list[Any]) -> None:
+    loaded = load(made)
+    for known, action, context in questions:
+        shared = _judge(loaded, known, asked(action, loaded.tenant), context, shared=True)
+        assert shared == judge(replace(loaded, memory=Memory()), known, action, context=context)
