@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from attestation.verdict import Verdict
-from policies import engine
+from policies.authorisation import ask
 from policies.bundle import Bundle
 from policies.engine import decide
 from policies.errors import Refused
@@ -22,13 +22,12 @@ HEAD = 'permit (principal, action == Action::"ReleaseSecret", resource in Path::
 def asking(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What Cedar was asked, one item for each question."""
     asked_for: list[object] = []
-    ask = engine.ask
 
     def counted(*arguments: Any) -> Any:
         asked_for.append(arguments)
         return ask(*arguments)
 
-    monkeypatch.setattr(engine, "ask", counted)
+    monkeypatch.setattr("policies.engine.ask", counted)
     return asked_for
 
 
