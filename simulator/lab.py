@@ -1,8 +1,9 @@
 """`cloister lab`: a simulated machine, its PCS, a broker and a console in one process, on loopback, in a folder.
 
 Decides how the pieces are put together and that they begin and end together. The broker is the real one: set up like
-any other, it trusts this machine's root and no other, fetches collateral from this machine's PCS over HTTP, and takes
-its time from the machine's clock, so that moving the clock moves everything. Nothing listens on any other interface.
+any other, in a simulated trust domain of its own that agents judge before they send anything. It trusts this machine's
+root and no other, fetches collateral from this machine's PCS over HTTP, and takes its time from the machine's clock, so
+that moving the clock moves everything. Nothing listens on any other interface.
 
 A folder that is used again keeps its machine, its keys, its secrets, its log and, where they are free, its ports:
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -37,6 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestation.net.pcs import PcsClient
+from attestation.ports import TrustDomain
 from attestation.quote import Quote
 from broker.app import listen, serve
 from broker.config import Admin, Settings
@@ -51,6 +54,7 @@ from policies.scaffold import starter, write
 from simulator.errors import SimulatorError
 from simulator.machine import Machine
 from simulator.pcs_server import PcsServer
+from simulator.residence import Residence, reference_of
 
 T = TypeVar("T")
 TENANT: Final = "lab"
@@ -90,22 +94,33 @@ class Lab:
             self.pcs_url = pcs.url
             door = stack.enter_context(listen(HOST, self._port("broker")))
             self.broker_url = f"http://{HOST}:{door.getsockname()[1]}"
-            serving = _Serving(self._settings(), self.machine, self.pcs_url, self.broker_folder / "collateral", door)
+            serving = _Serving(
+                self._settings(),
+                self.machine,
+                self.pcs_url,
+                self.broker_folder / "collateral",
+                door,
+                introduce=self._introduce,
+            )
             self._serving = stack.enter_context(serving)
             self._keep_ports()
-            identity = serving.broker.identity
-            vkey = verifier_key(identity.log_name, identity.log_key)
-            (self.broker_folder / "log.vkey").write_text(f"{vkey}\n", encoding="ascii")
-            self.trust_file.write_bytes(
-                render(
-                    tenant=self.tenant,
-                    log_key=identity.log_key,
-                    roots_pem=(self.machine.root_pem,),
-                    administrators=tuple(admin.jkt for admin in serving.broker.settings.admins),
-                )
-            )
             self._stack = stack.pop_all()
         return self
+
+    def _introduce(self, broker: Broker) -> tuple[TrustDomain, bytes]:
+        """The broker's own trust domain, and the digest of the trust file that tells agents what it must be."""
+        identity, domain = broker.identity, Residence(self.machine).launch()
+        vkey = verifier_key(identity.log_name, identity.log_key)
+        (self.broker_folder / "log.vkey").write_text(f"{vkey}\n", encoding="ascii")
+        trust = render(
+            tenant=self.tenant,
+            log_key=identity.log_key,
+            roots_pem=(self.machine.root_pem,),
+            administrators=tuple(admin.jkt for admin in broker.settings.admins),
+            reference=reference_of(domain),
+        )
+        self.trust_file.write_bytes(trust)
+        return domain, hashlib.sha256(trust).digest()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.close()
@@ -180,8 +195,18 @@ class Lab:
 class _Serving:
     """The broker and its HTTP server in a thread of their own."""
 
-    def __init__(self, settings: Settings, machine: Machine, pcs_url: str, cache: Path, door: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        machine: Machine,
+        pcs_url: str,
+        cache: Path,
+        door: socket.socket,
+        *,
+        introduce: Callable[[Broker], tuple[TrustDomain, bytes]],
+    ) -> None:
         self.broker: Broker
+        self._introduce = introduce
         self.grpc_address = ""
         self._settings = settings
         self._machine = machine
@@ -228,6 +253,7 @@ class _Serving:
         )
         for platform in range(len(self._machine.platforms)):
             await self._prefetch(platform)
+        await self.broker.attestor.begin(*self._introduce(self.broker))
         await serve(
             self.broker, sock=self._door, ready=self._started.set, stop=self._ending, on_grpc=self._grpc_listens
         )

@@ -41,10 +41,10 @@ ORDER: dict[str, str] = {
         "archive collateral attested judging reasons sessions admission vault edges labels release kbs mailboxes routing "
         "undo turns memory_mail memory sql_schema sql_blobs sql_mail sql_tables sql "
         "verification config administration clock telemetry service calls status refusals "
-        "http_api kbs_http openapi console routes rpc app admin_client setup cli"
+        "http_api kbs_http openapi console routes_keys routes rpc app admin_client setup cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log evidence challenge attested dpop release api_pb2 envelope_pb2 "
+        "__init__ errors tags jose fields names log evidence challenge attested dpop release labels api_pb2 envelope_pb2 "
         "envelope leases deadletters channel_pb2 channel stream_pb2 mailbox bodies"
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",

@@ -138,7 +138,8 @@ def agents_attest(scene: Scene) -> tuple[AgentProcess, AgentProcess, set[str]]:
     narrator.step("attest", "Two agents prove what they are")
     narrator.say(
         "Each is copied, hashed, and the hash is locked into a register that can only be added to; then the copy "
-        "runs, makes its keys inside the trust domain, and sends the broker a quote that covers all of it."
+        "runs, makes its keys inside the trust domain, has the broker prove by a quote of its own that it is the one "
+        "in the trust file, and only then sends it a quote that covers all of this."
     )
     nonce = os.urandom(12)
     report = nonce + AESGCM(scene.key).encrypt(nonce, REPORT.encode(), b"")
