@@ -14,6 +14,7 @@ from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.errors import BrokerCode, BrokerError
 from broker.http_api import json_response
 from broker.ports import AgentRecord, LogRow
+from broker.routes_keys import KEY_ENDPOINTS
 from broker.wire.bodies import (
     MAX_EVIDENCE_BODY,
     AttestationRequest,
@@ -343,6 +344,7 @@ _SECRET, _MAILBOX, _WHO = "/v1/secrets/{name:path}", "/v1/mailboxes/{name:path}"
 
 # Order matters: a path with a verb behind the name comes before the one without.
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    *KEY_ENDPOINTS,
     row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
     row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),
     row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),

@@ -26,6 +26,7 @@ from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.envelope import Envelope, batch_to_bytes
 from broker.wire.errors import WireError
 from broker.wire.fields import parse_object
+from broker.wire.labels import HeldLabels
 from broker.wire.leases import AckRequest, AckResponse
 from broker.wire.mailbox import (
     MailboxInfo,
@@ -118,6 +119,9 @@ class BrokerCalls:
 
     def mailbox(self, name: str) -> Call[MailboxInfo]:
         return MailboxInfo.from_dict((yield from self._json("GET", f"/v1/mailboxes/{name}", None)))
+
+    def labels(self) -> Call[HeldLabels]:
+        return HeldLabels.from_dict((yield from self._json("GET", "/v1/labels", None)))
 
     def peer(self, subject: str) -> Call[PeerInfo]:
         return PeerInfo.from_dict((yield from self._json("GET", f"/v1/agents/{subject}", None)))

@@ -48,6 +48,7 @@ WAIT_S: Final = 10
 LEASE_S: Final = 30
 # The owner has restarted or rolled its key; its token has ended since it was fetched; its key has ended.
 KEY_CODES: Final = frozenset({"mailbox.key_stale", "token.expired", "mailbox.key_signature_invalid"})
+LOWERED: Final = "message.labels_lowered"
 _NONCE_CODES: Final = frozenset({"challenge.expired", "challenge.used"})  # this nonce is gone, another one may do
 _RETRY: Final = frozenset({429, 503})
 
@@ -135,6 +136,7 @@ class Runtime:
         self._attesting = asyncio.Lock()
         self._sending: dict[str, asyncio.Lock] = {}
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
+        self._labels: frozenset[str] = frozenset()
 
     @property
     def admission(self) -> Admission:
@@ -149,6 +151,11 @@ class Runtime:
 
     def _token(self) -> str:
         return self.admission.token
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Of everything that this process was given. The broker keeps the account that counts."""
+        return self._labels
 
     # --- attestation ---
 
@@ -227,7 +234,7 @@ class Runtime:
         """Raises BrokerRefused when policy says no; WireError, SessionError, SealingFailed for a forged answer."""
         request = ReleaseRequest(nonce=os.urandom(32), version=version)
         answer = await self._authorised(lambda: self._calls.release(name, request))
-        return open_release(
+        secret = open_release(
             answer,
             admission=self.admission,
             keys=self.keys,
@@ -235,6 +242,8 @@ class Runtime:
             nonce=request.nonce,
             now_s=self.time.now_s(),
         )
+        self._labels |= secret.labels
+        return secret
 
     # --- mail ---
 
@@ -251,6 +260,7 @@ class Runtime:
         kind: str,
         plaintext: bytes,
         labels: frozenset[str] = frozenset(),
+        without: frozenset[str] = frozenset(),
         in_reply_to: bytes = b"",
         reply_to: str = "",
         ttl_s: float = DEFAULT_TTL_S,
@@ -258,6 +268,9 @@ class Runtime:
     ) -> bytes:
         """Seal and send one message; returns its id once the broker holds it durably. `announce` gets the id and the
         mailbox's owner before anything is sent, so that an answer cannot come too early.
+
+        The message carries `labels` and those of all that this process was given, but for `without`, which takes the
+        policy's permit.
 
         Raises BrokerRefused, EnvelopeRefused, WireError, TokenRefused, TransportFailed.
         """
@@ -273,7 +286,7 @@ class Runtime:
                         admission=admission,
                         kind=kind,
                         plaintext=plaintext,
-                        labels=labels,
+                        labels=(labels | self._labels) - without,
                         in_reply_to=in_reply_to,
                         reply_to=reply_to,
                         ttl_s=ttl_s,
@@ -283,10 +296,18 @@ class Runtime:
                     return await self._send(mailbox, envelope)
                 except (BrokerRefused, TokenRefused, WireError) as error:
                     self._found.pop(mailbox, None)
-                    if last or error.code not in KEY_CODES:
+                    behind = error.code == LOWERED and await self._catch_up()
+                    if last or not (behind or error.code in KEY_CODES):
                         raise
                     # What was at hand about the mailbox no longer holds: ask, and seal to its present key.
             raise AssertionError("the second attempt returns or raises")
+
+    async def _catch_up(self) -> bool:
+        """Ask the broker for its account of this agent's labels; whether it knew of any more."""
+        told = frozenset((await self._authorised(self._calls.labels)).labels)
+        news = not told <= self._labels
+        self._labels |= told
+        return news
 
     async def _send(self, mailbox: str, envelope: Envelope) -> bytes:
         response = await self._authorised(lambda: self._calls.send(mailbox, [envelope]))
@@ -319,6 +340,7 @@ class Runtime:
                     log.warning("message refused: %s", error.code)
                     dropped.append(delivery.lease)
                 continue
+            self._labels |= frozenset(opened.header.labels)
             received.append(Received(opened=opened, lease=delivery.lease, attempt=delivery.attempt))
         if dropped:
             with suppress(BrokerRefused):  # the leases have ended meanwhile; they will be refused again
