@@ -13,6 +13,7 @@ from broker.collateral import CollateralCache
 from broker.config import Admin
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
+from broker.labels import checked_labels
 from broker.ports import AgentRecord, AgentState, Clock, SecretRecord, Store
 from broker.sessions import Sessions
 from broker.vault import Vault, checked_name
@@ -55,14 +56,14 @@ class Administration:
     ) -> SecretInfo:
         """Store the next version; `rotate` wants an earlier one.
 
-        Raises BrokerError secret.name_invalid, secret.unknown, attestation.tenant_unknown.
+        Raises BrokerError secret.name_invalid, secret.unknown, attestation.tenant_unknown; WireError body.field_invalid.
         """
         at = self._clock()
         self._bundles.of(tenant_of(checked_name(name)))
         if rotate and self._store.read(lambda tx: tx.secrets.get(name)) is None:
             raise BrokerError(BrokerCode.SECRET_UNKNOWN, name)
         entry = self._entry(Kind.SECRET_PUT, admin, name, correlation_id, rotated=int(rotate))
-        labels = None if rotate and not request.labels else request.labels
+        labels = None if rotate and not request.labels else checked_labels(request.labels)
         record, _ = await self._audit.record(
             entry,
             lambda tx: self._vault.put(tx, name, request.value, labels=labels, at_s=int(at.timestamp())),
