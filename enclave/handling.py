@@ -39,7 +39,7 @@ class Mail(Protocol):
 
     async def receive(self, limit: int) -> list[Received]: ...
     async def finish(self, received: Received) -> None: ...
-    async def give_back(self, received: Received, delay_s: int) -> None: ...
+    async def give_back(self, received: Received, delay_s: int, code: str = "") -> None: ...
     async def refuse(self, received: Received, code: str) -> None: ...
     async def keep(self, held: list[Received]) -> None: ...
 
@@ -201,10 +201,10 @@ class Handling:
         code = str(getattr(error, "code", type(error).__name__))
         log.error("%s failed in attempt %d of %s: %s", declared.name, received.attempt, declared.kind.name, code)
         log.debug("%s", declared.name, exc_info=error)
-        if received.attempt < declared.retry.attempts:
-            await self._return(received, declared.retry.pause_s(received.attempt))
-            return
         told = Code.MESSAGE_DEADLINE if code == Code.MESSAGE_DEADLINE else Code.MESSAGE_HANDLER
+        if received.attempt < declared.retry.attempts:
+            await self._return(received, declared.retry.pause_s(received.attempt), str(told))
+            return
         await self._refuse(context, received, str(told), None)
 
     async def _refuse(self, context: Context, received: Received, code: str, error: CloisterError | None) -> None:
@@ -223,10 +223,10 @@ class Handling:
         with suppress(CloisterError):  # a repetition is recognised
             await self._mail.finish(received)
 
-    async def _return(self, received: Received, delay_s: int) -> None:
+    async def _return(self, received: Received, delay_s: int, code: str = "") -> None:
         self._leave(received)
         with suppress(CloisterError):  # the lease ends by itself if this does not get through
-            await self._mail.give_back(received, delay_s)
+            await self._mail.give_back(received, delay_s, code)
 
     def _leave(self, received: Received) -> None:
         self._held.pop(received.lease, None)

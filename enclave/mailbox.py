@@ -104,7 +104,7 @@ class Outbox:
     ) -> Envelope:
         """One signed, sealed envelope, after `verify_key`. Raises as that does, and envelope.too_large."""
         self.verify_key(found, mailbox, admission)
-        padded, key, now_ms = _pad(plaintext), found.key, self._time.now_ms()
+        padded, key, now_ms = pad(plaintext), found.key, self._time.now_ms()
         self._seq[mailbox] = seq = self._seq.get(mailbox, 0) + 1
         header = Header(
             suite=key.suite,
@@ -222,7 +222,7 @@ class Inbox:
         window = epoch.window(header.sender_jkt)
         window.check(header.seq, header.msg_id)
         try:
-            plaintext = _unpad(epoch.key.open(envelope.body, info(envelope.header)))
+            plaintext = unpad(epoch.key.open(envelope.body, info(envelope.header)))
         except SealingFailed as error:
             raise EnvelopeRefused(Code.ENVELOPE_BODY, str(error.code)) from None
         window.begin(header.seq, header.msg_id)
@@ -261,14 +261,16 @@ def peer_verdict(token: str, broker: Broker, time: BrokerTime) -> Verdict:
     )
 
 
-def _pad(plaintext: bytes) -> bytes:
+def pad(plaintext: bytes) -> bytes:
+    """Its length and itself, up to a power of two. Raises EnvelopeRefused envelope.too_large."""
     if len(plaintext) > MAX_PLAINTEXT:
         raise EnvelopeRefused(Code.ENVELOPE_TOO_LARGE, f"{len(plaintext)} bytes, at most {MAX_PLAINTEXT}")
     framed = struct.pack(">I", len(plaintext)) + plaintext
     return framed.ljust(max(MIN_BUCKET, 1 << (len(framed) - 1).bit_length()), b"\0")
 
 
-def _unpad(framed: bytes) -> bytes:
+def unpad(framed: bytes) -> bytes:
+    """The plaintext of `pad`. Raises WireError envelope.malformed."""
     size = int.from_bytes(framed[:4], "big")
     if len(framed) < 4 + size or any(framed[4 + size :]):
         raise WireError(WireCode.ENVELOPE_MALFORMED, "the padding of the body")

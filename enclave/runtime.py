@@ -25,7 +25,7 @@ from attestation.ports import TrustDomain
 from attestation.verdict import Verdict
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
-from broker.wire.leases import AckRequest, Nak
+from broker.wire.leases import AckRequest, Extension, Nak, Rejection
 from broker.wire.mailbox import MailboxInfo, ReceiveRequest, SendStatus
 from broker.wire.release import ReleaseRequest
 from enclave.client import AsyncClient, BrokerCalls, Call
@@ -327,29 +327,28 @@ class Runtime:
         return found
 
     async def receive(self, limit: int) -> list[Received]:
-        """Wait for mail and open what can be proved. What cannot is acknowledged away, and logged with its code."""
+        """Wait for mail and open what can be proved. What cannot becomes a dead letter, and is logged with its code."""
         name = self.inbox.name
         request = ReceiveRequest(max_messages=limit, wait_s=WAIT_S, lease_s=LEASE_S)
         response = await self._authorised(lambda: self._calls.receive(name, request))
-        received, dropped = [], []
+        received, dropped = [], list[Rejection]()
         for delivery in response.deliveries:
             try:
                 opened = self.inbox.open(delivery, response.senders, self.admission.broker)
             except (EnvelopeRefused, AttestationError, WireError) as error:
                 if error.code is not Code.ENVELOPE_IN_PROGRESS:
                     log.warning("message refused: %s", error.code)
-                    dropped.append(delivery.lease)
+                    dropped.append(Rejection(lease=delivery.lease, code=str(error.code)))
                 continue
             self._labels |= frozenset(opened.header.labels)
             received.append(Received(opened=opened, lease=delivery.lease, attempt=delivery.attempt))
         if dropped:
             with suppress(BrokerRefused):  # the leases have ended meanwhile; they will be refused again
-                await self.acknowledge(*dropped)
+                await self._settle(AckRequest(reject=tuple(dropped)))
         return received
 
     async def acknowledge(self, *leases: str) -> None:
-        request = AckRequest(ack=leases)
-        await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
+        await self._settle(AckRequest(ack=leases))
 
     async def finish(self, received: Received) -> None:
         """Handled: never again."""
@@ -357,18 +356,23 @@ class Runtime:
         await self.acknowledge(received.lease)
 
     async def refuse(self, received: Received, code: str) -> None:
-        """No attempt will help."""
-        log.debug("refused for good: %s", code)
-        await self.finish(received)
+        """No attempt will help: a dead letter, whose reason is the code."""
+        self.inbox.done(received.opened.header)
+        await self._settle(AckRequest(reject=(Rejection(lease=received.lease, code=code),)))
 
-    async def give_back(self, received: Received, delay_s: int) -> None:
-        """To be delivered again, after `delay_s`."""
+    async def give_back(self, received: Received, delay_s: int, code: str = "") -> None:
+        """To be delivered again, after `delay_s`; `code` says why."""
         self.inbox.again(received.opened.header)
-        request = AckRequest(nak=(Nak(lease=received.lease, delay_s=delay_s),))
-        await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
+        await self._settle(AckRequest(nak=(Nak(lease=received.lease, delay_s=delay_s, code=code),)))
 
     async def keep(self, held: list[Received]) -> None:
-        """Extend the leases."""
+        """Extend the leases of what is being handled."""
+        await self._settle(
+            AckRequest(extend=tuple(Extension(lease=received.lease, lease_s=LEASE_S) for received in held))
+        )
+
+    async def _settle(self, request: AckRequest) -> None:
+        await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
 
     async def close(self) -> None:
         await self._client.aclose()

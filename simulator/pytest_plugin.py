@@ -9,6 +9,9 @@ from the same seed: the same keys and measurements each time, and nothing left o
     collateral     what its quotes are verified with now
     clock          the machine's clock: the wall clock until it is moved; the broker follows it
     broker         a broker in this process that trusts this machine alone, `simulator.broker_fixture.BrokerUnderTest`
+    agent          starts agents of yours: `agent(mine)`, `simulator.agent_fixture.AgentUnderTest`
+    peer           an agent that does what the test says, `simulator.agent_fixture.Peer`
+    hostile_agent  one that also does what no agent should, `simulator.hostile.HostileAgent`
 
 Real TDX hardware can be ruled out: `cloister_allow_real_tdx = false` in pytest's configuration, or in a conftest
 `enclave.tdx.ALLOW_REAL_TDX = False`. Strategies for hypothesis are in `simulator.strategies`.
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,9 +29,12 @@ import pytest
 
 if TYPE_CHECKING:
     from attestation.collateral import Collateral
+    from enclave.agent import Agent
+    from simulator.agent_fixture import Agents, AgentUnderTest, Peer
     from simulator.broker_fixture import BrokerUnderTest
     from simulator.clock import Clock
     from simulator.domain import SimulatedTd
+    from simulator.hostile import HostileAgent
     from simulator.machine import Machine
 
 SEED: Final = "cloister pytest plugin"
@@ -86,3 +92,43 @@ def broker(tdx_machine: Machine, tmp_path: Path) -> Iterator[BrokerUnderTest]:
 
     with BrokerUnderTest(tdx_machine, tmp_path / "broker") as running:
         yield running
+
+
+@pytest.fixture
+def _agents(broker: BrokerUnderTest) -> Iterator[Agents]:
+    """The thread in which the agents of this test live."""
+    from simulator.agent_fixture import Agents
+
+    with Agents(broker) as running:
+        yield running
+
+
+@pytest.fixture
+def agent(_agents: Agents) -> Callable[..., AgentUnderTest]:
+    """Start an agent of yours: `agent(mine)`, or `agent(mine, domain=…)` in a trust domain that you made.
+
+    It attests to `broker` and runs until the test is over. Raises BrokerRefused when it is not admitted.
+    """
+
+    def start(mine: Agent, *, domain: SimulatedTd | None = None) -> AgentUnderTest:
+        return _agents.start(mine, domain=domain)
+
+    return start
+
+
+@pytest.fixture
+def peer(_agents: Agents, tdx_machine: Machine) -> Peer:
+    """An attested agent that does what the test says: `ask`, `send`, `stream`, `secret`, `listen`."""
+    from enclave.agent import Agent
+    from simulator.agent_fixture import Peer
+
+    return _agents.add(Peer(_agents, Agent("peer"), tdx_machine.launch("peer")))
+
+
+@pytest.fixture
+def hostile_agent(_agents: Agents, tdx_machine: Machine) -> HostileAgent:
+    """A peer that forges, replays, misdelivers and steals: `attack(victim)`, or one attempt at a time."""
+    from enclave.agent import Agent
+    from simulator.hostile import HostileAgent
+
+    return _agents.add(HostileAgent(_agents, Agent("hostile"), tdx_machine.launch("hostile")))

@@ -28,7 +28,7 @@ ORDER: dict[str, str] = {
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
-        "__init__ model codes errors reference appraisal cedartext tables vocabulary rules store "
+        "__init__ model codes errors tables mailrules reference appraisal cedartext vocabulary rules store "
         "authorisation baseline never readsettings signing bundle explain permit engine recording replay "
         "forecast faults cases corim diff keys scaffold text cli"
     ),
@@ -37,10 +37,10 @@ ORDER: dict[str, str] = {
         "client runtime declared replies context main handling agent supervise cli __init__"
     ),
     "broker": (
-        "__init__ wire ports_mail ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
-        "archive collateral attested judging reasons sessions admission vault edges labels release kbs mailboxes routing "
-        "undo turns memory_mail memory sql_schema sql_blobs sql_mail sql_tables sql "
-        "verification config administration clock telemetry service calls status refusals "
+        "__init__ wire ports_channels ports_mail ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
+        "archive collateral attested judging reasons sessions admission vault edges labels release kbs mailboxes routing channels "
+        "undo turns memory_channels memory_mail memory sql_schema sql_blobs sql_channels sql_mail sql_tables sql "
+        "verification config domains administration clock telemetry service calls status refusals "
         "http_api kbs_http openapi console routes_keys routes rpc app admin_client setup cli"
     ),
     "broker/wire": (
