@@ -6,10 +6,13 @@ can switch any of it off.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from policies.appraisal import attribute_bits
 from policies.codes import PolicyCode
 from policies.errors import Reason
-from policies.model import Context, Facts
+from policies.model import Asked, Context, Facts
+from policies.rules import Rule
 
 DEBUG = 1
 
@@ -41,3 +44,27 @@ def floor(facts: Facts, action: str, context: Context, *, unbound: bool = False)
         passes = "the agent attests with a Binding (keys, nonce and tenant in REPORT_DATA)"
         no(PolicyCode.FLOOR_NOT_ADMITTED, "a Binding", "bare REPORT_DATA", passes)
     return tuple(reasons)
+
+
+def kbs_unnamed(rules: Sequence[Rule], permits: Sequence[str], asked: Asked, context: Context) -> tuple[Reason, ...]:
+    """Over the KBS protocol, with its weaker tokens, a secret goes out only by a permit that says so.
+
+    A permit that does not mention `context.via` was written with the own protocol in mind.
+    """
+    if context.via != "kbs" or asked.action != "ReleaseSecret":
+        return ()
+    named = {rule.id for rule in rules if rule.names_via}
+    if any(name in named for name in permits):
+        return ()
+    rule = next((rule for rule in rules if rule.id in permits), None)
+    return (
+        Reason(
+            code=PolicyCode.CONDITION,
+            rule=rule.id if rule else "kbs",
+            file=rule.file if rule else "",
+            line=rule.line if rule else 0,
+            expected='a permit that names context.via == "kbs"',
+            found=f"{', '.join(permits)}, which does not mention it",
+            passes_if='a permit for this secret has the condition context.via == "kbs"',
+        ),
+    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from policies import permit as permits
 from policies.appraisal import Appraised, appraise, platform_addresses
 from policies.authorisation import Answer, Slice, ask, entities, next_time_change, principal_json, request
-from policies.baseline import floor
+from policies.baseline import floor, kbs_unnamed
 from policies.bundle import Bundle
 from policies.codes import PolicyCode
 from policies.errors import Reason, Refused
@@ -122,7 +122,9 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, s
     answer = _answer(bundle, facts, question, part, appraised, context, shared=shared)
     unseen = () if facts.event_log_present else log_missing(part, answer)
     reasons += unseen
-    if not answer.allowed:
+    if answer.allowed:
+        reasons += kbs_unnamed(part.rules, answer.reasons, question, context)
+    else:
         reasons += _why(bundle, facts, question, part, appraised, context, answer)
     if reasons or not answer.allowed:
         return _refused(reasons, appraised)

@@ -26,6 +26,7 @@ from policies.vocabulary import ATTRIBUTES, CONTEXT
 Json = Any
 _QUOTED: Final = re.compile(r"`([^`]+)`")
 LOG_PATHS: Final = ("principal.launches", "principal.launch_count")
+VIA_PATH: Final = "context.via"
 ENTITY_TYPES: Final = ("Tenant", "Path", "Workload", "Agent", "Secret", "Mailbox", "Topic", "Tool", "Target")
 
 
@@ -75,6 +76,8 @@ class Rule:
     time: TimeReads
 
     reads_log: bool = False
+    names_via: bool = False
+    """Whether a condition reads `context.via`: only such a permit releases anything over the KBS protocol."""
     reads_agent: frozenset[str] | None = None
     """The agent's attributes that decide the answer; None when it depends on which agent it is, too."""
 
@@ -139,6 +142,7 @@ def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list
         conditions=conditions,
         time=_time_reads(trees),
         reads_log=any(path in LOG_PATHS for tree in trees for path in paths_of(tree)),
+        names_via=any(path == VIA_PATH for tree in trees for path in paths_of(tree)),
         reads_agent=_agent_reads(principal, trees),
     )
 
