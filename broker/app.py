@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from broker.errors import BrokerCode, BrokerError
 from broker.http_api import asgi_endpoint, json_response, refusal
+from broker.kbs_http import routes as kbs_routes
 from broker.openapi import document
 from broker.routes import ENDPOINTS
 from broker.rpc.server import GrpcServer
@@ -54,6 +55,7 @@ def create_app(broker: Broker, *, background: bool = True) -> FastAPI:
     app = FastAPI(title=TITLE, version=VERSION, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     for endpoint in ENDPOINTS:
         app.router.add_route(endpoint.path, asgi_endpoint(broker, endpoint), methods=[endpoint.method])
+    app.router.routes += kbs_routes(broker)
     described = document(ENDPOINTS, title=TITLE, version=VERSION, server=broker.settings.public_url)
 
     async def openapi(_: Request) -> Response:

@@ -46,8 +46,8 @@ def pack(evidence: Evidence, client_nonce: bytes) -> Packed:
 
 def unpack(tx: Transaction, digest: bytes) -> tuple[Evidence, bytes]:
     """Evidence and the caller's nonce. Raises BrokerError store.row_forged, when something is gone or was changed."""
-    record = strict_json(_blob(tx, digest))
-    parts = [_blob(tx, from_b64url(part)) for part in record["parts"]]
+    record = strict_json(blob(tx, digest))
+    parts = [blob(tx, from_b64url(part)) for part in record["parts"]]
     evidence = Evidence(
         quote=parts[0],
         event_log=parts[1] if len(parts) > 1 else None,
@@ -57,7 +57,8 @@ def unpack(tx: Transaction, digest: bytes) -> tuple[Evidence, bytes]:
     return evidence, from_b64url(record["client_nonce"])
 
 
-def _blob(tx: Transaction, digest: bytes) -> bytes:
+def blob(tx: Transaction, digest: bytes) -> bytes:
+    """Raises BrokerError store.row_forged, when it is gone or was changed."""
     found = tx.archive.get(digest)
     if found is None or hashlib.sha256(found).digest() != digest:
         raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"archived blob {digest.hex()[:16]}")

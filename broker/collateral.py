@@ -69,6 +69,19 @@ class CollateralCache:
             self._spawn(family, self._fetch(family, quote))
         return BrokerError(BrokerCode.COLLATERAL_PENDING, f"fetching for {family}", retry_after_s=RETRY_S)
 
+    async def wait_for(self, quote: Quote, patience_s: float) -> None:
+        """As `wanted`, and wait until something is at hand, for protocols whose clients do not come back.
+
+        Raises CollateralUnavailable; BrokerError collateral.pending when it takes too long.
+        """
+        answer = self.wanted(quote)
+        fetching = self._fetching.get(_family(quote))
+        if fetching is None:
+            raise answer
+        await asyncio.wait([fetching], timeout=patience_s)
+        if self.find(quote) is None:
+            raise self.wanted(quote)
+
     def outdated(self, quote: Quote) -> None:
         """What is at hand has ended: have it fetched again, unless that is under way or just failed."""
         self.wanted(quote)

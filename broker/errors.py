@@ -13,6 +13,9 @@ class BrokerCode(StrEnum):
 
     ADMIN_KEY_UNKNOWN = "admin.key_unknown"
     ADMIN_PROOF_MISSING = "admin.proof_missing"
+    ADMIN_ROLE = "admin.role"
+    ADMIN_SECOND = "admin.second_person"
+    ADMIN_TENANT = "admin.tenant"
     AGENT_EXPIRED = "agent.expired"
     AGENT_QUARANTINED = "agent.quarantined"
     AGENT_REVOKED = "agent.revoked"
@@ -26,6 +29,12 @@ class BrokerCode(StrEnum):
     CHALLENGE_EXPIRED = "challenge.expired"
     CHALLENGE_FORGED = "challenge.forged"
     CHALLENGE_USED = "challenge.used"
+    CHECKPOINT_CONFLICT = "checkpoint.conflict"
+    CHECKPOINT_ROLLED_BACK = "checkpoint.rolled_back"
+    CHANNEL_FORKED = "channel.forked"
+    CHANNEL_GAP = "channel.gap"
+    CHANNEL_OWNER = "channel.not_owner"
+    CHANNEL_UNKNOWN = "channel.unknown"
     CLOCK_BEHIND = "clock.behind"
     COLLATERAL_PENDING = "collateral.pending"
     CONFIG_INVALID = "config.invalid"
@@ -101,6 +110,18 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "An administrative request came without a Cloister-Admin proof.",
         "Use `cloister` with --key-file, or send the proof that the documentation describes.",
     ),
+    BrokerCode.ADMIN_ROLE: (
+        "The administrator's role does not include this act.",
+        "Ask somebody whose role does: auditors look, operators do the daily work, security does everything.",
+    ),
+    BrokerCode.ADMIN_SECOND: (
+        "The act needs two administrators. The request is noted; nothing was done yet.",
+        "A second administrator, under another key, sends exactly the same request within the hour.",
+    ),
+    BrokerCode.ADMIN_TENANT: (
+        "The administrator's rights do not reach this tenant, or not the whole broker.",
+        "Ask an administrator of that tenant, or one whose rights are not limited to tenants.",
+    ),
     BrokerCode.AGENT_EXPIRED: (
         "The agent's admission has ended and it has not attested again.",
         "Wait until it is back; an agent renews its admission by itself while it runs.",
@@ -149,6 +170,30 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.CHALLENGE_USED: (
         "The nonce was used before.",
         "Ask for a new challenge: each admits one attempt.",
+    ),
+    BrokerCode.CHECKPOINT_CONFLICT: (
+        "The checkpoint that was confirmed is not the newest one of this broker.",
+        "Ask for the status again and compare anew: `cloister broker confirm` does both.",
+    ),
+    BrokerCode.CHECKPOINT_ROLLED_BACK: (
+        "Somebody remembers a newer or a different log than this broker's: its disk was set back, or replaced.",
+        "Do not confirm. Find the newest copy of the database; receipts and the witness say how new it must be.",
+    ),
+    BrokerCode.CHANNEL_FORKED: (
+        "A batch has numbers that the channel used before, for other messages, or does not continue its history.",
+        "Open another channel. If nobody made two copies of the agent, find out who has its keys.",
+    ),
+    BrokerCode.CHANNEL_GAP: (
+        "Batches of this channel are missing before this one.",
+        "Send what was not taken in, from the first on; streams do this by themselves.",
+    ),
+    BrokerCode.CHANNEL_OWNER: (
+        "The channel was opened by another agent, or to another mailbox.",
+        "Send on channels that you opened, to the mailbox that you opened them to.",
+    ),
+    BrokerCode.CHANNEL_UNKNOWN: (
+        "No channel of that name is open here.",
+        "Send the opening along with the first batches; if the channel has ended, open another.",
     ),
     BrokerCode.CLOCK_BEHIND: (
         "The broker's clock is behind a time that its own log has recorded.",

@@ -16,17 +16,19 @@ from typing import Final, Self, TypeVar, final
 from attestation import sealing
 from attestation.evidence import MLKEM768_X25519
 from attestation.pki import TrustRoots
-from attestation.ports import CollateralSource
+from attestation.ports import CollateralSource, TrustDomain
 from broker.administration import Administration
 from broker.admission import AdmissionDesk
 from broker.attested import Attestor
 from broker.audit import Audit, Entry, Kind
 from broker.bundles import Bundles
 from broker.challenges import Challenges
+from broker.channels import Channels
 from broker.clock import SteadyClock, wall_clock
 from broker.collateral import CollateralCache
 from broker.config import Admin, Settings
 from broker.dpop import Gate
+from broker.domains import trust_file_digest
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
@@ -41,7 +43,7 @@ from broker.mailboxes import Bell, Mailboxes
 from broker.memory import MemoryStore
 from broker.ports import AgentState, Clock, Store, Transaction
 from broker.release import ReleaseDesk
-from broker.rootkey.keyfile import load as load_root
+from broker.rootkey.methods import load as load_root
 from broker.rootkey.root import RootKey
 from broker.routing import Router
 from broker.sessions import Session, Sessions
@@ -79,6 +81,7 @@ class Broker:
     releases: ReleaseDesk
     kbs: KbsDesk
     router: Router
+    channels: Channels
     mailboxes: Mailboxes
     administration: Administration
     metrics: Metrics
@@ -119,10 +122,14 @@ async def build(
     roots: TrustRoots | None = None,
     root_key: RootKey | None = None,
     passphrase: bytes | None = None,
+    domain: TrustDomain | None = None,
+    confirm: Callable[[Audit], Awaitable[str]] | None = None,
 ) -> Broker:
-    """A broker that is ready to serve. What is not given is taken from the settings.
+    """A broker that is ready to serve, attested when it is given its trust domain. What else is not given is taken
+    from the settings.
 
-    Raises BrokerError config.invalid, root.*, store.*, log.tampered; BundleError; SealingFailed
+    `confirm` waits until somebody stands for the newest checkpoint, before anything is written, and says who it was.
+    Raises BrokerError config.invalid, root.*, checkpoint.*, store.*, log.tampered; BundleError; SealingFailed
     sealing.suite_unavailable; MalformedEvidence roots.malformed.
     """
     sealing.require(MLKEM768_X25519)
@@ -132,14 +139,25 @@ async def build(
         MemoryStore() if settings.database is None else SqlStore(settings.database, mac_key=root.derive("marks"))
     )
     try:
-        return await _assemble(settings, clock, collateral or _pcs(settings, trusted, clock), trusted, root, store)
+        source = collateral or _pcs(settings, trusted, clock)
+        built = await _assemble(settings, clock, source, trusted, root, store, confirm or _nobody(settings))
+        if domain is not None and settings.trust_file is not None:
+            told = trust_file_digest(settings.trust_file, built.identity, trusted.sha256, settings.admins)
+            await built.attestor.begin(domain, told)
+        return built
     except BaseException:
         store.close()
         raise
 
 
 async def _assemble(
-    settings: Settings, raw_clock: Clock, source: CollateralSource, roots: TrustRoots, root: RootKey, store: Store
+    settings: Settings,
+    raw_clock: Clock,
+    source: CollateralSource,
+    roots: TrustRoots,
+    root: RootKey,
+    store: Store,
+    confirm: Callable[[Audit], Awaitable[str]],
 ) -> Broker:
     clock = SteadyClock(raw_clock, store.read(_newest))
     at = clock()
@@ -147,6 +165,7 @@ async def _assemble(
     identity = Identity(keyring, issuer=settings.public_url, log_name=settings.log_name, ttl_s=settings.token_ttl_s)
     audit = Audit(store, key=keyring.log, origin=settings.log_name)
     audit.check_head()
+    witness = await confirm(audit)
     generation = Generation(store, audit)
     bundles = Bundles(_load_bundles(settings))
     await generation.follow_policies(bundles, at=at)
@@ -167,7 +186,7 @@ async def _assemble(
         clock=clock,
         reload=lambda: _load_bundles(settings),
     )
-    await _note_start(audit, settings, roots, bundles, at)
+    await _note_start(audit, settings, roots, bundles, at, witness)
     return Broker(
         settings=settings,
         clock=clock,
@@ -209,6 +228,16 @@ async def _assemble(
             clock=clock,
             quota=settings.quota,
         ),
+        channels=Channels(
+            store=store,
+            audit=audit,
+            edges=edges,
+            generation=generation,
+            labels=labels,
+            bell=bell,
+            clock=clock,
+            quota=settings.quota,
+        ),
         mailboxes=Mailboxes(
             store=store,
             audit=audit,
@@ -239,6 +268,18 @@ async def _assemble(
     )
 
 
+def _nobody(settings: Settings) -> Callable[[Audit], Awaitable[str]]:
+    """Where nobody was asked to stand for the checkpoint: fine only where the settings say that this is skipped."""
+
+    async def confirm(audit: Audit) -> str:
+        if settings.confirm != "skipped":
+            detail = f"{audit.head().size} entries, to be confirmed by {settings.confirm}"
+            raise BrokerError(BrokerCode.ROOT_SEALED, detail)
+        return "skipped"
+
+    return confirm
+
+
 def _live(administration: Administration, store: Store) -> dict[str, dict[str, float]]:
     """What the metrics show of the present state."""
     overview = administration.overview()
@@ -263,7 +304,7 @@ def _roots(settings: Settings) -> TrustRoots:
 def _root_key(settings: Settings, passphrase: bytes | None) -> RootKey:
     if settings.root_key_file is None:
         return RootKey.generate()
-    return load_root(settings.root_key_file, passphrase=passphrase)
+    return load_root(settings.root_key_file, passphrase=passphrase, tcti=settings.tcti)
 
 
 def _pcs(settings: Settings, roots: TrustRoots, clock: Clock) -> CollateralSource:
@@ -279,7 +320,9 @@ def _load_bundles(settings: Settings) -> Sequence[Bundle]:
     return [load_bundle(path) for path in settings.bundles]
 
 
-async def _note_start(audit: Audit, settings: Settings, roots: TrustRoots, bundles: Bundles, at: datetime) -> None:
+async def _note_start(
+    audit: Audit, settings: Settings, roots: TrustRoots, bundles: Bundles, at: datetime, witness: str
+) -> None:
     """Which roots, policies and administrators this life of the broker believes in, in log and log file."""
     for digest in roots.sha256:
         logger.warning("trust.root", extra={"sha256": digest, "intel": digest in TrustRoots.intel().sha256})
@@ -291,7 +334,7 @@ async def _note_start(audit: Audit, settings: Settings, roots: TrustRoots, bundl
             "roots": list(roots.sha256),
             "policies": [f"{bundle.tenant} {bundle.version} {bundle.digest}" for bundle in bundles.all],
             "admins": [f"{admin.role} {admin.jkt}" for admin in settings.admins],
-            "witness": "skipped",
+            "witness": witness,
         },
     )
     await audit.record(entry, lambda _: None)

@@ -40,8 +40,8 @@ ORDER: dict[str, str] = {
         "__init__ wire ports_channels ports_mail ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
         "archive collateral attested judging reasons sessions admission vault edges labels release kbs mailboxes routing channels "
         "undo turns memory_channels memory_mail memory sql_schema sql_blobs sql_channels sql_mail sql_tables sql "
-        "verification config domains administration clock telemetry service calls status refusals "
-        "http_api kbs_http openapi console routes_keys routes rpc app admin_client setup cli"
+        "verification rights config witness sealed domains administration clock telemetry service calls status refusals "
+        "http_api sealed_http kbs_http openapi console routes_keys routes rpc app opening admin_client setup cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested dpop release labels api_pb2 envelope_pb2 "
