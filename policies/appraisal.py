@@ -7,12 +7,13 @@ Each requirement is one small function that returns its reasons; all of them run
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
 from policies.codes import PolicyCode
 from policies.errors import Reason
+from policies.mailrules import MailRules
 from policies.model import Context, Facts, Place
 from policies.reference import Match, Workload, match_workloads, unmatched
 
@@ -82,6 +83,7 @@ class Settings:
     workloads: tuple[Workload, ...]
     unbound: bool = False
     """Whether evidence without a Binding can pass `Admit`: for services that verify and grant nothing."""
+    mail: MailRules = field(default_factory=MailRules)
     lines: tuple[tuple[str, int], ...] = ()
 
     def place(self, key: str) -> Place:

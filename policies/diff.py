@@ -183,6 +183,20 @@ def _rest(old: Bundle, new: Bundle) -> Iterator[Change]:
     if one.unbound != two.unbound:
         words = ["optional" if each.unbound else "required" for each in (one, two)]
         yield _change(new, "binding", WIDER if two.unbound else NARROWER, *words)
+    yield from _mail(old, new)
+
+
+def _mail(old: Bundle, new: Bundle) -> Iterator[Change]:
+    """Who gains by another word cannot always be said: senders, receivers and successors are others."""
+    before, after = old.settings.mail, new.settings.mail
+    for path in sorted({"", *(rule.path for rule in (*before.rules, *after.rules))}):
+        one, two = before.of(path), after.of(path)
+        name = f"mail.{path}." if path else "mail."
+        if one.fallen_sender != two.fallen_sender:
+            yield _change(new, f"{name}fallen_sender", CHANGED, one.fallen_sender, two.fallen_sender)
+        if one.takeover != two.takeover:
+            effect = WIDER if two.takeover == "permitted" else NARROWER
+            yield _change(new, f"{name}takeover", effect, one.takeover, two.takeover)
 
 
 def _workloads(old: Bundle, new: Bundle) -> Iterator[Change]:

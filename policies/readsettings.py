@@ -10,6 +10,7 @@ from datetime import datetime
 
 from policies.appraisal import Grace, Grant, Platforms, Settings, TcbRule
 from policies.codes import BundleCode
+from policies.mailrules import read_mail_rules
 from policies.model import SEGMENT
 from policies.reference import ANY, ATTRIBUTES, PINNED_FOR_LAUNCHES, REGISTERS, Value, Workload
 from policies.tables import Table, nearest
@@ -43,6 +44,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
     suites = bundle.texts("suites", one_of=SUITES)
     roles = bundle.texts("roles", one_of=ROLES)
     binding = bundle.text("binding", one_of=("required", "optional"))
+    mail = read_mail_rules(bundle.table("mail"), tenant)
     bundle.done()
     _duplicates(bundle, "allowance", [str(table.data.get("name", "")) for table in granted])
     return Settings(
@@ -58,6 +60,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
         roles=frozenset(roles or ROLES[:1]),
         workloads=read_workloads(references),
         unbound=binding == "optional",
+        mail=mail,
         lines=_lines(bundle),
     )
 
