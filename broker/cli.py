@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from broker import domain_cli
 from broker.admin_client import AdminClient, AdminError, load_key
 from broker.errors import MEANING, BrokerError
 from broker.wire.errors import WireError
@@ -143,6 +144,10 @@ def _passphrase(*, confirm: bool) -> bytes:
 @broker.command("serve")
 def serve(
     folder: Folder,
+    trust_domain: Annotated[
+        str | None, typer.Option(help="Where it runs and proves to agents that it does: tdx, simulated or none.")
+    ] = None,
+    machine: domain_cli.Machine = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON once it serves.")] = False,
 ) -> None:
     """Serve the broker of a folder until SIGTERM. Log lines go to stderr as JSON."""
@@ -151,6 +156,7 @@ def serve(
     from attestation.errors import AttestationError
     from broker import app
     from broker.config import load
+    from broker.domains import open_domain
     from broker.rootkey.keyfile import needs_passphrase
     from broker.setup import SETTINGS
     from broker.telemetry import log_to
@@ -164,7 +170,8 @@ def serve(
         print(json.dumps(told) if as_json else line, flush=True)
 
     async def run() -> None:
-        built = await app.build(settings, passphrase=passphrase)
+        domain = open_domain(trust_domain or settings.trust_domain, machine)
+        built = await app.build(settings, passphrase=passphrase, domain=domain)
         await app.serve(built, ready=lambda: ready(settings.public_url), on_grpc=grpc.append)
 
     with _answering(False):
@@ -187,6 +194,9 @@ def _run(main: Callable[[], Any], asyncio: Any) -> None:
         asyncio.run(main())
     else:
         uvloop.run(main())
+
+
+broker.command("reference")(domain_cli.reference)
 
 
 @broker.command("status")

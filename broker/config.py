@@ -15,27 +15,18 @@ from urllib.parse import urlsplit
 
 from broker.errors import BrokerCode, BrokerError
 from broker.ports_mail import Quota
+from broker.rights import MARKABLE, ROLES, Admin
+from broker.rootkey.tpm import DEFAULT_TCTI
+
+__all__ = ["Admin", "Settings", "load"]
 
 T = TypeVar("T")
 PROFILES: Final = ("development", "production")
-ROLES: Final = ("security", "operator", "auditor")
+DOMAINS: Final = ("none", "tdx", "simulated")
+CONFIRM: Final = ("operator", "witness", "skipped")
 PREFIX: Final = "CLOISTER_BROKER_"
 MAX_FILE: Final = 1 << 20
 _JKT: Final = re.compile(r"[A-Za-z0-9_-]{43}")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admin:
-    """An administrator: the RFC 7638 thumbprint of a P-256 key, and what its holder may do."""
-
-    name: str
-    jkt: str
-    role: str = "security"
-
-    @property
-    def may_change(self) -> bool:
-        return self.role != "auditor"
 
 
 @final
@@ -54,6 +45,8 @@ class Settings:
     root_key_file: Path | None = None  # a fresh root key, with the database in memory only
     roots_file: Path | None = None  # Intel's root
     foreign_roots: bool = False  # the production profile wants this said beside `roots_file`
+    trust_domain: str = "none"  # where this broker runs, and proves to its agents that it does
+    trust_file: Path | None = None  # what its agents are given: part of what its quote binds
     pcs_url: str = "https://api.trustedservices.intel.com"
     pcs_cache: Path | None = None  # a folder beside the database
     refresh_s: int = 3600
@@ -62,6 +55,11 @@ class Settings:
     console: bool | None = None  # it asks for no credentials: unless said, in the development profile alone
     log_level: str = "INFO"
     quota: Quota = field(default_factory=Quota)
+    tcti: str = DEFAULT_TCTI  # where the TPM is, in the spelling of tpm2-tss
+    confirm_by: str | None = None  # who stands for the newest checkpoint at start: an operator in production
+    witness_url: str | None = None
+    witness_key: str | None = None
+    two_person: tuple[str, ...] = ()  # acts that a second administrator has to ask for, too
 
     @property
     def shows_console(self) -> bool:
@@ -72,6 +70,11 @@ class Settings:
         wrong = [text for text in self._mistakes() if text]
         if wrong:
             raise BrokerError(BrokerCode.CONFIG_INVALID, "; ".join(wrong))
+
+    @property
+    def confirm(self) -> str:
+        """Who stands for the newest checkpoint at start, before anything is served."""
+        return self.confirm_by or ("operator" if self.production else "skipped")
 
     @property
     def production(self) -> bool:
@@ -94,8 +97,11 @@ class Settings:
             "" if self.grpc_port is None or 0 <= self.grpc_port < 65536 else "grpc.port must be 0 to 65535",
             "" if 30 <= self.token_ttl_s <= 300 else "tokens.ttl_s must be 30 to 300",
             "" if 1 <= self.refresh_s <= 86_400 else "collateral.refresh_s must be 1 to 86400",
+            "" if self.trust_domain in DOMAINS else f"server.trust_domain must be one of {', '.join(DOMAINS)}",
+            "" if self.trust_domain == "none" or self.trust_file else "trust.file must be named with a trust domain",
             "" if self.quota.messages > 0 and self.quota.octets > 0 else "mail limits must be positive",
             *(self._admin_mistake(admin) for admin in self.admins),
+            *self._rights_mistakes(),
             "" if len({admin.jkt for admin in self.admins}) == len(self.admins) else "two admins have one key",
             *(self._production_mistakes() if self.production else ()),
             "" if self.database is None or self.root_key_file else "root.key_file must be named beside store.database",
@@ -116,12 +122,28 @@ class Settings:
             return f"admin {admin.name!a}: jkt must be an RFC 7638 thumbprint, role one of {', '.join(ROLES)}"
         return ""
 
+    def _rights_mistakes(self) -> tuple[str, ...]:
+        unknown = [name for name in self.two_person if name not in set(map(str, MARKABLE))]
+        people = sum(admin.role == "security" and not admin.tenants for admin in self.admins)
+        named = self.witness_url is not None and self.witness_key is not None
+        return (
+            f"administration.two_person knows {', '.join(sorted(MARKABLE))}, not {unknown[0]!a}" if unknown else "",
+            "administration.two_person needs two administrators of role security without tenants"
+            if self.two_person and people < 2
+            else "",
+            "" if self.confirm in CONFIRM else f"root.confirm must be one of {', '.join(CONFIRM)}",
+            'witness.url and witness.key must be named for root.confirm = "witness"'
+            if self.confirm == "witness" and not named
+            else "",
+        )
+
     def _production_mistakes(self) -> tuple[str, ...]:
         foreign = self.roots_file is not None and not self.foreign_roots
         return (
             "" if self.public_url.startswith("https://") else "in production server.public_url must be https",
             "" if self.database else "in production store.database must name a file",
             "" if self.admins else "in production at least one [[admins]] is needed",
+            "in production root.confirm must be operator or witness" if self.confirm == "skipped" else "",
             "trust.roots_file replaces Intel's root: in production say trust.foreign_roots = true as well"
             if foreign
             else "",
@@ -148,6 +170,13 @@ def _text(value: object) -> str:
     return value
 
 
+def _texts(value: object) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list):
+        raise ValueError("a list of texts")
+    return tuple(_text(item) for item in items)
+
+
 def _number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a whole number")
@@ -168,12 +197,19 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "server.port": ("port", _number),
     "server.console": ("console", _flag),
     "server.log_level": ("log_level", _text),
+    "server.trust_domain": ("trust_domain", _text),
     "grpc.host": ("grpc_host", _text),
     "grpc.port": ("grpc_port", _number),
     "store.database": ("database", _path),
     "root.key_file": ("root_key_file", _path),
+    "root.tcti": ("tcti", _text),
+    "root.confirm": ("confirm_by", _text),
+    "witness.url": ("witness_url", _text),
+    "witness.key": ("witness_key", _text),
+    "administration.two_person": ("two_person", _texts),
     "policy.bundles": ("bundles", _paths),
     "trust.roots_file": ("roots_file", _path),
+    "trust.file": ("trust_file", _path),
     "trust.foreign_roots": ("foreign_roots", _flag),
     "collateral.pcs_url": ("pcs_url", _text),
     "collateral.cache": ("pcs_cache", _path),
@@ -182,7 +218,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "mail.messages": ("messages", _number),
     "mail.octets": ("octets", _number),
 }
-_RELATIVE: Final = ("database", "root_key_file", "roots_file", "pcs_cache")
+_RELATIVE: Final = ("database", "root_key_file", "roots_file", "trust_file", "pcs_cache")
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -242,7 +278,12 @@ def _admins(items: object, wrong: list[str]) -> tuple[Admin, ...]:
     found: list[Admin] = []
     for item in items if isinstance(items, list) else []:
         try:
-            found.append(Admin(**{name: _text(value) for name, value in item.items()}))
+            members: dict[str, Any] = {
+                name: _texts(value) if name == "tenants" else _text(value) for name, value in item.items()
+            }
+            found.append(Admin(**members))
         except (TypeError, ValueError, AttributeError):
-            wrong.append('each [[admins]] has name = "…", jkt = "…" and role = "…"')
+            wrong.append(
+                'each [[admins]] has name = "…", jkt = "…", role = "…" and, for some tenants alone, tenants = ["…"]'
+            )
     return tuple(found)

@@ -307,6 +307,11 @@ def _root_key(settings: Settings, passphrase: bytes | None) -> RootKey:
     return load_root(settings.root_key_file, passphrase=passphrase, tcti=settings.tcti)
 
 
+def collateral_source(settings: Settings, clock: Clock) -> CollateralSource:
+    """Where the settings say that collateral comes from."""
+    return _pcs(settings, _roots(settings), clock)
+
+
 def _pcs(settings: Settings, roots: TrustRoots, clock: Clock) -> CollateralSource:
     from attestation.net.pcs import PcsClient
 

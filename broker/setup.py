@@ -54,6 +54,7 @@ key_file = "root.json"         # {root}
 bundles = ["policy"]           # one folder for each tenant
 
 [trust]
+file = "trust.json"            # what agents are given; a broker in a trust domain proves that it runs under it
 {trust}
 
 [collateral]

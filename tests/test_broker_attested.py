@@ -3,21 +3,28 @@
 import asyncio
 import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
-from broker_world import URL, World, outcome
 
 from attestation.collateral import Collateral
 from attestation.errors import AttestationError, CollateralUnavailable
 from attestation.errors import Code as AttestationCode
 from attestation.quote import Quote
 from broker.attested import Attestor
-from broker.errors import BrokerCode
+from broker.config import load
+from broker.domains import open_domain
+from broker.errors import BrokerCode, BrokerError
+from broker.service import build
+from broker.setup import initialise
 from broker.wire.attested import MAX_AGE_S, RENEW_S, BrokerReference, judge
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.errors import WireCode, WireError
@@ -29,7 +36,10 @@ from enclave.session import Session, State
 from enclave.trustfile import TrustFile, render
 from simulator.domain import SimulatedTd
 from simulator.machine import Machine
+from simulator.pcs_server import PcsServer
+from tests.broker_world import URL, World, outcome
 
+ROOT = Path(__file__).resolve().parent.parent
 KEYS = AgentKeys.generate()
 
 
@@ -473,4 +483,93 @@ def test_half_a_reference_is_none(change: dict[str, Any], word: str) -> None:
     with pytest.raises(WireError) as refused:
         reference_of(Machine.create(seed="reference").launch("broker"), **change)
     assert refused.value.code is WireCode.REFERENCE_MALFORMED
+    assert word in refused.value.detail
+
+
+# ── the commands ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cloister(*arguments: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "cloister", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def test_a_broker_is_set_up_measured_pinned_and_served_in_a_domain_by_commands_alone(tmp_path: Path) -> None:
+    machine, folder = tmp_path / "machine", tmp_path / "broker"
+    root = tmp_path / "root.pem"
+    root.write_bytes(Machine.create(machine).root_pem)
+    with socket.socket() as probe, PcsServer(Machine.open(machine)) as pcs:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+        cloister("broker", "init", str(folder), "--root", str(root), "--port", port, "--pcs-url", pcs.url)
+        values = cloister("broker", "reference", "--trust-domain", "simulated", "--machine", str(machine))
+        trust = json.loads((folder / "trust.json").read_text())
+        trust["broker"]["reference"] = json.loads(values)
+        (folder / "trust.json").write_text(json.dumps(trust))
+        probe.close()
+        serve = ["broker", "serve", str(folder), "--json", "--trust-domain", "simulated", "--machine", str(machine)]
+        line = [sys.executable, "-m", "cloister", *serve]
+        with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            url = json.loads(process.stdout.readline())["broker_url"]
+            session = session_of(TrustFile.load(folder / "trust.json"))
+            question = session.ask(os.urandom(32)).to_dict()
+            answer = httpx2.post(f"{url}/v1/challenges", json=question, trust_env=False).json()
+            session.challenged(ChallengeResponse.from_dict(answer))
+            process.terminate()
+        assert session.state is State.CHALLENGED
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda members: members["broker"].update(id="00" * 32), "another broker"),
+        (lambda members: members.update(roots={"intel": True}), "other roots"),
+        (lambda members: members["administrators"].update(keys=[]), "administrators"),
+        (lambda members: members.pop("roots"), "cannot be read"),
+    ],
+    ids=["broker", "roots", "administrators", "malformed"],
+)
+def test_a_trust_file_that_contradicts_the_broker_stops_its_start(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], word: str
+) -> None:
+    machine = Machine.create(seed="contradiction")
+    root = tmp_path / "root.pem"
+    root.write_bytes(machine.root_pem)
+    made = initialise(
+        tmp_path / "broker",
+        public_url=URL,
+        host="127.0.0.1",
+        port=8443,
+        tenant="dev",
+        kind="dev",
+        profile="development",
+        pcs_url="http://127.0.0.1:1",
+        roots_file=root,
+        passphrase=None,
+        at=machine.clock.now(),
+    )
+    members = json.loads(made.trust_file.read_text())
+    change(members)
+    made.trust_file.write_text(json.dumps(members))
+    settings = load(made.folder / "broker.toml", {"CLOISTER_BROKER_SERVER_TRUST_DOMAIN": "simulated"})
+    assert settings.trust_domain == "simulated"
+    with pytest.raises(BrokerError) as refused:
+        asyncio.run(build(settings, collateral=machine.as_source(), domain=machine.launch("broker")))
+    assert refused.value.code is BrokerCode.CONFIG_INVALID
+    assert word in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(("cloud",), "one of"), (("simulated",), "--machine"), (("tdx",), "tdx")],
+    ids=["unknown", "no machine", "no hardware"],
+)
+def test_a_trust_domain_that_is_not_there_is_named(arguments: tuple[str, ...], word: str) -> None:
+    with pytest.raises(BrokerError) as refused:
+        open_domain(*arguments)
+    assert refused.value.code is BrokerCode.CONFIG_INVALID
     assert word in refused.value.detail

@@ -13,7 +13,6 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
-from broker_world import URL, World
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.app import create_app
@@ -24,6 +23,7 @@ from enclave.runtime import Runtime
 from enclave.trustfile import TrustFile, render
 from simulator.domain import SimulatedTd
 from simulator.residence import Residence, reference_of
+from tests.broker_world import URL, World
 
 Members = dict[str, Any]
 
@@ -197,7 +197,12 @@ async def test_t12_a_sealing_key_put_in_place_of_the_agents_is_refused(scene: Sc
 @pytest.mark.asyncio
 async def test_t12_an_admission_of_somebody_else_is_not_taken_for_ones_own(scene: Scene) -> None:
     answers: list[Members] = []
-    scene.between.answered["/v1/attestations"] = lambda answer: answers.append(answer) or answer
+
+    def keep(answer: Members) -> Members:
+        answers.append(answer)
+        return answer
+
+    scene.between.answered["/v1/attestations"] = keep
     assert await scene.outcome(scene.agent("first")) == "ok"
     scene.between.answered["/v1/attestations"] = lambda _: answers[0]
     assert await scene.outcome(scene.agent("second")) == "session.admission_mismatch"
