@@ -513,13 +513,15 @@ def test_a_broker_is_set_up_measured_pinned_and_served_in_a_domain_by_commands_a
         serve = ["broker", "serve", str(folder), "--json", "--trust-domain", "simulated", "--machine", str(machine)]
         line = [sys.executable, "-m", "cloister", *serve]
         with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            url = json.loads(process.stdout.readline())["broker_url"]
-            session = session_of(TrustFile.load(folder / "trust.json"))
-            question = session.ask(os.urandom(32)).to_dict()
-            answer = httpx2.post(f"{url}/v1/challenges", json=question, trust_env=False).json()
-            session.challenged(ChallengeResponse.from_dict(answer))
-            process.terminate()
+            try:
+                assert process.stdout is not None
+                url = json.loads(process.stdout.readline())["broker_url"]
+                session = session_of(TrustFile.load(folder / "trust.json"))
+                question = session.ask(os.urandom(32)).to_dict()
+                answer = httpx2.post(f"{url}/v1/challenges", json=question, trust_env=False).json()
+                session.challenged(ChallengeResponse.from_dict(answer))
+            finally:
+                process.terminate()
         assert session.state is State.CHALLENGED
 
 
