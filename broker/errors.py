@@ -59,7 +59,10 @@ class BrokerCode(StrEnum):
     LOG_ENTRY_UNKNOWN = "log.entry_unknown"
     LOG_TAMPERED = "log.tampered"
     MAILBOX_FULL = "mailbox.full"
+    MAILBOX_CHECKPOINT = "mailbox.checkpoint_stale"
+    MAILBOX_KEY_NOT_KEPT = "mailbox.key_not_kept"
     MAILBOX_KEY_STALE = "mailbox.key_stale"
+    MAILBOX_KIND = "mailbox.kind_mismatch"
     MAILBOX_NAME = "mailbox.name_invalid"
     MAILBOX_NOT_OWNER = "mailbox.not_owner"
     MAILBOX_UNKNOWN = "mailbox.unknown"
@@ -267,9 +270,21 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "The mailbox holds as many messages or bytes as it may.",
         "Try again after the time that Retry-After says; the receiver is slow.",
     ),
+    BrokerCode.MAILBOX_CHECKPOINT: (
+        "The checkpoint does not follow on the newest one.",
+        "Ask for the mailbox's state: another process has read here, or an older state was restored.",
+    ),
+    BrokerCode.MAILBOX_KEY_NOT_KEPT: (
+        "A durable mailbox can only be opened under a key that the broker keeps for it.",
+        "Ask for the mailbox's keys, and sign the newest within its time and without an incarnation.",
+    ),
     BrokerCode.MAILBOX_KEY_STALE: (
         "The message is sealed to a key or incarnation that the mailbox no longer has.",
         "Fetch the mailbox again, check the new key, and seal anew.",
+    ),
+    BrokerCode.MAILBOX_KIND: (
+        "The mailbox is durable, and stays so.",
+        "Declare it durable, or take another name for an ephemeral one.",
     ),
     BrokerCode.MAILBOX_NAME: (
         "The name is not tenant/path/name, or differs between address and body.",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
+from broker.memory_channels import MemoryChannels
 from broker.memory_mail import MemoryBlobs, MemoryMail
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
 from broker.undo import Table, Undo
@@ -172,6 +173,7 @@ class _Tables:
         self.secrets = _Secrets(undo)
         self.mail = MemoryMail(undo, self._admitted)
         self.blobs = MemoryBlobs(undo)
+        self.channels = MemoryChannels(undo)
         self.log = _Log(undo)
         self.marks = _Marks(undo)
 

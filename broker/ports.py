@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, TypeVar, final
 
+from broker.ports_channels import ChannelRows
 from broker.ports_mail import Blobs, Mail
 
 T = TypeVar("T")
@@ -164,6 +165,8 @@ class Transaction(Protocol):
     def mail(self) -> Mail: ...
     @property
     def blobs(self) -> Blobs: ...
+    @property
+    def channels(self) -> ChannelRows: ...
     @property
     def log(self) -> Log: ...
     @property

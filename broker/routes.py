@@ -14,6 +14,7 @@ from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.errors import BrokerCode, BrokerError
 from broker.http_api import json_response
 from broker.ports import AgentRecord, LogRow
+from broker.routes_audit import AUDIT_ENDPOINTS
 from broker.routes_keys import KEY_ENDPOINTS
 from broker.wire.bodies import (
     MAX_EVIDENCE_BODY,
@@ -26,6 +27,7 @@ from broker.wire.bodies import (
     VerificationResponse,
 )
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
+from broker.wire.channel import ChannelBatch, ChannelSend
 from broker.wire.envelope import MAX_BATCH_BYTES, batch_from_bytes
 from broker.wire.fields import Reader
 from broker.wire.jose import b64u
@@ -37,6 +39,7 @@ from broker.wire.mailbox import (
     ReceiveRequest,
     ReceiveResponse,
     SendResponse,
+    SendResult,
 )
 from broker.wire.names import MAX_SUBJECT
 from broker.wire.release import MAX_VERSION, ReleaseRequest, ReleaseResponse
@@ -183,12 +186,23 @@ async def find_mailbox(call: Call) -> Answer:
 
 
 async def send(call: Call) -> Answer:
-    """Queue a batch of envelopes."""
+    """Queue a batch of envelopes, or one of a channel."""
+    if ChannelSend.looks(call.body):
+        return await _send_on_channel(call, ChannelSend.from_bytes(call.body))
     envelopes = batch_from_bytes(call.body)
     return await call.broker.acting(
         call.token,
         lambda session: call.broker.router.send(session, call.name, envelopes, correlation_id=call.correlation_id),
     )
+
+
+async def _send_on_channel(call: Call, sent: ChannelSend) -> Answer:
+    status = await call.broker.acting(
+        call.token,
+        lambda session: call.broker.channels.send(session, call.name, sent, correlation_id=call.correlation_id),
+    )
+    msg_id = ChannelBatch.from_bytes(sent.batch).msg_id
+    return SendResponse(results=(SendResult(msg_id=msg_id, status=status),))
 
 
 async def receive(call: Call) -> Answer:
@@ -345,6 +359,7 @@ _SECRET, _MAILBOX, _WHO = "/v1/secrets/{name:path}", "/v1/mailboxes/{name:path}"
 # Order matters: a path with a verb behind the name comes before the one without.
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *KEY_ENDPOINTS,
+    *AUDIT_ENDPOINTS,
     row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
     row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),
     row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),

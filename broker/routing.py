@@ -105,7 +105,7 @@ class Router:
         try:
             header = Header.from_bytes(envelope.header)
             msg_id = header.msg_id
-            _belongs(header, session, mailbox, at)
+            belongs(header, session, mailbox, at)
             envelope.verify(p256_from_spki(session.verdict.identity_key))
         except (BrokerError, WireError) as error:
             return _Checked(msg_id=msg_id, message=None, refusal=error)
@@ -159,7 +159,7 @@ class Router:
                 return BrokerError(BrokerCode.MAILBOX_FULL, message.mailbox, retry_after_s=FULL_RETRY_S)
 
 
-def _belongs(header: Header, session: Session, mailbox: str, at: datetime) -> None:
+def belongs(header: Header, session: Session, mailbox: str, at: datetime) -> None:
     """Raises BrokerError message.sender_mismatch, message.mailbox_mismatch, message.expired."""
     verdict = session.verdict
     if (header.sender, header.sender_jkt, header.tenant) != (verdict.subject, verdict.jkt, verdict.tenant):

@@ -127,4 +127,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX blob_load ON blob (mailbox, expires_at_ms, sender, octets)",
         "CREATE INDEX blob_end ON blob (expires_at_ms)",
     ),
+    (
+        """CREATE TABLE channel (
+            channel BLOB PRIMARY KEY, sender TEXT NOT NULL, mailbox TEXT NOT NULL, key BLOB NOT NULL,
+            incarnation BLOB NOT NULL, highest INTEGER NOT NULL, chain BLOB NOT NULL, ends BLOB NOT NULL,
+            accepted_at_ms INTEGER NOT NULL, until_ms INTEGER NOT NULL)""",
+        "CREATE INDEX channel_end ON channel (until_ms)",
+        "CREATE TABLE channel_opening (channel BLOB PRIMARY KEY, envelope BLOB NOT NULL)",
+    ),
 )

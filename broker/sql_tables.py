@@ -14,6 +14,7 @@ from typing import Any, Final, final
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord
 from broker.sql_blobs import SqlBlobs
+from broker.sql_channels import SqlChannels
 from broker.sql_mail import SqlMail
 
 MAX_MARKS: Final = 1024  # kept in memory
@@ -263,6 +264,7 @@ class SqlTransaction:
         self.secrets = _Secrets(db)
         self.mail = SqlMail(db)
         self.blobs = SqlBlobs(db)
+        self.channels = SqlChannels(db)
         self.log = _Log(db, remember=remember)
         self.marks = _Marks(db, mac_key, remember=remember)
 

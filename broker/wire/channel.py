@@ -39,7 +39,6 @@ MAX_SEQ: Final = 2**32
 MAX_FRAMES: Final = 256  # in one batch
 MAX_OUTSTANDING: Final = 1024  # messages that a sender has not heard of, and that a receiver has not settled
 MAX_BATCH_BYTES: Final = (1 << 20) + MAX_BODY
-CHANNEL_TYPE: Final = "application/x-cloister-channel"  # a ChannelSend as the body of an HTTP request
 
 _HEAD: Final = struct.Struct("<2s16sBQBQBQ")  # the protobuf fields 1 to 4 with their tags; fixed64 is little-endian
 _TAGS: Final = (b"\x0a\x10", 0x11, 0x19, 0x21)
@@ -292,6 +291,11 @@ class ChannelSend:
 
     batch: bytes
     opening: bytes = b""
+
+    @staticmethod
+    def looks(raw: bytes) -> bool:
+        """Whether a body can be one of these at all, rather than a batch of envelopes."""
+        return raw[:1] in (b"\x12", b"\x1a")
 
     def to_bytes(self) -> bytes:
         return pb.ChannelSend(opening=self.opening, batch=self.batch).SerializeToString(deterministic=True)

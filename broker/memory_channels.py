@@ -1,0 +1,33 @@
+"""Channels of the store in memory; the same contract as sql_channels.py."""
+
+from dataclasses import replace
+from typing import final
+
+from broker.ports_channels import ChannelRecord
+from broker.undo import Table, Undo
+
+
+@final
+class MemoryChannels:
+    """`broker.ports_channels.ChannelRows` in a dict."""
+
+    def __init__(self, undo: Undo) -> None:
+        self._rows: Table[bytes, ChannelRecord] = Table(undo)
+
+    def get(self, channel: bytes) -> ChannelRecord | None:
+        found = self._rows.get(channel)
+        return None if found is None else replace(found, opening=b"")
+
+    def open(self, record: ChannelRecord) -> None:
+        for old in [row.channel for row in self._rows.rows.values() if row.until_ms < record.accepted_at_ms]:
+            self._rows.drop(old)
+        self._rows.put(record.channel, record)
+
+    def advance(self, record: ChannelRecord) -> None:
+        found = self._rows.get(record.channel)
+        if found is not None:
+            self._rows.put(record.channel, replace(record, opening=found.opening))
+
+    def opening(self, channel: bytes) -> tuple[bytes, int] | None:
+        found = self._rows.get(channel)
+        return None if found is None else (found.opening, found.accepted_at_ms)
