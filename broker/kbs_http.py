@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from attestation.errors import VerificationFailed
 from broker.calls import REFUSALS
 from broker.errors import BrokerCode, BrokerError
 from broker.http_api import read_body
@@ -119,9 +120,8 @@ def _refusal(broker: Broker, error: Refusal, name: str, correlation_id: str) -> 
     problem = problem_of(error, correlation_id)
     broker.metrics.refused(problem.code)
     status = _STATUS.get(problem.code, problem.status)
-    called = _NAMES.get(problem.code, name)
-    if isinstance(error, Refused) and name == "AttestationError":
-        called = name
+    no = isinstance(error, Refused | VerificationFailed)  # of evidence, which is attested now or was before
+    called = name if name == "AttestationError" else "PolicyDeny" if no else _NAMES.get(problem.code, name)
     codes = " ".join(codes_of(error))
     detail = f"{problem.title} {problem.remedy} [{codes}; {correlation_id}]"
     level = logging.ERROR if status >= 500 and status != 503 else logging.INFO

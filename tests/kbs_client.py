@@ -149,7 +149,9 @@ class KbsClient:
             self.cookie, self.nonce = answer.cookie, answer.json["nonce"]
         return answer
 
-    def report_data(self, additional: str = "", *, nonce: str | None = None, jwk: dict[str, str] | None = None) -> bytes:
+    def report_data(
+        self, additional: str = "", *, nonce: str | None = None, jwk: dict[str, str] | None = None
+    ) -> bytes:
         hashed = {"additional-evidence": additional, "nonce": nonce or self.nonce, "tee-pubkey": jwk or self.jwk}
         return hashlib.sha384(jcs(hashed)).digest() + bytes(16)
 

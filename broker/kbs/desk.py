@@ -124,6 +124,11 @@ class KbsDesk:
         self._guests: OrderedDict[str, Guest] = OrderedDict()  # by the id in the token
         self._sessions: OrderedDict[str, tuple[str, datetime]] = OrderedDict()  # cookie → guest and the cookie's end
 
+    @property
+    def ca_pem(self) -> bytes:
+        """The CA under which the tokens' certificates stand."""
+        return self._tokens.ca_pem
+
     # ── attest ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def auth(self, raw: bytes) -> Opened:

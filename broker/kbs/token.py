@@ -48,6 +48,10 @@ class KbsTokens:
         self._public = keys.signing.public_key()
         self._jwk = es256.jwk(es256.dump_public(self._public))
 
+    @property
+    def ca_pem(self) -> bytes:
+        return self._keys.ca_pem
+
     def sign(
         self,
         ticket: Ticket,

@@ -1,0 +1,613 @@
+"""The KBS protocol from outside: a client written from its description attests, fetches, is refused as it must be."""
+
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from attestation import es256
+from attestation.encoding import b64url
+from attestation.errors import TokenRefused
+from attestation.guest import GuestEvidence, runtime_text
+from broker.errors import BrokerError
+from broker.kbs.jwe import TeeKey
+from broker.wire.bodies import PutSecretRequest
+from simulator import ccel
+from simulator.broker_fixture import BrokerUnderTest
+from simulator.domain import SimulatedTd
+from simulator.guest.sandbox import missing
+from simulator.lab import Lab
+from simulator.machine import Machine
+from tests.broker_world import FILES
+from tests.kbs_client import Answer, KbsClient, decrypt, ec_jwk, jcs, over_http, unb64u
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = (ROOT / "policies" / "schema.cedarschema").read_bytes()
+SECRET = b"hush, this is for guests"
+NAME = "acme/open/a"
+RULES = """
+@id("admit")
+permit (principal, action == Action::"Admit", resource == Tenant::"acme")
+when { principal.simulated };
+
+@id("kbs-open")
+permit (principal, action == Action::"ReleaseSecret", resource in Path::"acme/open")
+when { context.via == "kbs" };
+
+@id("own-protocol")
+permit (principal, action == Action::"ReleaseSecret", resource in Path::"acme/agents")
+when { principal.simulated };
+
+@id("never-top")
+forbid (principal, action == Action::"ReleaseSecret", resource)
+when { resource.labels.contains("top") };
+"""
+
+
+def bundle(rules: str = RULES, version: int = 1) -> dict[str, bytes]:
+    files = {**FILES, "policy.cedar": rules}
+    told = {name: text.replace("version = 1", f"version = {version}").encode() for name, text in files.items()}
+    return {**told, "schema.cedarschema": SCHEMA}
+
+
+@pytest.fixture(scope="module")
+def kbs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerUnderTest]:
+    machine = Machine.create(seed="kbs")
+    with BrokerUnderTest(machine, tmp_path_factory.mktemp("kbs"), bundle=bundle(), tenant="acme") as served:
+        served.put_secret(NAME, SECRET)
+        served.put_secret("acme/open/top", SECRET, labels=("top",))
+        served.put_secret("acme/agents/a", SECRET)
+        yield served
+
+
+def attester(td: SimulatedTd, *, log: bool = True) -> Callable[[bytes], tuple[bytes, bytes | None]]:
+    return lambda report_data: (td.quote(report_data), td.event_log() + b"\xff" * 8 if log else None)
+
+
+def guest(kbs: BrokerUnderTest, **members: Any) -> KbsClient:
+    td = members.pop("td", None) or kbs.machine.launch("guest")
+    return KbsClient(send=over_http(kbs.url), attester=attester(td), **members)
+
+
+def attested(kbs: BrokerUnderTest, **members: Any) -> KbsClient:
+    client = guest(kbs, **members)
+    assert client.auth().status == 200
+    assert client.attest().status == 200
+    return client
+
+
+def refused(answer: Answer, status: int, name: str, code: str) -> None:
+    assert (answer.status, answer.error) == (status, name), answer.raw
+    assert code in answer.json["detail"]
+
+
+# ── the way as it should be ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_guest_attests_and_fetches_what_policy_names_for_kbs(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    assert client.fetch(NAME) == SECRET
+    assert client.handshakes == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP521R1()),
+        rsa.generate_private_key(65537, 2048),
+    ],
+    ids=["P-256", "P-521", "RSA-OAEP-256"],
+)
+def test_each_kind_of_key_opens_what_is_sealed_to_it(kbs: BrokerUnderTest, key: Any) -> None:
+    assert guest(kbs, key=key).fetch(NAME) == SECRET
+
+
+@pytest.mark.parametrize("by", ["cookie", "bearer", "both"])
+def test_cookie_and_bearer_serve_alike(kbs: BrokerUnderTest, by: str) -> None:
+    client = attested(kbs)
+    answer = client.resource(NAME, by=by, token="stale.stale.stale" if by == "both" else None)
+    assert decrypt(answer.json, client.key) == SECRET
+
+
+def test_the_cookie_is_that_of_the_protocol_and_its_end_never_moves(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    first = client.auth()
+    name, _, value = first.cookie.partition("=")
+    assert (name, len(value), first.json["extra-params"]) == ("kbs-session-id", 32, "")
+    told = [part.strip() for part in first.headers["set-cookie"].split(";")]
+    ends = parsedate_to_datetime(told[1].removeprefix("Expires="))
+    assert len(told) == 2
+    assert timedelta(seconds=299) < ends - kbs.machine.clock.now() <= timedelta(seconds=300)
+    assert len(base64.b64decode(client.nonce)) == 32
+    second = client.attest()
+    assert second.cookie == first.cookie
+    again = parsedate_to_datetime(second.headers["set-cookie"].partition("Expires=")[2])
+    assert abs((again - ends).total_seconds()) <= 1
+
+
+@pytest.mark.parametrize("extra", ["", {}, {"supported-hash-algorithms": ["sha384"]}])
+def test_older_and_newer_spellings_of_extra_params_pass(kbs: BrokerUnderTest, extra: Any) -> None:
+    assert guest(kbs).auth(**{"extra-params": extra}).status == 200
+
+
+def test_init_data_may_be_absent_or_null_and_else_are_those_of_mrconfigid(kbs: BrokerUnderTest) -> None:
+    document = 'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n"aa.toml" = "x = 1"\n'
+    td = kbs.machine.launch("init", mr_config_id=hashlib.sha384(document.encode()).digest())
+    for body, status in ((None, 200), (document, 200), (document + "\n", 403), (None, 200)):
+        client = guest(kbs, td=td)
+        client.auth()
+        sent = client.body()
+        sent["init-data"] = None if body is None else {"format": "toml", "body": body}
+        answer = client.attest(sent)
+        assert answer.status == status
+    del sent["init-data"]
+    client.auth()
+    sent = {name: value for name, value in client.body().items() if name != "init-data"}
+    assert client.attest(sent).status == 200
+
+
+def test_evidence_of_further_devices_is_bound_and_nothing_is_claimed_of_it(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    client.auth()
+    more = json.dumps({"sampledevice": {"svn": "2", "report_data": "AAAA"}})
+    assert client.attest(client.body(more)).status == 200
+    assert list(claims(client.token)["submods"]) == ["cpu0"]
+
+
+def test_a_guest_without_firmware_log_announces_two_algorithms_and_writes_one(kbs: BrokerUnderTest) -> None:
+    spec = b"Spec ID Event03\0" + bytes.fromhex("00000000 00 02 00 02 02000000 0c00 3000 1200 2000 00")
+    head = (1).to_bytes(4, "little") + (3).to_bytes(4, "little") + bytes(20) + len(spec).to_bytes(4, "little") + spec
+    assert len(head) == 69
+    td = kbs.machine.launch("aael")
+    log = head + td.event_log()[len(ccel.HEADER) :] + b"\xff" * 8
+    client = guest(kbs, td=td)
+    client.attester = lambda report_data: (td.quote(report_data), log)
+    assert client.fetch(NAME) == SECRET
+
+
+def test_a_guest_whose_platform_nobody_knew_waits_for_its_collateral(tmp_path: Path) -> None:
+    machine = Machine.create(seed="unknown platform")
+    with BrokerUnderTest(machine, tmp_path, bundle=bundle(), tenant="acme") as served:
+        served.put_secret(NAME, SECRET)
+        assert guest(served, td=machine.launch("new", platform=1)).fetch(NAME) == SECRET
+
+
+# ── what is refused, each with its status ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.3.0", "0.4.1", "1.0.0"])
+def test_other_versions_are_refused_in_the_words_that_guests_look_for(kbs: BrokerUnderTest, version: str) -> None:
+    answer = guest(kbs).auth(version=version)
+    refused(answer, 400, "AttestationError", "kbs.version_unsupported")
+    assert "KBS Client Protocol Version Mismatch" in answer.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"tee": "sample"}, "kbs.tee_unsupported"),
+        ({"tee": "snp"}, "kbs.tee_unsupported"),
+        ({"tee": None}, "body.field_invalid"),
+        ({"version": "four"}, "body.field_invalid"),
+        ({"version": 4}, "body.field_invalid"),
+    ],
+)
+def test_other_tees_and_malformed_requests_are_refused(
+    kbs: BrokerUnderTest, changes: dict[str, Any], code: str
+) -> None:
+    refused(guest(kbs).auth(**changes), 400, "AttestationError", code)
+
+
+def test_a_request_lacks_nothing(kbs: BrokerUnderTest) -> None:
+    send = over_http(kbs.url)
+    for body in (b"", b"[]", b"{", b'{"version":"0.4.0","version":"0.4.0","tee":"tdx","extra-params":""}'):
+        refused(send("POST", "/kbs/v0/auth", body, {}), 400, "AttestationError", "body.not_json")
+    lacking = b'{"version":"0.4.0","tee":"tdx"}'
+    refused(send("POST", "/kbs/v0/auth", lacking, {}), 400, "AttestationError", "body.field_missing")
+
+
+def test_a_nonce_serves_once_whatever_comes_of_it(kbs: BrokerUnderTest) -> None:
+    won = attested(kbs)
+    refused(won.attest(), 401, "AttestationError", "challenge.used")
+    lost = guest(kbs)
+    lost.auth()
+    refused(lost.attest(lost.body(report_data=b"\1" * 64)), 403, "AttestationError", "binding.report_data_mismatch")
+    refused(lost.attest(), 401, "AttestationError", "challenge.used")
+
+
+def test_a_nonce_is_good_for_its_own_cookie_alone(kbs: BrokerUnderTest) -> None:
+    one, two = guest(kbs), guest(kbs)
+    one.auth()
+    two.auth()
+    refused(one.attest(cookie=two.cookie), 401, "AttestationError", "challenge.forged")
+    refused(two.attest(cookie=""), 401, "AttestationError", "kbs.session_unknown")
+    refused(two.attest(cookie="kbs-session-id=zz"), 401, "AttestationError", "kbs.session_unknown")
+    both = f"{one.cookie}; {two.cookie}"
+    refused(two.attest(cookie=both), 401, "AttestationError", "kbs.session_unknown")
+    assert two.attest().status == 200
+
+
+@pytest.mark.parametrize("nonce", ["", "x", "AAAA", base64.b64encode(bytes(32)).decode()])
+def test_a_nonce_that_was_not_given_out_is_refused(kbs: BrokerUnderTest, nonce: str) -> None:
+    client = guest(kbs)
+    client.auth()
+    client.nonce = nonce
+    refused(client.attest(client.body(report_data=b"\1" * 64)), 401, "AttestationError", "challenge.forged")
+
+
+def test_a_nonce_of_the_brokers_own_protocol_is_none_here_nor_the_other_way_round(kbs: BrokerUnderTest) -> None:
+    caller = bytes(32)
+    body = json.dumps({"client_nonce": base64.urlsafe_b64encode(caller).decode().rstrip("=")}).encode()
+    given = unb64u(over_http(kbs.url)("POST", "/v1/challenges", body, {}).json["nonce"])
+    client = guest(kbs)
+    client.auth()
+    client.nonce = base64.b64encode(given).decode()
+    refused(client.attest(), 401, "AttestationError", "challenge.forged")
+    fresh = guest(kbs)
+    fresh.auth()
+    foreign = kbs.broker.admission._challenges
+    with pytest.raises(BrokerError, match=r"challenge\.forged"):
+        foreign.check(base64.b64decode(fresh.nonce), bytes.fromhex(fresh.cookie.partition("=")[2]), kbs.broker.clock())
+
+
+def test_a_key_that_is_swapped_after_hashing_is_refused(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    client.auth()
+    body = client.body()
+    client.key = ec.generate_private_key(ec.SECP256R1())
+    body["runtime-data"]["tee-pubkey"] = client.jwk
+    refused(client.attest(body), 403, "AttestationError", "binding.report_data_mismatch")
+
+
+def test_additional_evidence_that_is_altered_by_a_byte_is_refused(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    client.auth()
+    body = client.body('{"sampledevice":{}}')
+    body["tee-evidence"]["additional_evidence"] = '{"sampledevice": {}}'
+    refused(client.attest(body), 403, "AttestationError", "binding.report_data_mismatch")
+
+
+def test_members_of_the_key_beyond_the_protocols_are_not_hashed(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    client.auth()
+    wide = {**client.jwk, "use": "enc", "kid": "1"}
+    hashed_too = client.body(report_data=client.report_data(jwk=wide))
+    hashed_too["runtime-data"]["tee-pubkey"] = wide
+    refused(client.attest(hashed_too), 403, "AttestationError", "binding.report_data_mismatch")
+    client.auth()
+    sent_only = client.body()
+    sent_only["runtime-data"]["tee-pubkey"] = {**client.jwk, "use": "enc"}
+    assert client.attest(sent_only).status == 200
+
+
+def test_the_tee_does_not_change_between_the_calls(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    client.auth()
+    body = client.body()
+    refused(client.attest({**body, "tee": "sample"}), 400, "AttestationError", "kbs.tee_unsupported")
+    client.auth()
+    body = client.body()
+    body["tee-evidence"]["primary_evidence"] = {"svn": "1", "report_data": base64.b64encode(bytes(48)).decode()}
+    refused(client.attest(body), 400, "AttestationError", "body.field_invalid")
+
+
+def test_a_body_beyond_the_bound_is_refused_in_the_protocols_words(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    client.auth()
+    answer = client.send("POST", "/kbs/v0/attest", b" " * ((2 << 20) + 1), {"Cookie": client.cookie})
+    refused(answer, 413, "AttestationError", "body.too_large")
+
+
+@pytest.mark.parametrize(
+    "jwk",
+    [
+        {"kty": "oct", "k": "AAAA", "alg": "A256KW"},
+        {"kty": "EC", "crv": "P-384", "alg": "ECDH-ES+A256KW", "x": "AA", "y": "AA"},
+        {"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "AA", "y": "AA"},
+        {"kty": "EC", "crv": "P-256", "alg": "ECDH-ES", "x": "A" * 43, "y": "A" * 43},
+        {"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "A" * 43, "y": "A" * 43},
+        {"kty": "RSA", "alg": "RSA1_5", "n": "A" * 342, "e": "AQAB"},
+        {"kty": "RSA", "alg": "RSA-OAEP-256", "n": "_" * 86, "e": "AQAB"},
+        {**ec_jwk(ec.generate_private_key(ec.SECP256R1()).public_key()), "d": "AAAA"},
+        [],
+        None,
+    ],
+)
+def test_a_key_to_which_nothing_could_be_sealed_is_refused(jwk: Any) -> None:
+    with pytest.raises(BrokerError, match=r"kbs\.key_unsupported"):
+        TeeKey.read(jwk)
+
+
+def test_what_the_policy_does_not_permit_is_403_and_a_guest_attests_once(kbs: BrokerUnderTest) -> None:
+    for name in ("acme/open/top", "acme/agents/a", "other/open/a", "acme/shut/a"):
+        client = guest(kbs)
+        with pytest.raises(SystemExit, match="403"):
+            client.fetch(name)
+        assert client.handshakes == 1
+        refused(client.resource(name), 403, "PolicyDeny", "policy.")
+
+
+def test_a_permit_that_does_not_speak_of_kbs_releases_nothing_there(kbs: BrokerUnderTest) -> None:
+    refused(attested(kbs).resource("acme/agents/a"), 403, "PolicyDeny", "policy.condition_not_met")
+
+
+def test_what_is_not_there_is_404(kbs: BrokerUnderTest) -> None:
+    client = attested(kbs)
+    refused(client.resource("acme/open/none"), 404, "PluginInternalError", "secret.unknown")
+    for name in ("acme/open", "acme/open/a/b", "acme/.open/a", "acme/op en/a", "a//b", ""):
+        refused(client.resource(name.replace(" ", "%20")), 404, "InvalidRequestPath", "secret.name_invalid")
+
+
+def test_whoever_is_refused_does_not_learn_what_exists(kbs: BrokerUnderTest) -> None:
+    client = attested(kbs)
+    there, absent = client.resource("acme/agents/a"), client.resource("acme/shut/none")
+    assert (there.status, absent.status) == (403, 403)
+
+
+@pytest.mark.parametrize("where", ["", "nothing", "resource-policy", "attestation-policy", "reference-value/a"])
+def test_other_plugins_and_methods_are_404(kbs: BrokerUnderTest, where: str) -> None:
+    send = over_http(kbs.url)
+    refused(send("POST", f"/kbs/v0/{where}", b"{}", {}), 404, "PluginNotFound", "route.unknown")
+    refused(send("GET", "/kbs/v0/auth", b"", {}), 404, "PluginNotFound", "route.unknown")
+    refused(send("POST", f"/kbs/v0/resource/{NAME}", b"new", {}), 404, "PluginNotFound", "route.unknown")
+
+
+def test_without_a_credential_it_is_401_so_that_guests_attest(kbs: BrokerUnderTest) -> None:
+    client = guest(kbs)
+    refused(client.resource(NAME, by="none"), 401, "TokenNotFound", "kbs.token_missing")
+    client.auth()
+    refused(client.resource(NAME), 401, "TokenNotFound", "kbs.token_missing")
+    refused(client.resource(NAME, by="bearer", token="a.b.c"), 401, "TokenVerifierError", "kbs.token_invalid")
+
+
+# ── tokens ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def header(token: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(unb64u(token.split(".")[0]))
+    return found
+
+
+def claims(token: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(unb64u(token.split(".")[1]))
+    return found
+
+
+def test_the_token_is_an_ear_in_the_dialect_of_confidential_containers(kbs: BrokerUnderTest) -> None:
+    client = attested(kbs)
+    told = claims(client.token)
+    assert header(client.token).keys() == {"typ", "alg", "jwk"}
+    assert told["exp"] - told["iat"] == 300
+    assert told["iss"] == f"{kbs.url}/kbs"
+    module = told["submods"]["cpu0"]
+    assert module["ear.status"] == "affirming"
+    assert len(module["ear.trustworthiness-vector"]) == 8
+    evidence = module["ear.veraison.annotated-evidence"]
+    assert evidence["runtime_data_claims"]["tee-pubkey"] == client.jwk
+    assert evidence["tdx"]["tcb_status"] == "UpToDate"
+    assert evidence["tdx"]["quote"]["body"]["report_data"] == client.report_data().hex()
+
+
+def test_its_certificate_chains_to_our_ca_and_to_no_other(kbs: BrokerUnderTest, tmp_path: Path) -> None:
+    jwk = header(attested(kbs).token)["jwk"]
+    leaf = x509.load_der_x509_certificate(base64.b64decode(jwk["x5c"][0]))
+    answer = over_http(kbs.url)("GET", "/v1/kbs/ca", b"", {})
+    ca = x509.load_pem_x509_certificate(answer.raw)
+    leaf.verify_directly_issued_by(ca)
+    spki = leaf.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    assert spki[1:] == unb64u(jwk["x"]) + unb64u(jwk["y"])
+    with BrokerUnderTest(kbs.machine, tmp_path, bundle=bundle(), tenant="acme") as stranger:
+        other = x509.load_pem_x509_certificate(over_http(stranger.url)("GET", "/v1/kbs/ca", b"", {}).raw)
+    with pytest.raises(ValueError, match="Issuer"):
+        leaf.verify_directly_issued_by(other)
+
+
+def forged(token: str, key: ec.EllipticCurvePrivateKey, **changes: Any) -> str:
+    """The same claims, signed by somebody who shows his own key in the header."""
+    public = es256.jwk(es256.dump_public(key.public_key()))
+    head = {**header(token), "jwk": {"alg": "ES256", **public}}
+    signed = f"{b64url(json.dumps(head).encode())}.{b64url(json.dumps({**claims(token), **changes}).encode())}"
+    return f"{signed}.{b64url(es256.sign(key, signed.encode()))}"
+
+
+def test_a_key_in_the_header_is_never_believed(kbs: BrokerUnderTest) -> None:
+    client = attested(kbs)
+    token = forged(client.token, ec.generate_private_key(ec.SECP256R1()))
+    refused(client.resource(NAME, by="bearer", token=token), 401, "TokenVerifierError", "kbs.token_invalid")
+
+
+def test_our_own_key_signs_nothing_else_that_would_be_taken(kbs: BrokerUnderTest) -> None:
+    client = attested(kbs)
+    key = kbs.broker.kbs._tokens._keys.signing
+    again = forged(client.token, key)
+    assert client.resource(NAME, by="bearer", token=again).status == 200
+    for changes, code in (
+        ({"iss": f"{kbs.url}"}, "kbs.token_invalid"),
+        ({"iat": claims(again)["iat"] + 600}, "kbs.token_invalid"),
+        ({"exp": "never"}, "kbs.token_invalid"),
+        ({"exp": 1}, "kbs.token_expired"),
+        ({"cloister": None}, "kbs.token_invalid"),
+    ):
+        answer = client.resource(NAME, by="bearer", token=forged(client.token, key, **changes))
+        refused(answer, 401, "TokenVerifierError", code)
+
+
+def test_no_token_of_one_door_opens_another(kbs: BrokerUnderTest) -> None:
+    """Admission tokens and results are none here; a KBS token is none of theirs."""
+    client = attested(kbs)
+    send = over_http(kbs.url)
+    shown = {"Authorization": f"DPoP {client.token}", "DPoP": "x.y.z"}
+    assert send("POST", "/v1/secrets/acme/open/a:release", b"{}", shown).status == 401
+    with pytest.raises(TokenRefused, match=r"token\.header_not_allowed"):
+        kbs.broker.identity.open(client.token, kbs.broker.clock())
+    quote = base64.urlsafe_b64encode(kbs.machine.launch("result").quote(bytes(range(64)))).decode().rstrip("=")
+    result = send("POST", "/v1/verifications", json.dumps({"quote": quote}).encode(), {}).json["result"]
+    refused(client.resource(NAME, by="bearer", token=result), 401, "TokenVerifierError", "kbs.token_invalid")
+
+
+# ── time, change, restart ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[BrokerUnderTest]:
+    """A broker whose clock and policy a test may move."""
+    with BrokerUnderTest(Machine.create(seed="own kbs"), tmp_path, bundle=bundle(), tenant="acme") as served:
+        served.put_secret(NAME, SECRET)
+        yield served
+
+
+def test_nonces_cookies_and_tokens_end(own: BrokerUnderTest) -> None:
+    late = guest(own)
+    late.auth()
+    own.machine.clock.advance(61)
+    refused(late.attest(), 401, "AttestationError", "challenge.expired")
+    client = attested(own)
+    own.machine.clock.advance(301)
+    refused(client.resource(NAME), 401, "TokenNotFound", "kbs.token_missing")
+    refused(client.resource(NAME, by="bearer"), 401, "TokenVerifierError", "kbs.token_expired")
+    assert client.fetch(NAME) == SECRET
+    assert client.handshakes == 2
+
+
+def test_a_change_of_policy_is_felt_at_the_next_use(own: BrokerUnderTest) -> None:
+    client = attested(own)
+    assert client.resource(NAME).status == 200
+    shut = bundle(RULES.replace('context.via == "kbs"', 'context.via == "cloister"'), version=2)
+    for name, raw in shut.items():
+        (own.policy_folder / name).write_bytes(raw)
+    own.reload_policy()
+    refused(client.resource(NAME), 403, "PolicyDeny", "policy.condition_not_met")
+
+
+def test_a_guest_that_no_longer_passes_is_refused_whatever_token_it_holds(own: BrokerUnderTest) -> None:
+    client = attested(own)
+    own.machine.recover("revoke-pck", platform=0)
+    assert own.refresh_collateral()
+    refused(client.resource(NAME, by="bearer"), 403, "PolicyDeny", "chain.revoked")
+
+
+def test_a_token_outlives_the_process_because_its_evidence_is_judged_again(own: BrokerUnderTest) -> None:
+    client = attested(own)
+    own.broker.kbs._guests.clear()
+    own.broker.kbs._sessions.clear()
+    assert decrypt(client.resource(NAME, by="bearer").json, client.key) == SECRET
+
+
+# ── the log ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def entries(kbs: BrokerUnderTest, kind: str) -> list[dict[str, Any]]:
+    return [json.loads(row.entry) for row in kbs.broker.audit.page(start=0, limit=1000, kind=kind)]
+
+
+def test_admissions_refusals_and_releases_over_kbs_are_in_the_log(own: BrokerUnderTest) -> None:
+    client = attested(own)
+    client.resource(NAME)
+    client.resource("acme/shut/a")
+    (admitted,) = entries(own, "guest.admitted")
+    (released,) = entries(own, "secret.released")
+    (refusal,) = entries(own, "secret.refused")
+    assert {entry["via"] for entry in (admitted, released, refusal)} == {"kbs"}
+    assert {entry["evidence"] for entry in (admitted, released, refusal)} == {admitted["evidence"]}
+    assert (released["resource"], released["version"]) == (NAME, 1)
+    assert refusal["codes"] == ["policy.no_rule"]
+    assert SECRET not in b"".join(row.entry for row in own.broker.audit.page(start=0, limit=1000))
+
+
+def test_strangers_earn_no_entry_and_refused_platforms_do(own: BrokerUnderTest) -> None:
+    stranger = guest(own, td=Machine.create(seed="a stranger").launch("guest"))
+    stranger.auth()
+    refused(stranger.attest(), 403, "AttestationError", "chain.")
+    assert entries(own, "guest.refused") == []
+    debug = guest(own, td=own.machine.launch("debug", attributes=0x1000_0001))
+    debug.auth()
+    refused(debug.attest(), 403, "AttestationError", "quote.debug")
+    (entry,) = entries(own, "guest.refused")
+    assert entry["codes"][0] == "quote.debug"
+
+
+# ── known answers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+SCALAR = 0x20888F31FE0D3D06B6D30D1BFCBB11EA2985D3C4F4620C71D0BBB4C93800A45B
+NONCE = "g+nR1WUqp4ih7hBZZtMEqv14zaktQElOKwyO2GC0E2s="
+DEVICE = '{"sampledevice":{"svn":"2","report_data":"nmovE2bhlSnQGJIS70AxtfTYah/IlpW/H4qbAV7jOZXUmg6ep3gWMh5rLOP1jvLK"}}'
+JWE = {
+    "protected": "eyJhbGciOiJFQ0RILUVTK0EyNTZLVyIsImVuYyI6IkEyNTZHQ00iLCJlcGsiOnsiY3J2IjoiUC0yNTYiLCJrdHkiOiJFQyIsIn"
+    "giOiJseklwNzRaUFpWbmVhdGMxdlpHcTJFMzJtMktOTDJJVERrbVp6TXZFRHAwIiwieSI6InlzeGpDMEJsVkxtQkM1S29JNXFaYlU5LVkwYnFq"
+    "WmRqUy1pRW5UR2NiRjQifX0",
+    "encrypted_key": "z2hD2wLM64yLjQN9go7LupKc8Ly3GIdPdiLjmo7MhIasCtGV2WTfwg",
+    "iv": "ejw1kQS2m2aI56t-",
+    "ciphertext": "9FKZlNobpaUeYws",
+    "tag": "9D7dNRDbrA6p4P_Nry4kJQ",
+}
+
+
+def test_known_answers_of_runtime_data() -> None:
+    jwk = ec_jwk(ec.derive_private_key(SCALAR, ec.SECP256R1()).public_key())
+    known = {
+        "": "b002fe74d76dd09b248d4fe637e980b213847e3d98558246c263182060a3ece9f2c20642efcb40cf65720eb13ab7e4e5",
+        DEVICE: "3eadf3094bf15b8b104ac7182d601de068c19be46c45d01c42b9b963823b3e71cd68c6c1ed03bb061a2e99ce6dde541e",
+    }
+    for additional, digest in known.items():
+        evidence = GuestEvidence(quote=b"", runtime=runtime_text(NONCE, TeeKey.read(jwk).members, additional))
+        assert evidence.report_data.hex() == digest + "00" * 16
+    device = hashlib.sha384(jcs({"nonce": NONCE, "tee-pubkey": jwk})).hexdigest()
+    assert device == "9e6a2f1366e19529d0189212ef4031b5f4d86a1fc89695bf1f8a9b015ee33995d49a0e9ea77816321e6b2ce3f58ef2ca"
+    check = hashlib.sha384(jcs({"a": "test", "b": 1, "c": {"d": "e"}})).hexdigest()
+    assert check == "e71ce8e70d814ba6639c3612ebee0ff1f76f650f8dbb5e47157e0f3f525cd22c4597480a186427c813ca941da78870c3"
+
+
+def test_known_answer_of_a_jwe() -> None:
+    assert decrypt(JWE, ec.derive_private_key(SCALAR, ec.SECP256R1())) == b"hello agent"
+
+
+def test_the_protected_header_has_the_order_that_guests_rebuild() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    jwe = TeeKey.read(ec_jwk(key.public_key())).encrypt(b"x")
+    raw = unb64u(jwe["protected"])
+    told = json.loads(raw)
+    assert list(told) == ["alg", "enc", "epk"]
+    assert list(told["epk"]) == ["crv", "kty", "x", "y"]
+    assert raw == json.dumps(told, separators=(",", ":")).encode()
+    assert list(jwe) == ["protected", "encrypted_key", "iv", "ciphertext", "tag"]
+    assert decrypt(jwe, key) == b"x"
+
+
+# ── from a machine ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_lab_releases_its_secrets_to_guests(tmp_path: Path) -> None:
+    with Lab(tmp_path) as lab:
+        put = PutSecretRequest(value=SECRET)
+        lab.call(lambda broker: broker.administration.put_secret(broker.settings.admins[0], "lab/x/y", put))
+        client = KbsClient(send=over_http(lab.broker_url), attester=attester(lab.machine.launch("guest")))
+        assert client.fetch("lab/x/y") == SECRET
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing() is not None, reason=missing() or "")
+def test_an_unmodified_guest_in_a_trust_domain_fetches_from_a_lab(tmp_path: Path) -> None:
+    """`sim run`: the client takes its quote from configfs and knows nothing of this project."""
+    with Lab(tmp_path) as lab:
+        secret = tmp_path / "secret"
+        secret.write_bytes(SECRET)
+        command = [sys.executable, "-m", "cloister"]
+        keys = ["--broker", lab.broker_url, "--key-file", str(lab.admin_key_file)]
+        put = [*command, "secret", "put", "lab/x/y", str(secret), *keys]
+        subprocess.run(put, cwd=ROOT, check=True, capture_output=True)
+        client = [sys.executable, str(ROOT / "tests" / "kbs_client.py"), lab.broker_url, "lab/x/y"]
+        sandboxed = [*command, "sim", "run", "--machine", str(lab.machine_folder), "--", *client]
+        done = subprocess.run(sandboxed, cwd=ROOT, check=False, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, SECRET), done.stderr.decode()
