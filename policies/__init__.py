@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from policies.model import Context as Context
     from policies.model import Declassify as Declassify
     from policies.model import Facts as Facts
+    from policies.model import IssueToken as IssueToken
     from policies.model import Receive as Receive
     from policies.model import ReleaseSecret as ReleaseSecret
     from policies.model import Send as Send
@@ -42,6 +43,7 @@ _HOME: Final = {
     "Declassify": "model",
     "Context": "model",
     "Facts": "model",
+    "IssueToken": "model",
     "Permit": "permit",
     "PolicyCode": "codes",
     "Reason": "errors",

@@ -187,6 +187,14 @@ class Declassify:
 
 
 @dataclass(frozen=True, slots=True)
+class IssueToken:
+    """Be given a token for somebody else: `audience` is whoever will read it, compared as a whole text."""
+
+    audience: str
+    action: ClassVar[str] = "IssueToken"
+
+
+@dataclass(frozen=True, slots=True)
 class Administer:
     """Do an administrative operation ("rotate", "lower_labels" …) on something of the tenant."""
 
@@ -196,7 +204,7 @@ class Administer:
     action: ClassVar[str] = "Administer"
 
 
-Action = Admit | ReleaseSecret | Send | Receive | CallTool | Declassify | Administer
+Action = Admit | ReleaseSecret | Send | Receive | CallTool | Declassify | IssueToken | Administer
 NO_LABELS: Final[frozenset[str]] = frozenset()
 
 
@@ -227,6 +235,8 @@ def asked(action: Action, tenant: str) -> Asked:
             return Asked("CallTool", "Tool", name, labels)
         case Declassify(name, message_type, labels, kind):
             return Asked("Declassify", kind.capitalize(), name, labels, extra=(("message_type", message_type),))
+        case IssueToken(audience):
+            return Asked("IssueToken", "Tenant", tenant, extra=(("audience", audience),))
         case Administer(name, operation, labels):
             return Asked("Administer", "Target", name, labels, extra=(("operation", operation),))
 
@@ -238,13 +248,15 @@ _NAMED: Final[dict[str, type[Any]]] = {
     "Receive": Receive,
     "CallTool": CallTool,
     "Declassify": Declassify,
+    "IssueToken": IssueToken,
     "Administer": Administer,
 }
 ACTIONS: Final = tuple(_NAMED)
 
 
 def parse_action(text: str, options: Mapping[str, Any] | None = None) -> Action:
-    """`Admit`, `ReleaseSecret:acme/db/password`, `Administer:acme/db/password:rotate`, `Send:topic:acme/news` …
+    """`Admit`, `ReleaseSecret:acme/db/password`, `Administer:acme/db/password:rotate`, `Send:topic:acme/news`,
+    `IssueToken:https://models.example` …
 
     Raises ValueError with the list of actions, or the fields that the action lacks.
     """

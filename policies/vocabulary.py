@@ -38,6 +38,7 @@ CONTEXT: Final = (
     "source_ip",
     "message_type",
     "operation",
+    "audience",
 )
 
 TCB_STATES: Final = tuple(status.value for status in TcbStatus)
