@@ -37,14 +37,14 @@ ORDER: dict[str, str] = {
         "client runtime declared replies context main handling agent supervise labs reload cli __init__"
     ),
     "broker": (
-        "__init__ wire ports_channels ports_mail ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
+        "__init__ wire ports_channels ports_mail ports_topics ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
         "archive collateral attested judging reasons sessions admission vault edges labels release kbs mailboxes routing channels "
-        "undo turns memory_channels memory_mail memory sql_schema sql_blobs sql_channels sql_mail sql_tables sql "
+        "undo turns memory_channels memory_mail memory_topics memory sql_schema sql_blobs sql_channels sql_mail sql_tables sql "
         "verification rights config witness sealed domains administration clock telemetry service calls status refusals "
         "http_api sealed_http kbs_http openapi console routes_audit routes_keys routes rpc app opening admin_client setup domain_cli cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log evidence challenge attested dpop release labels api_pb2 envelope_pb2 "
+        "__init__ errors tags jose fields names log evidence challenge attested dpop unseal release labels api_pb2 envelope_pb2 "
         "envelope leases deadletters channel_pb2 channel stream_pb2 mailbox bodies"
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",

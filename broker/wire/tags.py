@@ -23,11 +23,17 @@ class Tag(StrEnum):
     CHANNEL_FRAME = "cloister/channel-frame/v1"  # id of a message on a channel
     ENVELOPE = "cloister/envelope/v1"  # sender: header and body
     ENVELOPE_INFO = "cloister/envelope-info/v1"  # HPKE info of an envelope's body
+    KEYS_RELEASE = "cloister/keys-release/v1"  # broker: grant and ciphertext of kept keys
+    KEY_GRANT = "cloister/key-grant/v1"  # digest of a grant, HPKE info of kept keys
     MAILBOX_KEY = "cloister/mailbox-key/v1"  # owner: a mailbox's epoch key
     PERMIT = "cloister/permit/v1"  # digest of a release permit, HPKE info of a release
     RELEASE = "cloister/release/v1"  # broker: permit and ciphertext
     UNSEAL = "cloister/unseal/v1"  # HPKE info of a share on its way to a sealed broker
+    REVOCATIONS = "cloister/revocations/v1"  # broker: who may no longer speak, over a reader's nonce
     SEALING_KEY = "cloister/sealing-key/v1"  # thumbprint of a public sealing key and its suite
+    STATE = "cloister/state/v1"  # broker: number and digest of a reader's checkpoint, over its nonce
+    STATE_SEAL = "cloister/state-seal/v1"  # associated data of a sealed checkpoint
+    TOPIC_KEY = "cloister/topic-key/v1"  # broker: a topic's epoch key
     TOMBSTONE = "cloister/tombstone/v1"  # broker: how a parcel ended that was not handled
 
 
