@@ -8,11 +8,11 @@ Exit status: the agent's own, or 2 when something is not set up.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+import threading
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,16 +21,16 @@ from typing import Any, Final, final
 
 from attestation.errors import AttestationError
 from attestation.ports import TrustDomain
-from enclave import launch, supervise
+from enclave import labs, launch, supervise
 from enclave.errors import AgentError, Code, EnclaveError, LaunchFailed, TdxError
 from enclave.main import BROKER_VARIABLE, TRUST_VARIABLE
+from enclave.reload import Launch, Watch
 from enclave.tdx import TdxTrustDomain
 from enclave.trustfile import TrustFile
 
 USAGE: Final = 2
 GROUP: Final = "cloister.trust_domain"
 MACHINE_VARIABLE: Final = "CLOISTER_MACHINE"
-LAB_NOTE: Final = "cloister/lab.json"
 
 
 @final
@@ -69,7 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trust", default="", metavar="FILE", help=f"the trust file (or {TRUST_VARIABLE})")
     parser.add_argument("--name", default="", help="name of this launch in the event log; default: the file's name")
     parser.add_argument("--env", action="append", default=[], metavar="NAME", help="pass this variable on")
-    parser.add_argument("--same-user", action="store_true", help="as root: do not change to a user without rights")
+    parser.add_argument(
+        "--reload", action="store_true", help="simulated: launch again whenever the agent's files change"
+    )
+    parser.add_argument(
+        "--same-user", action="store_true", help="let the agent run as this user, which can reach the registers"
+    )
     parser.add_argument("--digest", action="store_true", help="print the code digest for reference values, run nothing")
     return parser
 
@@ -81,26 +86,100 @@ def _digest(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.reload and not options.simulated:
+        raise LaunchFailed(Code.LAUNCH_RELOAD, "--reload without --simulated")
     real = None if options.simulated else _real()  # first: without a trust domain nothing else matters
     around = _surroundings(options)
-    trust = TrustFile.parse(around.trust)
-    broker_url = around.broker_url or trust.broker_url
+    broker_url = around.broker_url or TrustFile.parse(around.trust).broker_url
     if not broker_url:
         raise AgentError(Code.AGENT_UNCONFIGURED, "no broker is known", _HINT)
     name = options.name or options.agent.resolve().stem
-    domain = real or _simulated(around.machine, name)
     uid = None if options.same_user else supervise.separate_uid()
-    with supervise.Signals() as signals, launch.stage(options.agent) as staged:
-        launch.extend(domain, staged.digest, name)
-        _tell(staged, domain, name, uid, chosen=options.same_user)
+    if real is not None and uid is None and not options.same_user:
+        raise LaunchFailed(Code.LAUNCH_SAME_USER, f"the launcher runs as user {os.geteuid()}")
+    launcher = _Launcher(options=options, name=name, trust=around.trust, broker_url=broker_url, uid=uid)
+    with supervise.Signals() as signals:
+        if options.reload:
+            return launcher.again_and_again(lambda: _simulated(around.machine, name), signals)
+        return launcher.once(real or _simulated(around.machine, name), signals)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Launcher:
+    """One agent as the options describe it, to be launched once, or whenever it has changed."""
+
+    options: argparse.Namespace
+    name: str
+    trust: bytes
+    broker_url: str
+    uid: int | None
+
+    def once(self, domain: TrustDomain, signals: supervise.Signals) -> int:
+        """The agent's exit status."""
+        with launch.stage(self.options.agent) as staged:
+            launch.extend(domain, staged.digest, self.name)
+            _tell(staged, domain, self.name, self.uid, chosen=self.options.same_user)
+            return self._supervise(staged, domain, signals)
+
+    def again_and_again(self, boot: Callable[[], TrustDomain], signals: supervise.Signals) -> int:
+        """Until a signal: launch, each time in a trust domain that has just booted, and say what has changed."""
+        before: Launch | None = None
+        while True:
+            watch, changed = Watch(self.options.agent), threading.Event()
+            try:
+                status, before = self._watched(boot(), signals, before, watch, changed)
+            except LaunchFailed as error:  # half written, perhaps
+                print(f"cloister run: {error}", file=sys.stderr)
+                status = USAGE
+            if signals.asked:
+                return status
+            if not changed.is_set():
+                print(f"cloister: the agent ended with status {status}; waiting for a change", file=sys.stderr)
+                watch.wait(lambda: False)  # a signal ends this
+
+    def _watched(
+        self,
+        domain: TrustDomain,
+        signals: supervise.Signals,
+        before: Launch | None,
+        watch: Watch,
+        changed: threading.Event,
+    ) -> tuple[int, Launch]:
+        """One launch, ended when the files change."""
+        over = threading.Event()
+
+        def end_on_change() -> None:
+            if watch.wait(over.is_set):
+                changed.set()
+                signals.interrupt()
+
+        with launch.stage(self.options.agent) as staged:
+            launch.extend(domain, staged.digest, self.name)
+            this = Launch.of(staged, self.name)
+            for line in this.differences(before) if before else ():
+                print(f"cloister: {line}", file=sys.stderr)
+            if before is None:
+                _tell(staged, domain, self.name, self.uid, chosen=self.options.same_user)
+            watcher = threading.Thread(target=end_on_change, name="cloister-watch", daemon=True)
+            watcher.start()
+            try:
+                status = self._supervise(staged, domain, signals)
+            finally:
+                over.set()
+                watcher.join()
+        signals.rest()
+        return status, this
+
+    def _supervise(self, staged: launch.Staged, domain: TrustDomain, signals: supervise.Signals) -> int:
         return supervise.run(
             staged,
             domain,
-            trust=around.trust,
-            broker_url=broker_url,
-            environment={one: os.environ[one] for one in options.env if one in os.environ},
-            arguments=options.arguments,
-            uid=uid,
+            trust=self.trust,
+            broker_url=self.broker_url,
+            environment={one: os.environ[one] for one in self.options.env if one in os.environ},
+            arguments=self.options.arguments,
+            uid=self.uid,
             signals=signals,
         )
 
@@ -112,7 +191,7 @@ _HINT: Final = (
 
 
 def _surroundings(options: argparse.Namespace) -> Surroundings:
-    note = _lab_note() if options.simulated else {}
+    note = labs.newest() if options.simulated else {}
     trust = options.trust or os.environ.get(TRUST_VARIABLE, "") or note.get("trust_file", "")
     if not trust:
         raise AgentError(Code.AGENT_UNCONFIGURED, "no trust file is known, so nobody can be believed", _HINT)
@@ -122,22 +201,6 @@ def _surroundings(options: argparse.Namespace) -> Surroundings:
         broker_url=options.broker or os.environ.get(BROKER_VARIABLE, "") or note.get("broker_url", ""),
         trust=Path(trust).read_bytes(),
     )
-
-
-def lab_note() -> Path:
-    """Where a lab leaves word of itself for `run --simulated`."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if state else Path.home() / ".local" / "state") / LAB_NOTE
-
-
-def _lab_note() -> dict[str, str]:
-    """The note of a lab that still runs, else nothing."""
-    try:
-        found = json.loads(lab_note().read_text(encoding="utf-8"))
-        os.kill(found["pid"], 0)
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return {name: text for name, text in found.items() if isinstance(text, str)}
 
 
 def _real() -> TrustDomain:

@@ -57,6 +57,8 @@ class Code(StrEnum):
     LAUNCH_NO_SIMULATOR = "launch.simulator_missing"
     LAUNCH_NO_TDX = "launch.no_tdx"
     LAUNCH_PACKAGE = "launch.package_missing"
+    LAUNCH_RELOAD = "launch.reload_refused"
+    LAUNCH_SAME_USER = "launch.same_user"
     LAUNCH_TOO_LARGE = "launch.too_large"
     LAUNCH_UNSAFE_FILE = "launch.unsafe_file"
     MESSAGE_DEADLINE = "message.deadline"
@@ -327,6 +329,14 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.LAUNCH_PACKAGE: (
         "A package that the agent needs is not installed, or one of its files is missing.",
         "Install what the agent's dependencies name, in the Python that runs `cloister`.",
+    ),
+    Code.LAUNCH_RELOAD: (
+        "A register of a real trust domain cannot be taken back, so nothing is launched in it again and again.",
+        "Add --simulated to work with --reload; on TDX restart the trust domain for each launch.",
+    ),
+    Code.LAUNCH_SAME_USER: (
+        "The agent would run as a user that can reach reports and registers, and could record launches of its own.",
+        "Start as root, with a Python that every user may read; or say --same-user if the image has no other user.",
     ),
     Code.LAUNCH_TOO_LARGE: (
         "The code and its packages are larger than a launch may be.",

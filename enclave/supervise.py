@@ -37,6 +37,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
+        self.asked = False  # somebody wants the agent to end
         self._child: subprocess.Popen[bytes] | None = None
         self._starting = False
         self._pending = 0
@@ -50,6 +51,16 @@ class Signals:
             self._child.send_signal(self._pending)
         return self._child
 
+    def interrupt(self) -> None:
+        """End the agent, as SIGTERM to this process would, and go on."""
+        if self._child is not None:
+            with suppress(ProcessLookupError):
+                self._child.terminate()
+
+    def rest(self) -> None:
+        """The agent has ended and its copy is gone: until the next start, signals end the launcher again."""
+        self._child, self._starting = None, False
+
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
@@ -60,6 +71,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        self.asked = True
         if self._child is not None:
             with suppress(ProcessLookupError):
                 self._child.send_signal(number)

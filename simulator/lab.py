@@ -21,6 +21,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -48,7 +49,7 @@ from broker.service import Broker, build
 from broker.telemetry import log_to
 from broker.wire.jose import thumbprint
 from broker.wire.log import verifier_key
-from enclave.cli import lab_note
+from enclave.labs import noted
 from enclave.trustfile import render
 from policies.scaffold import starter, write
 from simulator.errors import SimulatorError
@@ -288,6 +289,7 @@ def main(arguments: Sequence[str]) -> int:
     """`cloister lab`: serve until SIGTERM or SIGINT; returns the exit status."""
     parser = argparse.ArgumentParser(prog="cloister lab", description=__doc__.split("\n\n")[0])
     parser.add_argument("--dir", type=Path, help="keep everything in this folder; without it, nothing is kept")
+    parser.add_argument("agents", nargs="*", type=Path, metavar="AGENT", help="run it here, and again when it changes")
     parser.add_argument("--json", action="store_true", help="print one line of JSON once everything serves")
     options = parser.parse_args(list(arguments))
     log_to(sys.stderr, "WARNING")
@@ -301,32 +303,31 @@ def main(arguments: Sequence[str]) -> int:
     with ExitStack() as stack:
         folder = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloister-lab-")))
         lab = stack.enter_context(Lab(folder))
+        stack.enter_context(noted(lab.describe()))  # for `cloister run --simulated`
         if options.json:
             print(json.dumps(lab.describe()), flush=True)
         else:
-            stack.enter_context(_noted(lab))
             print(_welcome(lab, kept=options.dir is not None), flush=True)
+        stack.enter_context(_running(lab, options.agents))
         stop.wait()
     return 0
 
 
 @contextmanager
-def _noted(lab: Lab) -> Iterator[None]:
-    """Leave word where `cloister run --simulated` looks, as long as this lab runs."""
-    note = lab_note()
-    word = json.dumps({"pid": os.getpid(), **lab.describe()})
+def _running(lab: Lab, agents: Sequence[Path]) -> Iterator[None]:
+    """Those agents, each launched again when its files change; what they print goes to stderr."""
+    around = ["--machine", str(lab.machine_folder), "--broker", lab.broker_url, "--trust", str(lab.trust_file)]
+    started = []
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(word, encoding="utf-8")
-    except OSError:
-        yield  # a home that cannot be written to: agents must be told where the lab is
-        return
-    try:
+        for agent in agents:
+            command = [sys.executable, "-m", "cloister", "run", str(agent), "--simulated", "--reload", *around]
+            started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr))
         yield
     finally:
-        with suppress(OSError):
-            if note.read_text(encoding="utf-8") == word:
-                note.unlink()
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
 
 
 def _welcome(lab: Lab, *, kept: bool) -> str:
@@ -344,6 +345,7 @@ A simulated machine, its collateral service and a broker are running. SIMULATED:
 
 Try, in another terminal:
   cloister run examples/hello.py --simulated                    an agent; it finds this lab by itself
+  cloister run examples/hello.py --simulated --reload           edit it, and see what changes in RTMR3
   echo hush > s && cloister secret put {lab.tenant}/demo/word s \\
       --broker {lab.broker_url} --key-file {lab.admin_key_file}
   cloister audit verify {lab.database} --log-key {lab.broker_folder}/log.vkey

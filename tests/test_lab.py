@@ -196,11 +196,11 @@ def test_people_are_told_what_it_is_and_what_to_try(tmp_path: Path) -> None:
         while "Ctrl-C" not in words[-1]:
             words.append(process.stdout.readline())
         assert any("cloister run" in word for word in words)
-        note = json.loads((state / "cloister" / "lab.json").read_text())
-        assert note["pid"] == process.pid
+        note = json.loads((state / "cloister" / "labs" / f"{process.pid}.json").read_text())
+        assert note["broker_url"] in "".join(words)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=LIMIT_S)
-    assert not (state / "cloister" / "lab.json").exists()
+    assert list((state / "cloister" / "labs").iterdir()) == []
 
 
 def test_an_agent_finds_a_running_lab_by_itself(tmp_path: Path) -> None:
