@@ -58,10 +58,28 @@ class Octets(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., content_type: _Optional[str] = ...) -> None: ...
 
 class ChallengeRequest(_message.Message):
-    __slots__ = ("client_nonce",)
+    __slots__ = ("client_nonce", "known")
     CLIENT_NONCE_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     client_nonce: bytes
-    def __init__(self, client_nonce: _Optional[bytes] = ...) -> None: ...
+    known: bytes
+    def __init__(self, client_nonce: _Optional[bytes] = ..., known: _Optional[bytes] = ...) -> None: ...
+
+class BrokerEvidence(_message.Message):
+    __slots__ = ("quote", "event_log", "suite", "sealing_key", "trust_file_digest", "collateral")
+    QUOTE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_LOG_FIELD_NUMBER: _ClassVar[int]
+    SUITE_FIELD_NUMBER: _ClassVar[int]
+    SEALING_KEY_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FILE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COLLATERAL_FIELD_NUMBER: _ClassVar[int]
+    quote: bytes
+    event_log: bytes
+    suite: str
+    sealing_key: bytes
+    trust_file_digest: bytes
+    collateral: str
+    def __init__(self, quote: _Optional[bytes] = ..., event_log: _Optional[bytes] = ..., suite: _Optional[str] = ..., sealing_key: _Optional[bytes] = ..., trust_file_digest: _Optional[bytes] = ..., collateral: _Optional[str] = ...) -> None: ...
 
 class TokenKey(_message.Message):
     __slots__ = ("kid", "spki")
@@ -92,24 +110,24 @@ class BrokerKeys(_message.Message):
     def __init__(self, log_key: _Optional[bytes] = ..., log_name: _Optional[str] = ..., issuer: _Optional[str] = ..., identity_key: _Optional[bytes] = ..., token_keys: _Optional[_Iterable[_Union[TokenKey, _Mapping]]] = ..., issued_at_s: _Optional[int] = ..., not_after_s: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class ChallengeResponse(_message.Message):
-    __slots__ = ("nonce", "broker_id", "at_s", "expires_s", "keys", "signature", "quote", "event_log")
+    __slots__ = ("nonce", "broker_id", "at_s", "expires_s", "keys", "signature", "evidence_digest", "evidence")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     BROKER_ID_FIELD_NUMBER: _ClassVar[int]
     AT_S_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
-    QUOTE_FIELD_NUMBER: _ClassVar[int]
-    EVENT_LOG_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     nonce: bytes
     broker_id: bytes
     at_s: int
     expires_s: int
     keys: BrokerKeys
     signature: bytes
-    quote: bytes
-    event_log: bytes
-    def __init__(self, nonce: _Optional[bytes] = ..., broker_id: _Optional[bytes] = ..., at_s: _Optional[int] = ..., expires_s: _Optional[int] = ..., keys: _Optional[_Union[BrokerKeys, _Mapping]] = ..., signature: _Optional[bytes] = ..., quote: _Optional[bytes] = ..., event_log: _Optional[bytes] = ...) -> None: ...
+    evidence_digest: bytes
+    evidence: BrokerEvidence
+    def __init__(self, nonce: _Optional[bytes] = ..., broker_id: _Optional[bytes] = ..., at_s: _Optional[int] = ..., expires_s: _Optional[int] = ..., keys: _Optional[_Union[BrokerKeys, _Mapping]] = ..., signature: _Optional[bytes] = ..., evidence_digest: _Optional[bytes] = ..., evidence: _Optional[_Union[BrokerEvidence, _Mapping]] = ...) -> None: ...
 
 class Binding(_message.Message):
     __slots__ = ("version", "role", "tenant", "suite", "broker_id", "nonce", "identity_key", "sealing_key", "init_data_digest", "trust_file_digest")
