@@ -22,7 +22,7 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 ORDER: dict[str, str] = {
     "attestation": (
         "errors binary quote encoding eventlog es256 evidence guest tcb checks der certificates pki collateral "
-        "documents validity chains endorsements quoting appraisal recent verifier ear tokens verdict_claims "
+        "documents validity chains endorsements quoting appraisal recent verifier ear transparency tokens verdict_claims "
         "verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal inspect_cli "
         "measure_cli verify_cli cli __init__"
     ),
@@ -38,14 +38,14 @@ ORDER: dict[str, str] = {
     ),
     "broker": (
         "__init__ wire ports_channels ports_mail ports_topics ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
-        "archive collateral attested judging reasons sessions admission vault edges labels release kbs mailboxes routing channels "
-        "undo turns memory_channels memory_mail memory_topics memory sql_schema sql_blobs sql_channels sql_mail sql_tables sql "
+        "archive collateral attested judging reasons sessions admission vault edges labels mailkeys states release kbs mailboxes routing channels "
+        "undo turns memory_channels memory_mail memory_topics memory sql_schema sql_blobs sql_channels sql_mail sql_topics sql_tables sql "
         "verification rights config witness sealed domains administration clock telemetry service calls status refusals "
         "http_api sealed_http kbs_http openapi console routes_audit routes_keys routes rpc app opening admin_client setup domain_cli cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested dpop unseal release labels api_pb2 envelope_pb2 "
-        "envelope leases deadletters channel_pb2 channel stream_pb2 mailbox bodies"
+        "envelope leases deadletters channel_pb2 channel stream_pb2 mailbox keys state bodies"
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
