@@ -56,7 +56,8 @@ class Administration:
     ) -> SecretInfo:
         """Store the next version; `rotate` wants an earlier one.
 
-        Raises BrokerError secret.name_invalid, secret.unknown, attestation.tenant_unknown; WireError body.field_invalid.
+        Raises BrokerError secret.name_invalid, secret.unknown, attestation.tenant_unknown; WireError
+        body.field_invalid.
         """
         at = self._clock()
         self._bundles.of(tenant_of(checked_name(name)))

@@ -47,11 +47,17 @@ class Kind(StrEnum):
     SECRET_DESTROYED = "secret.destroyed"
     MAILBOX_OPENED = "mailbox.opened"
     MAILBOX_REFUSED = "mailbox.refused"
+    MAIL_DIED = "mail.died"
+    MAIL_DROPPED = "mail.dropped"
+    MAIL_REDRIVEN = "mail.redriven"
     EDGE_PERMITTED = "edge.permitted"
     EDGE_REFUSED = "edge.refused"
+    KEYS_MADE = "keys.made"
+    KEYS_RELEASED = "keys.released"
     LABELS_RAISED = "labels.raised"
     LABELS_LOWERED = "labels.lowered"
     REFUSALS_COUNTED = "refusals.counted"
+    ROOT_REWRAPPED = "root.rewrapped"
 
 
 @final

@@ -65,6 +65,8 @@ class BrokerCode(StrEnum):
     MAILBOX_KIND = "mailbox.kind_mismatch"
     MAILBOX_NAME = "mailbox.name_invalid"
     MAILBOX_NOT_OWNER = "mailbox.not_owner"
+    MAILBOX_OWNER_GONE = "mailbox.owner_gone"
+    MAILBOX_TAKEN = "mailbox.taken"
     MAILBOX_UNKNOWN = "mailbox.unknown"
     MESSAGE_EXPIRED = "message.expired"
     MESSAGE_ID_REUSED = "message.id_reused"
@@ -293,6 +295,14 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.MAILBOX_NOT_OWNER: (
         "The mailbox is open under another agent.",
         "Open the mailbox first; if another agent took it over, that stands in the audit log.",
+    ),
+    BrokerCode.MAILBOX_OWNER_GONE: (
+        "The mailbox's owner was revoked, and nobody has opened it since.",
+        "Wait for a successor to open it, or send elsewhere: this mail would never be read.",
+    ),
+    BrokerCode.MAILBOX_TAKEN: (
+        "The mailbox belongs to another agent, who is there.",
+        "Try again after the time that Retry-After says, close it there first, or say takeover = \"permitted\" in [mail].",
     ),
     BrokerCode.MAILBOX_UNKNOWN: (
         "Nobody has opened a mailbox of that name.",

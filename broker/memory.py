@@ -10,6 +10,7 @@ from typing import Any, TypeVar, final
 
 from broker.memory_channels import MemoryChannels
 from broker.memory_mail import MemoryBlobs, MemoryMail
+from broker.memory_topics import MemoryStates, MemoryTopics
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
 from broker.undo import Table, Undo
 
@@ -174,6 +175,8 @@ class _Tables:
         self.mail = MemoryMail(undo, self._admitted)
         self.blobs = MemoryBlobs(undo)
         self.channels = MemoryChannels(undo)
+        self.topics = MemoryTopics(undo)
+        self.states = MemoryStates(undo)
         self.log = _Log(undo)
         self.marks = _Marks(undo)
 

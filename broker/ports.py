@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar, final
 
 from broker.ports_channels import ChannelRows
 from broker.ports_mail import Blobs, Mail
+from broker.ports_topics import States, Topics
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]  # aware, UTC
@@ -167,6 +168,10 @@ class Transaction(Protocol):
     def blobs(self) -> Blobs: ...
     @property
     def channels(self) -> ChannelRows: ...
+    @property
+    def topics(self) -> Topics: ...
+    @property
+    def states(self) -> States: ...
     @property
     def log(self) -> Log: ...
     @property

@@ -1,4 +1,4 @@
-"""Endpoints for agents about what the broker keeps for them: the labels that they are held to.
+"""Endpoints for agents about what the broker keeps for them: labels, keys of durable mailboxes, checkpoints.
 
 Each handler is a translation of a few lines; what it calls decides everything else.
 """
@@ -6,7 +6,9 @@ Each handler is a translation of a few lines; what it calls decides everything e
 from typing import Final
 
 from broker.calls import Answer, Call, Door, Endpoint, row
+from broker.wire.keys import KeysRequest, KeysResponse, Place
 from broker.wire.labels import HeldLabels
+from broker.wire.state import SaveRequest, StateRequest, StateResponse
 
 
 async def held_labels(call: Call) -> Answer:
@@ -15,6 +17,41 @@ async def held_labels(call: Call) -> Answer:
     return HeldLabels(labels=tuple(sorted(call.broker.labels.of(session.subject))))
 
 
-_AGENT: Final = Door.AGENT
+async def mailbox_keys(call: Call) -> Answer:
+    """The kept keys of a durable mailbox, sealed to the agent that asks."""
+    wanted = call.read(KeysRequest.from_dict)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.keys.grant(
+            session, Place.MAILBOX, call.name, wanted, correlation_id=call.correlation_id
+        ),
+    )
 
-KEY_ENDPOINTS: Final[tuple[Endpoint, ...]] = (row("GET /v1/labels", held_labels, _AGENT, None, HeldLabels),)
+
+async def mailbox_state(call: Call) -> Answer:
+    """The newest checkpoint of a durable mailbox's reader, its number signed."""
+    wanted = call.read(StateRequest.from_dict)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.states.newest(session, call.name, wanted, correlation_id=call.correlation_id),
+    )
+
+
+async def save_state(call: Call) -> Answer:
+    """Keep the next checkpoint of a durable mailbox's reader."""
+    wanted = call.read(SaveRequest.from_dict)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.states.save(session, call.name, wanted, correlation_id=call.correlation_id),
+    )
+
+
+_AGENT: Final = Door.AGENT
+_MAILBOX: Final = "/v1/mailboxes/{name:path}"
+
+KEY_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    row("GET /v1/labels", held_labels, _AGENT, None, HeldLabels),
+    row(f"POST {_MAILBOX}:keys", mailbox_keys, _AGENT, KeysRequest, KeysResponse),
+    row(f"POST {_MAILBOX}:state", mailbox_state, _AGENT, StateRequest, StateResponse),
+    row(f"POST {_MAILBOX}:checkpoint", save_state, _AGENT, SaveRequest, StateResponse),
+)

@@ -135,4 +135,16 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX channel_end ON channel (until_ms)",
         "CREATE TABLE channel_opening (channel BLOB PRIMARY KEY, envelope BLOB NOT NULL)",
     ),
+    (
+        """CREATE TABLE topic_message (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, sender TEXT NOT NULL, msg_id BLOB NOT NULL,
+            digest BLOB NOT NULL, key BLOB NOT NULL, accepted_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL,
+            envelope BLOB NOT NULL, UNIQUE (topic, sender, msg_id))""",
+        "CREATE INDEX topic_next ON topic_message (topic, id)",
+        "CREATE INDEX topic_end ON topic_message (expires_at_ms)",
+        """CREATE TABLE topic_reader (
+            topic TEXT, subject TEXT, place INTEGER NOT NULL, epoch INTEGER NOT NULL, joined_at_ms INTEGER NOT NULL,
+            PRIMARY KEY (topic, subject)) WITHOUT ROWID""",
+        "CREATE TABLE reader_state (mailbox TEXT PRIMARY KEY, sealed BLOB NOT NULL)",
+    ),
 )

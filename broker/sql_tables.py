@@ -16,6 +16,7 @@ from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord
 from broker.sql_blobs import SqlBlobs
 from broker.sql_channels import SqlChannels
 from broker.sql_mail import SqlMail
+from broker.sql_topics import SqlStates, SqlTopics
 
 MAX_MARKS: Final = 1024  # kept in memory
 
@@ -265,6 +266,8 @@ class SqlTransaction:
         self.mail = SqlMail(db)
         self.blobs = SqlBlobs(db)
         self.channels = SqlChannels(db)
+        self.topics = SqlTopics(db)
+        self.states = SqlStates(db)
         self.log = _Log(db, remember=remember)
         self.marks = _Marks(db, mac_key, remember=remember)
 

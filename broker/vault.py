@@ -6,6 +6,7 @@ travels release.py's.
 """
 
 import secrets
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
 from attestation.encoding import framed
@@ -31,6 +32,15 @@ def checked_name(name: str) -> str:
     if not is_resource(name):
         raise BrokerError(BrokerCode.SECRET_NAME, f"{name[:80]!a}")
     return name
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What was drawn, and the version that it became."""
+
+    version: int
+    value: bytes = field(repr=False)
 
 
 @final
@@ -63,6 +73,22 @@ class Vault:
         tx.secrets.put(record)
         return record
 
+    def put_drawn(self, tx: Transaction, name: str, *, at_s: int) -> "Drawn":
+        """Store 32 random bytes as the next version, and say which: for keys whose public half is wanted at once."""
+        value = secrets.token_bytes(DRAWN_LEN)
+        record = self.put(tx, name, value, labels=(), at_s=at_s)
+        return Drawn(version=record.version, value=value)
+
+    def open_kept(self, permit: "Permit", record: SecretRecord) -> bytes:
+        """A key that the broker keeps for readers of a mailbox or topic, for a permit to read there.
+
+        Raises BrokerError: secret.destroyed, root.wrong_key.
+        """
+        kept = ("~mailbox", "~topic", "~state/mailbox", "~state/topic")
+        if permit.action != "Receive" or record.name not in {f"{place}/{permit.resource}" for place in kept}:
+            raise TypeError("the permit is about something else")
+        return self._open(record)
+
     def open_permitted(self, permit: "Permit", record: SecretRecord) -> bytes:
         """The plaintext, for a permit about this very secret.
 
@@ -70,6 +96,9 @@ class Vault:
         """
         if permit.action != "ReleaseSecret" or permit.resource != record.name:
             raise TypeError("the permit is about something else")
+        return self._open(record)
+
+    def _open(self, record: SecretRecord) -> bytes:
         if record.destroyed:
             raise BrokerError(BrokerCode.SECRET_DESTROYED, f"{record.name} version {record.version}")
         aad = _aad(record.name, record.version)

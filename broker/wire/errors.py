@@ -33,6 +33,8 @@ class WireCode(StrEnum):
     REFERENCE_MALFORMED = "reference.malformed"
     RELEASE_MISMATCH = "release.mismatch"
     RELEASE_SIGNATURE = "release.signature_invalid"
+    REVOCATIONS_SIGNATURE = "revocations.signature_invalid"
+    STATE_SIGNATURE = "state.signature_invalid"
 
 
 class WireError(CloisterError):
@@ -133,5 +135,13 @@ MEANING: Final[dict[WireCode, tuple[str, str]]] = {
     WireCode.RELEASE_SIGNATURE: (
         "A released secret is not signed by the broker.",
         "Do not open it: HPKE alone does not say who sealed it.",
+    ),
+    WireCode.REVOCATIONS_SIGNATURE: (
+        "A list of revocations is not signed by the broker, or answers another question.",
+        "Ask again with a fresh nonce; until one verifies, mail is held.",
+    ),
+    WireCode.STATE_SIGNATURE: (
+        "The number of a checkpoint is not signed by the broker for this mailbox and question.",
+        "Ask again with a fresh nonce; if it stays so, treat the state as lost.",
     ),
 }
