@@ -14,7 +14,8 @@ from typing import Final, final
 from attestation.errors import VerificationFailed
 from attestation.evidence import Evidence, Role, verify_proof
 from attestation.quote import Quote
-from broker.archive import Packed, pack
+from attestation.records import Packed, pack_agent
+from broker.archive import keep
 from broker.audit import Audit, Entry, Kind
 from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
@@ -110,7 +111,7 @@ class AdmissionDesk:
         return _Attempt(
             evidence=evidence,
             quote=quote,
-            packed=pack(evidence, request.client_nonce),
+            packed=pack_agent(evidence, request.client_nonce),
             claim=claim,
             source_ip=source_ip,
             correlation_id=correlation_id,
@@ -128,7 +129,7 @@ class AdmissionDesk:
             attempt.claim.settle(tx)
             self._generation.expect(tx, generation)
             require_unrevoked(tx, session.subject)
-            attempt.packed.put(tx)
+            keep(tx, attempt.packed, at)
             tx.agents.put(session.record)
 
         receipt = await self._record(Kind.AGENT_ADMITTED, attempt, at, work, judged=judged, generation=generation)
@@ -151,7 +152,7 @@ class AdmissionDesk:
     async def _record_refusal(self, attempt: _Attempt, error: VerificationFailed | Refused, at: datetime) -> None:
         def work(tx: Transaction) -> None:
             attempt.claim.settle(tx)
-            attempt.packed.put(tx)
+            keep(tx, attempt.packed, at)
 
         await self._record(Kind.AGENT_REFUSED, attempt, at, work, error=error)
         logger.warning(

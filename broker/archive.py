@@ -1,65 +1,82 @@
-"""Evidence as it is kept, so that every decision can be taken again later.
+"""What decisions were taken by, kept so that each can be taken again: evidence, collateral, policies.
 
-Decides the stored form: quote and event log as blobs of their own under their digests (an agent's log is the same at
-every renewal, and is kept once), and a small record that names them, with binding, proof and the caller's nonce. The
-record's digest is the evidence digest of agents and log entries.
+Decides how long: a blob stays while anything that it was used for is younger than the retention, and as long as an
+agent, a platform family or a tenant still rests on it. The stored form of evidence is `attestation.records`' decision;
+policies are kept as the very bytes that their digest is of. The log itself is never cut.
 """
 
-import hashlib
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 
-import orjson
-
-from attestation.encoding import b64url, from_b64url, strict_json
-from attestation.evidence import Binding, Evidence
+from attestation.evidence import Evidence
+from attestation.guest import GuestEvidence
+from attestation.records import AgentEvidence, Packed, part_digests
+from attestation.records import unpack as unpack_record
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import Transaction
+from broker.ports import AgentState, Transaction
+from policies.bundle import Bundle, bundle_bytes
+
+PAGE = 1000
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """Evidence ready to be stored."""
-
-    digest: bytes
-    blobs: tuple[tuple[bytes, bytes], ...]
-
-    def put(self, tx: Transaction) -> None:
-        tx.archive.put(*self.blobs)
+def keep(tx: Transaction, packed: Packed, at: datetime) -> None:
+    """Store evidence as of a moment at which it was used."""
+    tx.archive.put(*packed.blobs, at_s=int(at.timestamp()))
 
 
-def pack(evidence: Evidence, client_nonce: bytes) -> Packed:
-    parts = [(hashlib.sha256(evidence.quote).digest(), evidence.quote)]
-    if evidence.event_log is not None:
-        parts.append((hashlib.sha256(evidence.event_log).digest(), evidence.event_log))
-    record = {
-        "parts": [b64url(digest) for digest, _ in parts],
-        "binding": evidence.binding.to_dict(),
-        "proof": b64url(evidence.proof),
-        "client_nonce": b64url(client_nonce),
-    }
-    raw = orjson.dumps(record, option=orjson.OPT_SORT_KEYS)
-    digest = hashlib.sha256(raw).digest()
-    return Packed(digest=digest, blobs=(*parts, (digest, raw)))
+def keep_policies(tx: Transaction, bundles: Iterable[Bundle], at: datetime) -> None:
+    blobs = [(bytes.fromhex(bundle.digest), bundle_bytes(bundle.files)) for bundle in bundles]
+    tx.archive.put(*blobs, at_s=int(at.timestamp()))
 
 
 def unpack(tx: Transaction, digest: bytes) -> tuple[Evidence, bytes]:
-    """Evidence and the caller's nonce. Raises BrokerError store.row_forged, when something is gone or was changed."""
-    record = strict_json(blob(tx, digest))
-    parts = [blob(tx, from_b64url(part)) for part in record["parts"]]
-    evidence = Evidence(
-        quote=parts[0],
-        event_log=parts[1] if len(parts) > 1 else None,
-        binding=Binding.from_dict(record["binding"]),
-        proof=from_b64url(record["proof"]),
-    )
-    return evidence, from_b64url(record["client_nonce"])
+    """An agent's evidence and its own nonce. Raises BrokerError store.row_forged, when something is gone or changed."""
+    found = _unpacked(tx, digest)
+    if not isinstance(found, AgentEvidence):
+        raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"{digest.hex()[:16]} is no agent's evidence")
+    return found.evidence, found.client_nonce
+
+
+def unpack_guest(tx: Transaction, digest: bytes) -> GuestEvidence:
+    """Raises BrokerError store.row_forged, when something is gone or was changed."""
+    found = _unpacked(tx, digest)
+    if not isinstance(found, GuestEvidence):
+        raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"{digest.hex()[:16]} is no guest's evidence")
+    return found
+
+
+def _unpacked(tx: Transaction, digest: bytes) -> AgentEvidence | GuestEvidence:
+    try:
+        return unpack_record(digest, lambda name: blob(tx, name))
+    except (LookupError, ValueError) as error:
+        raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"archived {digest.hex()[:16]}: {error}") from None
 
 
 def blob(tx: Transaction, digest: bytes) -> bytes:
-    """Raises BrokerError store.row_forged, when it is gone or was changed."""
+    """Raises LookupError when it is not there."""
     found = tx.archive.get(digest)
-    if found is None or hashlib.sha256(found).digest() != digest:
-        raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"archived blob {digest.hex()[:16]}")
+    if found is None:
+        raise LookupError(f"blob {digest.hex()[:16]} is missing")
     return found
+
+
+def prune(
+    tx: Transaction, bundles: Iterable[Bundle], collateral: Mapping[str, tuple[str, ...]], *, at: datetime, keep_s: int
+) -> int:
+    """Drop what nothing younger than `keep_s` was decided by; how many blobs. `collateral` names what is at hand."""
+    now_s = int(at.timestamp())
+    needed = [bytes.fromhex(bundle.digest) for bundle in bundles]
+    needed += [bytes.fromhex(digest) for digests in collateral.values() for digest in digests]
+    tx.archive.touch([*needed, *_of_agents(tx, now_s)], at_s=now_s)
+    return tx.archive.prune(before_s=now_s - keep_s)
+
+
+def _of_agents(tx: Transaction, now_s: int) -> Iterator[bytes]:
+    """What agents that may still act would be judged again by."""
+    after = ""
+    while page := tx.agents.page(after=after, limit=PAGE):
+        for record in page:
+            if record.state is not AgentState.REVOKED and record.expires_at_s > now_s:
+                raw = tx.archive.get(record.evidence)
+                yield from (record.evidence, bytes.fromhex(record.collateral), *(part_digests(raw) if raw else ()))
+        after = page[-1].subject

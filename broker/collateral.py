@@ -141,10 +141,12 @@ class CollateralCache:
             self._fail(family, CollateralUnavailable(Code.COLLATERAL_PLATFORM, f"{MAX_FAMILIES} families are known"))
             return
         known = _Known(collateral=found, quote=quote)
+        at = self._clock()
+        at_s = int(at.timestamp())
         if old is None:
-            await self._store.transact(lambda tx: _save(tx, family, known))
+            await self._store.transact(lambda tx: _save(tx, family, known, at_s))
         else:
-            await self._generation.rise(f"collateral {family}", lambda tx: _save(tx, family, known), at=self._clock())
+            await self._generation.rise(f"collateral {family}", lambda tx: _save(tx, family, known, at_s), at=at)
         self._known[family] = known
         self._failed.pop(family, None)
         logger.info("collateral.kept", extra={"family": family, "digest": found.digest.hex()})
@@ -177,14 +179,14 @@ def _numbers(text: str) -> tuple[int, float]:
         return 0, 0.0
 
 
-def _save(tx: Transaction, family: str, known: _Known) -> None:
+def _save(tx: Transaction, family: str, known: _Known, at_s: int) -> None:
     """The set under its own digest, which log entries name too, so that old decisions can be taken again."""
     raw_quote = known.quote.signed + _tail(known.quote)
     places = (
         (known.collateral.digest, known.collateral.to_json().encode()),
         (hashlib.sha256(raw_quote).digest(), raw_quote),
     )
-    tx.archive.put(*places)
+    tx.archive.put(*places, at_s=at_s)
     tx.marks.put(_MARK + family, json.dumps([digest.hex() for digest, _ in places]))
 
 

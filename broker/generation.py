@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final, TypeVar, final
 
+from broker.archive import keep_policies
 from broker.audit import Audit, Entry, Kind
 from broker.bundles import Bundles
 from broker.errors import BrokerCode, BrokerError
@@ -77,6 +78,8 @@ class Generation:
                 raise BrokerError(BrokerCode.CONFIG_INVALID, detail)
         if known != _stated(bundles.all):
             await self.note_policies(bundles.all, at=at)
+        else:
+            await self._store.transact(lambda tx: keep_policies(tx, bundles.all, at))
 
     async def note_policies(self, bundles: Sequence[Bundle], *, at: datetime, entry: Entry | None = None) -> None:
         """These policies are in force from now on."""
@@ -84,6 +87,7 @@ class Generation:
         def work(tx: Transaction) -> None:
             for tenant, value in _stated(bundles).items():
                 tx.marks.put(_POLICY_MARK + tenant, value)
+            keep_policies(tx, bundles, at)
 
         await self.rise("policies", work, at=at, entry=entry)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, final
 from broker.memory_channels import MemoryChannels
 from broker.memory_mail import MemoryBlobs, MemoryMail
 from broker.memory_topics import MemoryStates, MemoryTopics
+from broker.memory_svids import MemorySvids
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
 from broker.undo import Table, Undo
 
@@ -61,15 +62,26 @@ class _Agents:
 @final
 class _Archive:
     def __init__(self, undo: Undo) -> None:
-        self._rows: Table[bytes, bytes] = Table(undo)
+        self._rows: Table[bytes, tuple[bytes, int]] = Table(undo)
 
-    def put(self, *blobs: tuple[bytes, bytes]) -> None:
+    def put(self, *blobs: tuple[bytes, bytes], at_s: int) -> None:
         for digest, blob in blobs:
-            if self._rows.get(digest) is None:
-                self._rows.put(digest, blob)
+            known = self._rows.get(digest)
+            if known is None or at_s > known[1] + 86_400:
+                self._rows.put(digest, (blob, at_s))
+
+    def touch(self, digests: Sequence[bytes], *, at_s: int) -> None:
+        for digest in digests:
+            if known := self._rows.get(digest):
+                self._rows.put(digest, (known[0], at_s))
+
+    def prune(self, *, before_s: int) -> int:
+        old = [digest for digest, (_, used_at_s) in self._rows.rows.items() if used_at_s < before_s]
+        return sum(self._rows.drop(digest) for digest in old)
 
     def get(self, digest: bytes) -> bytes | None:
-        return self._rows.get(digest)
+        known = self._rows.get(digest)
+        return known[0] if known else None
 
 
 @final
@@ -175,6 +187,7 @@ class _Tables:
         self.mail = MemoryMail(undo, self._admitted)
         self.blobs = MemoryBlobs(undo)
         self.channels = MemoryChannels(undo)
+        self.svids = MemorySvids(undo, self.agents.get)
         self.topics = MemoryTopics(undo)
         self.states = MemoryStates(undo)
         self.log = _Log(undo)

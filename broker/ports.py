@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar, final
 from broker.ports_channels import ChannelRows
 from broker.ports_mail import Blobs, Mail
 from broker.ports_topics import States, Topics
+from broker.ports_svids import Svids as Svids
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]  # aware, UTC
@@ -106,8 +107,14 @@ class Agents(Protocol):
 class Archive(Protocol):
     """Blobs by their digest: evidence and collateral, so that every decision can be judged again."""
 
-    def put(self, *blobs: tuple[bytes, bytes]) -> None:
-        """Digest and blob each; one that is there stays."""
+    def put(self, *blobs: tuple[bytes, bytes], at_s: int) -> None:
+        """Digest and blob each; of one that is there, the time of use is brought up to the day."""
+
+    def touch(self, digests: Sequence[bytes], *, at_s: int) -> None:
+        """They are used now. Unknown ones are skipped."""
+
+    def prune(self, *, before_s: int) -> int:
+        """Drop what was last used before; how many."""
 
     def get(self, digest: bytes) -> bytes | None: ...
 
@@ -168,6 +175,8 @@ class Transaction(Protocol):
     def blobs(self) -> Blobs: ...
     @property
     def channels(self) -> ChannelRows: ...
+    @property
+    def svids(self) -> Svids: ...
     @property
     def topics(self) -> Topics: ...
     @property

@@ -147,4 +147,18 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (topic, subject)) WITHOUT ROWID""",
         "CREATE TABLE reader_state (mailbox TEXT PRIMARY KEY, sealed BLOB NOT NULL)",
     ),
+    (
+        # When a blob was last used, so that the archive can be cut.
+        "ALTER TABLE archive ADD COLUMN used_at_s INTEGER NOT NULL DEFAULT 0",
+        "UPDATE archive SET used_at_s = CAST(strftime('%s', 'now') AS INTEGER)",
+        "CREATE INDEX archive_used ON archive (used_at_s)",
+    ),
+    (
+        """CREATE TABLE svid (
+            serial TEXT PRIMARY KEY, authority TEXT NOT NULL, subject TEXT NOT NULL, issued_at_s INTEGER NOT NULL,
+            expires_at_s INTEGER NOT NULL) WITHOUT ROWID""",
+        "CREATE INDEX svid_of ON svid (subject, expires_at_s)",
+        "CREATE INDEX svid_end ON svid (expires_at_s)",
+        "CREATE INDEX agent_fallen ON agent (subject) WHERE state <> 'admitted'",
+    ),
 )

@@ -15,6 +15,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord
 from broker.sql_blobs import SqlBlobs
 from broker.sql_channels import SqlChannels
+from broker.sql_svids import SqlSvids
 from broker.sql_mail import SqlMail
 from broker.sql_topics import SqlStates, SqlTopics
 
@@ -92,8 +93,20 @@ class _Archive:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
-    def put(self, *blobs: tuple[bytes, bytes]) -> None:
-        self._db.executemany("INSERT OR IGNORE INTO archive VALUES (?, ?)", blobs)
+    def put(self, *blobs: tuple[bytes, bytes], at_s: int) -> None:
+        self._db.executemany(
+            """INSERT INTO archive (digest, blob, used_at_s) VALUES (?, ?, ?) ON CONFLICT DO UPDATE
+               SET used_at_s = excluded.used_at_s WHERE excluded.used_at_s > used_at_s + 86400""",
+            [(digest, blob, at_s) for digest, blob in blobs],
+        )
+
+    def touch(self, digests: Sequence[bytes], *, at_s: int) -> None:
+        self._db.executemany(
+            "UPDATE archive SET used_at_s = ? WHERE digest = ?", [(at_s, digest) for digest in digests]
+        )
+
+    def prune(self, *, before_s: int) -> int:
+        return self._db.execute("DELETE FROM archive WHERE used_at_s < ?", (before_s,)).rowcount
 
     def get(self, digest: bytes) -> bytes | None:
         row = self._db.execute("SELECT blob FROM archive WHERE digest = ?", (digest,)).fetchone()
@@ -266,6 +279,7 @@ class SqlTransaction:
         self.mail = SqlMail(db)
         self.blobs = SqlBlobs(db)
         self.channels = SqlChannels(db)
+        self.svids = SqlSvids(db)
         self.topics = SqlTopics(db)
         self.states = SqlStates(db)
         self.log = _Log(db, remember=remember)

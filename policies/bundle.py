@@ -144,12 +144,27 @@ def read_files(root: Path) -> dict[str, bytes]:
 
 def digest_of(files: Mapping[str, bytes]) -> bytes:
     """32 bytes; see the module's docstring."""
-    digest = hashlib.sha256(TAG)
-    for name in sorted(files):
-        if name != signing.FILE:
-            for part in (name.encode(), files[name]):
-                digest.update(len(part).to_bytes(4, "big") + part)
-    return digest.digest()
+    return hashlib.sha256(bundle_bytes(files)).digest()
+
+
+def bundle_bytes(files: Mapping[str, bytes]) -> bytes:
+    """What the digest is of: every file but the signatures, in one piece."""
+    parts = [part for name in sorted(files) if name != signing.FILE for part in (name.encode(), files[name])]
+    return TAG + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def files_of(raw: bytes) -> dict[str, bytes]:
+    """The inverse of `bundle_bytes`. ValueError for anything else."""
+    parts: list[bytes] = []
+    at = len(TAG)
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "big")
+        parts.append(raw[at + 4 : end])
+        at = end
+    files = {name.decode(): content for name, content in zip(parts[::2], parts[1::2], strict=True)}
+    if bundle_bytes(files) != raw:
+        raise ValueError("not the bytes of a bundle")
+    return files
 
 
 def bundle_of(

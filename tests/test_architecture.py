@@ -21,7 +21,7 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "errors binary quote encoding eventlog es256 evidence guest tcb checks der certificates pki collateral "
+        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der certificates pki collateral "
         "documents validity chains endorsements quoting appraisal recent verifier ear transparency tokens verdict_claims "
         "verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal inspect_cli "
         "measure_cli verify_cli cli __init__"
@@ -37,11 +37,14 @@ ORDER: dict[str, str] = {
         "client runtime declared replies context main handling agent supervise labs reload cli __init__"
     ),
     "broker": (
-        "__init__ wire ports_channels ports_mail ports_topics ports errors tree audit bundles generation rootkey keyring identity challenges dpop "
-        "archive collateral attested judging reasons sessions admission vault edges labels mailkeys states release kbs mailboxes routing channels "
-        "undo turns memory_channels memory_mail memory_topics memory sql_schema sql_blobs sql_channels sql_mail sql_topics sql_tables sql "
-        "verification rights config witness sealed domains administration clock telemetry service calls status refusals "
-        "http_api sealed_http kbs_http openapi console routes_audit routes_keys routes rpc app opening admin_client setup domain_cli cli"
+        "__init__ wire ports_channels ports_mail ports_topics ports errors tree archive audit bundles generation "
+        "rootkey keyring identity challenges dpop collateral attested judging reasons sessions admission vault "
+        "edges labels mailkeys states release kbs rights config bell deadletters leases vouchers mailboxes routing "
+        "channels blobs mail undo turns memory_channels memory_mail memory_topics memory sql_schema sql_blobs "
+        "sql_channels sql_mail sql_topics sql_tables sql verification witness sealed domains administration clock "
+        "telemetry service calls status refusals http_api sealed_http kbs_http openapi console routes_audit "
+        "routes_keys routes_opening routes rpc app opening admin_client unsealing setup rewrap hardening cli_parts domain_cli "
+        "root_cli cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested dpop unseal release labels api_pb2 envelope_pb2 "

@@ -230,8 +230,8 @@ def test_stale_agents_are_the_live_ones_judged_earlier(store: Store) -> None:
 
 
 def test_a_blob_is_kept_under_its_digest(store: Store) -> None:
-    do(store, lambda tx: tx.archive.put((b"d", b"blob")))
-    do(store, lambda tx: tx.archive.put((b"d", b"blob")))
+    do(store, lambda tx: tx.archive.put((b"d", b"blob"), at_s=1))
+    do(store, lambda tx: tx.archive.put((b"d", b"blob"), at_s=1))
     assert store.read(lambda tx: tx.archive.get(b"d")) == b"blob"
     assert store.read(lambda tx: tx.archive.get(b"x")) is None
 

@@ -20,8 +20,11 @@ from attestation.encoding import b64url, strict_json
 from attestation.errors import Code, VerificationFailed
 from attestation.guest import GuestEvidence
 from attestation.quote import Quote, Tee
+from attestation.records import VIA_KBS as VIA
+from attestation.records import pack_guest
 from attestation.tcb import ANY_TCB
 from attestation.verdict import Verdict
+from broker.archive import keep, unpack_guest
 from broker.audit import Audit, Entry, Kind
 from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
@@ -30,7 +33,7 @@ from broker.identity import Identity
 from broker.judging import OUTDATED, Judge, Judged, chain_holds
 from broker.kbs.jwe import TeeKey
 from broker.kbs.messages import AttestBody, read_request
-from broker.kbs.records import VIA, key_of, pack, unpack
+from broker.kbs.records import key_of
 from broker.kbs.token import KbsTokens, Ticket
 from broker.ports import Clock, SecretRecord, Store, Transaction
 from broker.reasons import codes_of, told
@@ -191,7 +194,7 @@ class KbsDesk:
     async def _admit(self, body: AttestBody, quote: Quote, claim: Claim, caller: Caller, at: datetime) -> Guest:
         generation = self._generation.current
         admitted = self._judged(body.evidence, quote, caller, at)
-        packed = pack(body.evidence)
+        packed = pack_guest(body.evidence)
         ends = min(int(at.timestamp()) + self._tokens.ttl_s, *(_ends(judged) for judged in admitted.values()))
         guest = Guest(
             ticket=Ticket(guest=secrets.token_hex(16), evidence=packed.digest, expires_at_s=ends, nonce=body.nonce),
@@ -208,7 +211,7 @@ class KbsDesk:
         def work(tx: Transaction) -> None:
             claim.settle(tx)
             self._generation.expect(tx, generation)
-            packed.put(tx)
+            keep(tx, packed, at)
 
         entry = Entry(
             kind=Kind.GUEST_ADMITTED,
@@ -272,11 +275,11 @@ class KbsDesk:
     async def _note_refusal(
         self, body: AttestBody, claim: Claim, error: VerificationFailed | Refused, caller: Caller, at: datetime
     ) -> None:
-        packed = pack(body.evidence)
+        packed = pack_guest(body.evidence)
 
         def work(tx: Transaction) -> None:
             claim.settle(tx)
-            packed.put(tx)
+            keep(tx, packed, at)
 
         entry = Entry(
             kind=Kind.GUEST_REFUSED,
@@ -323,7 +326,7 @@ class KbsDesk:
         if guest is not None and guest.generation == self._generation.current and at < guest.valid_until:
             return guest
         generation = self._generation.current
-        evidence = self._store.read(lambda tx: unpack(tx, ticket.evidence))
+        evidence = self._store.read(lambda tx: unpack_guest(tx, ticket.evidence))
         admitted = self._judged(evidence, self._quote(evidence), caller, at)
         fresh = Guest(ticket=ticket, key=key_of(evidence), generation=generation, admitted=admitted)
         self._keep(fresh)
