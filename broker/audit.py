@@ -56,6 +56,11 @@ class Kind(StrEnum):
     KEYS_RELEASED = "keys.released"
     LABELS_RAISED = "labels.raised"
     LABELS_LOWERED = "labels.lowered"
+    TOKEN_ISSUED = "token.issued"
+    TOKEN_REFUSED = "token.refused"
+    VERIFICATION_DONE = "verification.done"
+    SVID_ISSUED = "svid.issued"
+    AUTHORITY_DRAWN = "authority.drawn"
     REFUSALS_COUNTED = "refusals.counted"
     ROOT_REWRAPPED = "root.rewrapped"
 

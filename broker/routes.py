@@ -16,6 +16,8 @@ from broker.http_api import json_response
 from broker.ports import AgentRecord, LogRow
 from broker.routes_audit import AUDIT_ENDPOINTS
 from broker.routes_keys import KEY_ENDPOINTS
+from broker.routes_svids import SVID_ENDPOINTS
+from broker.routes_opening import OPENING_ENDPOINTS
 from broker.wire.bodies import (
     MAX_EVIDENCE_BODY,
     AttestationRequest,
@@ -359,6 +361,8 @@ _SECRET, _MAILBOX, _WHO = "/v1/secrets/{name:path}", "/v1/mailboxes/{name:path}"
 # Order matters: a path with a verb behind the name comes before the one without.
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *KEY_ENDPOINTS,
+    *SVID_ENDPOINTS,
+    *OPENING_ENDPOINTS,
     *AUDIT_ENDPOINTS,
     row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
     row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),

@@ -3,6 +3,7 @@
 Decides what such a folder holds and that nothing in it is overwritten:
 
     broker.toml      settings         root.json    root key (mode 0600)      admin.pem   administrator's key (mode 0600)
+    shares/          one for each holder (not kept here)
     broker.sqlite    records, log     policy/      the starter bundle        trust.json  what agents are given
     log.vkey         the log's public key, for `audit verify` and other tools
 """
@@ -22,7 +23,7 @@ from broker.config import Settings, load
 from broker.errors import BrokerCode, BrokerError
 from broker.identity import Identity
 from broker.keyring import Keyring
-from broker.rootkey import keyfile
+from broker.rootkey.methods import Keeping, Method, create
 from broker.rootkey.root import RootKey
 from broker.sql import SqlStore
 from broker.wire.jose import thumbprint
@@ -49,7 +50,7 @@ database = "{database}"
 
 [root]
 key_file = "root.json"         # {root}
-
+{tcti}
 [policy]
 bundles = ["policy"]           # one folder for each tenant
 
@@ -68,6 +69,15 @@ role = "security"
 """
 
 
+_BARE: Final = Keeping()
+_KEPT: Final = {
+    Method.KEY_FILE: "the bare key: for development only",
+    Method.PASSPHRASE: "under a passphrase",
+    Method.TPM: "in the TPM of this machine",
+    Method.SHARES: "cut into shares; `cloister broker unseal` brings them",
+}
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initialised:
@@ -78,6 +88,7 @@ class Initialised:
     log_key: str
     admin_key_file: Path
     trust_file: Path
+    shares: tuple[Path, ...] = ()  # each for its holder
 
 
 def initialise(
@@ -91,8 +102,8 @@ def initialise(
     profile: str,
     pcs_url: str,
     roots_file: Path | None,
-    passphrase: bytes | None,
     at: datetime,
+    keeping: Keeping = _BARE,
 ) -> Initialised:
     """Raises BrokerError config.invalid, BundleError, OSError."""
     if (folder / SETTINGS).exists():
@@ -107,14 +118,15 @@ def initialise(
         port=port,
         grpc_port=port + 1 if port < 65535 else 0,
         database=DATABASE,
-        root="under a passphrase" if passphrase else "the bare key: for development only",
+        root=_KEPT[keeping.method],
+        tcti="" if keeping.method is not Method.TPM else f"tcti = {json.dumps(keeping.tcti)}\n",
         trust=_trust(roots_file, profile),
         pcs_url=pcs_url,
         jkt=jkt,
     )
     (folder / SETTINGS).write_text(text, encoding="utf-8")
     settings = load(folder / SETTINGS, {})
-    root = keyfile.create(folder / "root.json", passphrase=passphrase)
+    root, shares = create(folder / "root.json", keeping)
     keyring = asyncio.run(_keys(folder / DATABASE, root, at))
     identity = Identity(keyring, issuer=settings.public_url, log_name=settings.log_name)
     (folder / VKEY).write_text(verifier_key(identity.log_name, identity.log_key) + "\n", encoding="ascii")
@@ -125,6 +137,7 @@ def initialise(
         log_key=verifier_key(identity.log_name, identity.log_key),
         admin_key_file=folder / "admin.pem",
         trust_file=folder / "trust.json",
+        shares=shares,
     )
 
 

@@ -551,7 +551,6 @@ def test_a_trust_file_that_contradicts_the_broker_stops_its_start(
         profile="development",
         pcs_url="http://127.0.0.1:1",
         roots_file=root,
-        passphrase=None,
         at=machine.clock.now(),
     )
     members = json.loads(made.trust_file.read_text())

@@ -314,7 +314,6 @@ def initialise_elsewhere(folder: Path) -> Path:
         profile="development",
         pcs_url="http://127.0.0.1:2",
         roots_file=None,
-        passphrase=None,
         at=datetime.now(UTC),
     )
     return made.folder

@@ -1,0 +1,61 @@
+"""`cloister broker rewrap`: keep the same root key another way, while the broker is off.
+
+Decides the order: the root key is opened and proved to belong to the database, the log gets its entry, then the file
+changes in one rename. Old shares, a copy of the old file and its passphrase still give the same root key: whoever
+moves a root key because one of them got about has to destroy them, or set up anew.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import final
+
+from broker.audit import Audit, Entry, Kind
+from broker.config import load as load_settings
+from broker.errors import BrokerCode, BrokerError
+from broker.keyring import Keyring
+from broker.rootkey.methods import Keeping, Method, load, method_of, migrate
+from broker.rootkey.root import RootKey
+from broker.rootkey.shares import Share
+from broker.setup import SETTINGS
+from broker.sql import SqlStore
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What was done; `shares` are the files that their holders get."""
+
+    before: Method
+    after: Method
+    shares: tuple[Path, ...]
+
+
+async def rewrap(
+    folder: Path, wish: Keeping, brought: Sequence[Share], passphrase: Callable[[], bytes], *, at: datetime
+) -> Moved:
+    """Raises BrokerError config.invalid, root.*, store.*, log.tampered; OSError. `passphrase` is asked when needed."""
+    settings = load_settings(folder / SETTINGS, os.environ)
+    path = settings.root_key_file
+    if path is None or settings.database is None:
+        raise BrokerError(BrokerCode.CONFIG_INVALID, "this broker has no root key file")
+    before = method_of(path)
+    given = passphrase() if before is Method.PASSPHRASE else None
+    root = load(path, passphrase=given, tcti=settings.tcti, brought=brought)
+    store = SqlStore(settings.database, mac_key=root.derive("marks"))
+    try:
+        await _note(store, root, settings.log_name, before, wish.method, at)
+    finally:
+        store.close()
+    _, shares = migrate(path, wish, passphrase=given, tcti=settings.tcti, brought=brought)
+    return Moved(before=before, after=wish.method, shares=shares)
+
+
+async def _note(store: SqlStore, root: RootKey, origin: str, before: Method, after: Method, at: datetime) -> None:
+    keyring = await Keyring.open(store, root, at=at)
+    audit = Audit(store, key=keyring.log, origin=origin)
+    audit.check_head()
+    entry = Entry(kind=Kind.ROOT_REWRAPPED, at=at, more={"from": before, "to": after, "root": root.id})
+    await audit.record(entry, lambda _: None)
