@@ -18,17 +18,18 @@ from functools import lru_cache
 from typing import Final, final
 
 from broker.audit import Audit, Entry
+from broker.bell import Bell
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.labels import CLEARED, Labels, Ratchets, require
-from broker.mailboxes import Bell
 from broker.ports import Clock, Store, Transaction
 from broker.ports_channels import ChannelRecord
 from broker.ports_mail import NewMessage, Queued, Quota
 from broker.reasons import Refusal
 from broker.routing import FULL_RETRY_S, SKEW_MS, belongs
 from broker.sessions import Session
+from broker.vouchers import Vouchers
 from broker.wire.channel import MAX_OPENING_BODY, OPEN_TYPE, ChannelBatch, ChannelSend, FrameHeader, chain_start
 from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireCode, WireError
@@ -77,6 +78,7 @@ class Channels:
         edges: Edges,
         generation: Generation,
         labels: Ratchets,
+        vouchers: Vouchers,
         bell: Bell,
         clock: Clock,
         quota: Quota,
@@ -86,6 +88,7 @@ class Channels:
         self._edges = edges
         self._generation = generation
         self._labels = labels
+        self._vouchers = vouchers
         self._bell = bell
         self._clock = clock
         self._quota = quota
@@ -103,16 +106,21 @@ class Channels:
         """As `send`; everything that needs no transaction is done, and may raise, when this returns."""
         at = self._clock()
         checked = self._check(session, mailbox, sent, at, correlation_id)
-        return self._take(session.generation, checked)
+        return self._take(session, checked, at)
 
-    async def _take(self, generation: int, checked: _Checked) -> SendStatus:
+    async def _take(self, session: Session, checked: _Checked, at: datetime) -> SendStatus:
+        generation = session.generation  # as it was judged; the session's own may rise before the transaction
+        voucher = self._vouchers.needed(session, checked.message.mailbox, at)
+
         def work(tx: Transaction) -> Refusal | SendStatus:
             self._generation.expect(tx, generation)
+            self._vouchers.keep(tx, session, voucher, at)
             for entry in checked.entries:
                 self._audit.append(tx, entry)
             return checked.refusal or self._queue(tx, checked)
 
         outcome = await self._store.transact(work)
+        self._vouchers.kept(session, voucher)
         if not isinstance(outcome, SendStatus):
             raise outcome
         if outcome is SendStatus.QUEUED:

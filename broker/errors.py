@@ -24,6 +24,11 @@ class BrokerCode(StrEnum):
     ATTESTATION_TENANT = "attestation.tenant_unknown"
     ATTESTATION_WRONG_BROKER = "attestation.wrong_broker"
     BROKER_EVIDENCE = "broker.evidence_pending"
+    BLOB_DIGEST = "blob.digest_mismatch"
+    BLOB_UNKNOWN = "blob.unknown"
+    AUDIENCE_RESERVED = "audience.reserved"
+    BROKER_BUSY = "broker.busy"
+    BROKER_DEADLINE = "broker.deadline"
     BROKER_INTERNAL = "broker.internal"
     BROKER_STOPPING = "broker.stopping"
     CHALLENGE_EXPIRED = "challenge.expired"
@@ -56,6 +61,8 @@ class BrokerCode(StrEnum):
     KBS_TOKEN_MISSING = "kbs.token_missing"
     KBS_VERSION = "kbs.version_unsupported"
     LEASE_LOST = "lease.lost"
+    LIMIT_SOURCE = "limit.source"
+    LIMIT_TENANT = "limit.tenant"
     LOG_ENTRY_UNKNOWN = "log.entry_unknown"
     LOG_TAMPERED = "log.tampered"
     MAILBOX_FULL = "mailbox.full"
@@ -86,10 +93,12 @@ class BrokerCode(StrEnum):
     SECRET_DESTROYED = "secret.destroyed"
     SECRET_NAME = "secret.name_invalid"
     SECRET_UNKNOWN = "secret.unknown"
+    SVID_AUTHORITY = "svid.authority_unknown"
     SESSION_TOKEN_MISSING = "session.token_missing"
     STORE_ROW_FORGED = "store.row_forged"
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_VERSION = "store.version_unknown"
+    STREAM_SUPERSEDED = "stream.superseded"
     VERIFICATION_POLICY = "verification.policy_invalid"
 
 
@@ -158,6 +167,26 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.BROKER_EVIDENCE: (
         "The broker runs in a trust domain and cannot prove it at the moment.",
         "Ask again shortly; the operator's log says whether the quote or its collateral is missing.",
+    ),
+    BrokerCode.BLOB_DIGEST: (
+        "The address names another digest than that of the bytes that were sent.",
+        "Put the SHA-256 of the body, in lower-case hex, into the address.",
+    ),
+    BrokerCode.BLOB_UNKNOWN: (
+        "There is no such blob beside a mailbox of yours, or it has expired.",
+        "Fetch a blob while you own the mailbox whose message speaks of it, before it expires.",
+    ),
+    BrokerCode.AUDIENCE_RESERVED: (
+        "A token was asked for with the broker's own address as its audience.",
+        "Name the service that will read the token; the admission token opens the broker's doors.",
+    ),
+    BrokerCode.BROKER_BUSY: (
+        "More evidence is waiting to be verified than the broker takes in.",
+        "Try again after the time that Retry-After says.",
+    ),
+    BrokerCode.BROKER_DEADLINE: (
+        "The request was not done within the broker's time for it. It may have had its effect.",
+        "Try again; what must not happen twice is recognised by its nonce or message id.",
     ),
     BrokerCode.BROKER_INTERNAL: (
         "The broker failed in a way that nobody foresaw, and refused.",
@@ -262,6 +291,14 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.LEASE_LOST: (
         "The lease on the message has ended, or was never given.",
         "Receive again; handle messages within the lease, or ask for a longer one.",
+    ),
+    BrokerCode.LIMIT_SOURCE: (
+        "Too many requests came from this address.",
+        "Try again after the time that Retry-After says; the operator sets limits.source_per_s.",
+    ),
+    BrokerCode.LIMIT_TENANT: (
+        "The agents of this tenant ask more than the tenant may.",
+        "Try again after the time that Retry-After says; the operator sets limits.tenant_per_s.",
     ),
     BrokerCode.LOG_ENTRY_UNKNOWN: ("The log has no such entry or tile.", "Compare with the checkpoint's size."),
     BrokerCode.LOG_TAMPERED: (
@@ -378,8 +415,16 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "The database was written by a newer version of the broker.",
         "Run that version, or restore a copy from before the update.",
     ),
+    BrokerCode.STREAM_SUPERSEDED: (
+        "The mailbox's owner opened another stream, which empties the mailbox from now on.",
+        "Keep one stream for each mailbox.",
+    ),
     BrokerCode.VERIFICATION_POLICY: (
         "The caller's policy names a TCB state or allowance that does not exist.",
         "Use Intel's spelling of TCB states and the allowances of the documentation.",
+    ),
+    BrokerCode.SVID_AUTHORITY: (
+        "No certificate authority by that name is published.",
+        "GET /v1/spiffe/bundle has the authorities whose certificates may be alive.",
     ),
 }

@@ -11,6 +11,7 @@ from broker.ports_mail import (
     MAX_KEYS,
     MAX_OCTETS,
     MAX_OUT,
+    MAX_STONES,
     NO_LIMIT,
     BlobRecord,
     DeadLetter,
@@ -25,7 +26,7 @@ from broker.ports_mail import (
     TombstoneRecord,
     WhenFallen,
 )
-from broker.turns import Harvest
+from broker.turns import Harvest, beyond
 from broker.undo import Table, Undo
 
 REMEMBER_MS: Final = 24 * 3600 * 1000
@@ -215,6 +216,7 @@ class MemoryMail:
         max_messages: int = NO_LIMIT,
         max_octets: int = MAX_OCTETS,
         fallen: WhenFallen = "hold",
+        ready: frozenset[str] | None = None,
     ) -> Leased:
         waiting = self._of(mailbox)
         out = sum(p.messages for p in waiting if p.lease is not None and p.visible_at_ms > now_ms)
@@ -230,7 +232,9 @@ class MemoryMail:
             lanes.setdefault(parcel.new.sender, []).append(parcel)
         last = self._turns.get(mailbox, "")
         turns = sorted(lanes, key=lambda name: (name <= last, name))
-        harvest.reap(((name, self._admitted(name)) for name in turns), lanes.__getitem__, fallen=fallen)
+        known = [(name, self._admitted(name)) for name in turns]
+        told = [(name, may) for name, may in known if not may or ready is None or name in ready]
+        harvest.reap(told, lanes.__getitem__, fallen=fallen)
         if harvest.last:
             self._turns[mailbox] = harvest.last
         ended = tuple(self._end(parcel, end, now_ms=now_ms) for parcel, end in harvest.ended)
@@ -271,11 +275,19 @@ class MemoryMail:
         code: str = "",
     ) -> bool:
         found = self._leased(mailbox, lease, now_ms)
-        if found is None:
+        if found is None or len(remaining) > found.messages:
             return False
         left, code = remaining or found.remaining, code or found.last_code
         self._put(replace(found, lease=None, visible_at_ms=visible_at_ms, remaining=left, last_code=code))
         return True
+
+    def recall(self, mailbox: str, leases: Sequence[str], *, now_ms: int) -> int:
+        out = [one.lease for one in self._of(mailbox) if one.lease is not None and one.visible_at_ms > now_ms]
+        named = [lease for lease in out if not leases or lease in leases]
+        for lease in named:
+            if found := self._leased(mailbox, lease, now_ms):
+                self._put(replace(found, lease=None, visible_at_ms=now_ms, attempt=max(found.attempt - 1, 0)))
+        return len(named)
 
     def extend(self, mailbox: str, lease: str, *, now_ms: int, until_ms: int, max_ms: int) -> bool:
         found = self._leased(mailbox, lease, now_ms)
@@ -332,10 +344,21 @@ class MemoryMail:
         self._put(replace(parcel, dead_at_ms=0, attempt=0, visible_at_ms=0))
         return True
 
+    def trim(self, mailbox: str, *, dead: int, octets: int) -> int:
+        rows = [(n, p.octets) for n, p in self._parcels.rows.items() if p.dead_at_ms and p.new.mailbox == mailbox]
+        excess = beyond(sorted(rows, reverse=True), dead, octets)
+        for number in excess:
+            self._parcels.drop(number)
+        return len(excess)
+
     def bury(self, *tombstones: TombstoneRecord) -> None:
         for stone in tombstones:
             self._next += 1
             self._stones.put(self._next, replace(stone, number=self._next))
+        for mailbox in {stone.mailbox for stone in tombstones}:
+            found = sorted((n for n, stone in self._stones.rows.items() if stone.mailbox == mailbox), reverse=True)
+            for number in found[MAX_STONES:]:
+                self._stones.drop(number)
 
     def tombstones(
         self, mailbox: str, *, sender: str | None = None, after: int = 0, limit: int = 100

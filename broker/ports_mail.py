@@ -17,6 +17,7 @@ MAX_KEYS: Final = 4  # epochs of a mailbox to which senders may still seal
 MAX_ENDED: Final = 128  # parcels that one call takes out of a queue for good; what is left goes with the next
 MAX_OUT: Final = 1024  # messages of one mailbox under leases at a time
 MAX_OCTETS: Final = 4 << 20  # of parcels handed out by one call, unless the first alone has more
+MAX_STONES: Final = 10_000  # tombstones of one mailbox
 NO_LIMIT: Final = 2**53
 
 WhenFallen = Literal["deliver", "hold", "drop"]
@@ -217,12 +218,14 @@ class Mail(Protocol):
         max_messages: int = NO_LIMIT,
         max_octets: int = MAX_OCTETS,
         fallen: WhenFallen = "hold",
+        ready: frozenset[str] | None = None,
     ) -> Leased:
         """Visible parcels, senders taking turns, each sender's oldest first; one for each fresh token in `leases`.
 
         No more than `max_messages` messages and `max_octets` bytes unless the first parcel alone has more, and no more
         than MAX_OUT messages out at a time. Parcels of senders that are not `admitted` wait, unless `fallen` says
-        otherwise. Expired parcels end, those handed out `max_attempts` times become dead letters.
+        otherwise; those of admitted senders too that are not in `ready`, where it is given. Expired parcels end, those
+        handed out `max_attempts` times become dead letters.
         """
 
     def acknowledge(self, mailbox: str, lease: str, *, now_ms: int) -> bool:
@@ -238,7 +241,13 @@ class Mail(Protocol):
         remaining: tuple[int, ...] = (),
         code: str = "",
     ) -> bool:
-        """End the lease; with `remaining`, those messages of a batch alone are still to be handled."""
+        """End the lease; with `remaining`, those messages of a batch alone are still to be handled.
+
+        False when it has ended, or more would remain than were left.
+        """
+
+    def recall(self, mailbox: str, leases: Sequence[str], *, now_ms: int) -> int:
+        """End those leases, or without any named all of the mailbox, and take the attempts back; how many there were."""
 
     def extend(self, mailbox: str, lease: str, *, now_ms: int, until_ms: int, max_ms: int) -> bool:
         """Move the lease's end, never beyond `max_ms` after it was given; False when it has ended."""
@@ -263,7 +272,12 @@ class Mail(Protocol):
     def redrive(self, mailbox: str, number: int, *, now_ms: int) -> bool:
         """Back to its place in the queue, with all attempts before it; False when none is there, or it has expired."""
 
-    def bury(self, *tombstones: TombstoneRecord) -> None: ...
+    def trim(self, mailbox: str, *, dead: int, octets: int) -> int:
+        """Forget the oldest dead letters beyond that many, or that many bytes; how many."""
+
+    def bury(self, *tombstones: TombstoneRecord) -> None:
+        """Keep them, and no more than the newest MAX_STONES of a mailbox."""
+
     def tombstones(
         self, mailbox: str, *, sender: str | None = None, after: int = 0, limit: int = 100
     ) -> Sequence[TombstoneRecord]:

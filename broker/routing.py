@@ -11,15 +11,16 @@ from datetime import datetime
 from typing import Final, final
 
 from broker.audit import Audit, Entry
+from broker.bell import Bell
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.labels import CLEARED, Cleared, Labels, Ratchets, require
-from broker.mailboxes import Bell
-from broker.ports import Clock, Store, Transaction
-from broker.ports_mail import NewMessage, Queued, Quota
+from broker.ports import AgentState, Clock, Store, Transaction
+from broker.ports_mail import MailboxRecord, NewMessage, Queued, Quota
 from broker.reasons import Refusal
 from broker.sessions import Session
+from broker.vouchers import Vouchers
 from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.jose import p256_from_spki
@@ -33,7 +34,7 @@ FULL_RETRY_S: Final = 1
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Checked:
+class Checked:
     """An envelope that may be queued, or why not. `entries` are what the log has to hear about it."""
 
     msg_id: bytes
@@ -57,6 +58,7 @@ class Router:
         edges: Edges,
         generation: Generation,
         labels: Ratchets,
+        vouchers: Vouchers,
         bell: Bell,
         clock: Clock,
         quota: Quota,
@@ -66,6 +68,7 @@ class Router:
         self._edges = edges
         self._generation = generation
         self._labels = labels
+        self._vouchers = vouchers
         self._bell = bell
         self._clock = clock
         self._quota = quota
@@ -78,17 +81,21 @@ class Router:
         Raises BrokerError mailbox.*, message.*, generation.moved; WireError envelope.*; Refused.
         """
         at = self._clock()
+        voucher = self._vouchers.needed(session, mailbox, at)
         held = self._labels.of(session.subject)
-        checked = [self._check(session, mailbox, envelope, held, at, correlation_id) for envelope in envelopes]
+        checked = [self.check(session, mailbox, envelope, held, at, correlation_id) for envelope in envelopes]
         entries = [entry for item in checked for entry in item.entries]
 
         def work(tx: Transaction) -> list[Refusal | SendStatus]:
             self._generation.expect(tx, session.generation)
             for entry in entries:
                 self._audit.append(tx, entry)
-            return [item.refusal or self._queue(tx, item) for item in checked]
+            self._vouchers.keep(tx, session, voucher, at)
+            box = open_box(tx, mailbox)
+            return [item.refusal or self._queue(tx, box, item) for item in checked]
 
         outcomes = await self._store.transact(work)
+        self._vouchers.kept(session, voucher)
         refused = [outcome for outcome in outcomes if not isinstance(outcome, SendStatus)]
         if len(refused) == len(outcomes):
             raise refused[0]
@@ -98,9 +105,10 @@ class Router:
             results=tuple(_result(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
         )
 
-    def _check(
+    def check(
         self, session: Session, mailbox: str, envelope: Envelope, held: Labels, at: datetime, correlation_id: str
-    ) -> _Checked:
+    ) -> Checked:
+        """Everything that needs no transaction. What it refuses is in the result."""
         msg_id = b""
         try:
             header = Header.from_bytes(envelope.header)
@@ -108,7 +116,7 @@ class Router:
             belongs(header, session, mailbox, at)
             envelope.verify(p256_from_spki(session.verdict.identity_key))
         except (BrokerError, WireError) as error:
-            return _Checked(msg_id=msg_id, message=None, refusal=error)
+            return Checked(msg_id=msg_id, message=None, refusal=error)
         action = Send(mailbox, header.type, frozenset(header.labels))
         answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
         cleared = CLEARED
@@ -124,7 +132,7 @@ class Router:
             accepted_at_ms=int(at.timestamp() * 1000),
             expires_at_ms=header.expires_at_ms,
         )
-        return _Checked(
+        return Checked(
             msg_id=msg_id,
             message=message,
             incarnation=header.incarnation,
@@ -134,13 +142,12 @@ class Router:
             entries=tuple(entry for entry in (answer.entry, cleared.asked) if entry is not None),
         )
 
-    def _queue(self, tx: Transaction, item: _Checked) -> Refusal | SendStatus:
+    def _queue(self, tx: Transaction, box: MailboxRecord | BrokerError, item: Checked) -> Refusal | SendStatus:
         assert item.message is not None
         message = item.message
-        box = tx.mail.find(message.mailbox)
-        if box is None:
-            return BrokerError(BrokerCode.MAILBOX_UNKNOWN, message.mailbox)
-        if item.incarnation != box.incarnation or not tx.mail.accepts(box.name, message.key, item.incarnation):
+        if isinstance(box, BrokerError):
+            return box
+        if not tx.mail.accepts(box.name, message.key, item.incarnation):
             return BrokerError(BrokerCode.MAILBOX_KEY_STALE, message.mailbox)
         try:
             require(tx, message.sender, item.labels, item.cleared.waived)
@@ -157,6 +164,18 @@ class Router:
                 return BrokerError(BrokerCode.MESSAGE_ID_REUSED, message.msg_id.hex())
             case Queued.FULL:
                 return BrokerError(BrokerCode.MAILBOX_FULL, message.mailbox, retry_after_s=FULL_RETRY_S)
+
+
+def open_box(tx: Transaction, mailbox: str) -> MailboxRecord | BrokerError:
+    """The mailbox, or why nothing can be sent there: it was never opened, or nobody will ever read it."""
+    box = tx.mail.find(mailbox)
+    if box is None:
+        return BrokerError(BrokerCode.MAILBOX_UNKNOWN, mailbox)
+    if box.kind != "durable":
+        owner = tx.agents.get(box.owner)
+        if owner is not None and owner.state is AgentState.REVOKED:
+            return BrokerError(BrokerCode.MAILBOX_OWNER_GONE, mailbox)
+    return box
 
 
 def belongs(header: Header, session: Session, mailbox: str, at: datetime) -> None:

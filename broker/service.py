@@ -21,14 +21,18 @@ from broker.administration import Administration
 from broker.admission import AdmissionDesk
 from broker.attested import Attestor
 from broker.audit import Audit, Entry, Kind
+from broker.authority import Authority
+from broker.bell import Bell
+from broker.blobs import Blobs
 from broker.bundles import Bundles
 from broker.challenges import Challenges
 from broker.channels import Channels
 from broker.clock import SteadyClock, wall_clock
 from broker.collateral import CollateralCache
 from broker.config import Admin, Settings
-from broker.dpop import Gate
+from broker.deadletters import DeadLetters
 from broker.domains import trust_file_digest
+from broker.dpop import Gate
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
@@ -39,7 +43,10 @@ from broker.kbs.keys import KbsKeys
 from broker.kbs.token import KbsTokens
 from broker.keyring import Keyring
 from broker.labels import Ratchets
-from broker.mailboxes import Bell, Mailboxes
+from broker.leases import Leases
+from broker.mail import assemble as assemble_mail
+from broker.mailboxes import Mailboxes
+from broker.mailkeys import KeyDesk
 from broker.memory import MemoryStore
 from broker.ports import AgentState, Clock, Store, Transaction
 from broker.release import ReleaseDesk
@@ -48,6 +55,8 @@ from broker.rootkey.root import RootKey
 from broker.routing import Router
 from broker.sessions import Session, Sessions
 from broker.sql import SqlStore
+from broker.states import StateDesk
+from broker.svids import SvidDesk
 from broker.telemetry import Metrics
 from broker.vault import Vault
 from broker.verification import VerificationDesk
@@ -78,14 +87,20 @@ class Broker:
     admission: AdmissionDesk
     verification: VerificationDesk
     labels: Ratchets
+    keys: KeyDesk
+    states: StateDesk
     releases: ReleaseDesk
     kbs: KbsDesk
     router: Router
     channels: Channels
     mailboxes: Mailboxes
+    leases: Leases
+    dead: DeadLetters
+    blobs: Blobs
     administration: Administration
     metrics: Metrics
     bell: Bell
+    svids: SvidDesk
 
     async def acting(self, token: str, act: Callable[[Session], Awaitable[T]]) -> T:
         """Let whoever holds the token act; judged anew when the generation rises under way. Raises what `act` does."""
@@ -175,6 +190,18 @@ async def _assemble(
     vault, edges, bell = Vault(root), Edges(), Bell()
     generation.on_change(edges.forget)
     labels = Ratchets(store=store, audit=audit, edges=edges)
+    mail = assemble_mail(
+        store=store,
+        audit=audit,
+        edges=edges,
+        generation=generation,
+        sessions=sessions,
+        identity=identity,
+        labels=labels,
+        bell=bell,
+        clock=clock,
+        quota=settings.quota,
+    )
     administration = Administration(
         store=store,
         vault=vault,
@@ -209,6 +236,18 @@ async def _assemble(
         ),
         verification=VerificationDesk(judge=judge, identity=identity, clock=clock),
         labels=labels,
+        keys=KeyDesk(
+            store=store,
+            vault=vault,
+            audit=audit,
+            edges=edges,
+            generation=generation,
+            identity=identity,
+            clock=clock,
+        ),
+        states=StateDesk(
+            store=store, audit=audit, edges=edges, generation=generation, identity=identity, clock=clock
+        ),
         releases=ReleaseDesk(
             store=store,
             vault=vault,
@@ -218,37 +257,12 @@ async def _assemble(
             labels=labels,
             clock=clock,
         ),
-        router=Router(
-            store=store,
-            audit=audit,
-            edges=edges,
-            generation=generation,
-            labels=labels,
-            bell=bell,
-            clock=clock,
-            quota=settings.quota,
-        ),
-        channels=Channels(
-            store=store,
-            audit=audit,
-            edges=edges,
-            generation=generation,
-            labels=labels,
-            bell=bell,
-            clock=clock,
-            quota=settings.quota,
-        ),
-        mailboxes=Mailboxes(
-            store=store,
-            audit=audit,
-            edges=edges,
-            generation=generation,
-            sessions=sessions,
-            identity=identity,
-            labels=labels,
-            bell=bell,
-            clock=clock,
-        ),
+        router=mail.router,
+        channels=mail.channels,
+        mailboxes=mail.mailboxes,
+        leases=mail.leases,
+        dead=mail.dead,
+        blobs=mail.blobs,
         kbs=KbsDesk(
             challenges=Challenges(root.derive("challenges"), "kbs"),
             judge=judge,
@@ -265,6 +279,16 @@ async def _assemble(
         administration=administration,
         metrics=Metrics(lambda: _live(administration, store)),
         bell=bell,
+        svids=await SvidDesk.open(
+            root=root,
+            trust_domain=settings.spiffe_trust_domain,
+            simulated=roots.sha256 != TrustRoots.intel().sha256,
+            store=store,
+            audit=audit,
+            generation=generation,
+            identity=identity,
+            clock=clock,
+        ),
     )
 
 
@@ -381,6 +405,7 @@ class Background:
         while True:
             await asyncio.sleep(COUNT_S)
             await _carefully("refusals.count", self.write_refusals)
+            await _carefully("mail.expire", self._broker.dead.sweep)
 
     async def write_refusals(self) -> bool:
         """One entry for all the refusals since the last one; False when there were none."""

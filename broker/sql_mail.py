@@ -12,7 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Final, NamedTuple, final
+from typing import Final, final
 
 from broker.ports_mail import (
     DEAD_LETTERS,
@@ -20,12 +20,12 @@ from broker.ports_mail import (
     MAX_KEYS,
     MAX_OCTETS,
     MAX_OUT,
+    MAX_STONES,
     NO_LIMIT,
     DeadLetter,
     End,
     EndedParcel,
     Leased,
-    LeasedMessage,
     MailboxRecord,
     NewMessage,
     Queued,
@@ -33,77 +33,14 @@ from broker.ports_mail import (
     TombstoneRecord,
     WhenFallen,
 )
-from broker.turns import Harvest
+from broker.sql_parcel import COLUMNS, ParcelRow
+from broker.turns import Harvest, beyond
 
 REMEMBER_MS: Final = 24 * 3600 * 1000  # ids of handled messages, at least until they expire
 PURGE_ROWS: Final = 64
 MAX_TURNS: Final = 16_384  # mailboxes of which it is known whose turn it is
 
-_COLUMNS: Final = (
-    "id, mailbox, sender, kind, count, msg_id, digest, accepted_at_ms, expires_at_ms, visible_at_ms, attempt, lease, "
-    "octets, remaining, dead_reason, last_code"
-)
 _DEAD: Final = tuple(item.name for item in fields(DeadLetter))
-
-
-class _Row(NamedTuple):
-    """A parcel without its bytes, in the order of _COLUMNS."""
-
-    id: int
-    mailbox: str
-    sender: str
-    kind: str
-    size: int  # messages when it came
-    msg_id: bytes
-    digest: bytes
-    accepted_at_ms: int
-    expires_at_ms: int
-    visible_at_ms: int
-    attempt: int
-    lease: str | None
-    octets: int
-    remaining: str
-    dead_reason: str
-    last_code: str
-
-    @property
-    def undone(self) -> tuple[int, ...]:
-        return tuple(json.loads(self.remaining)) if self.remaining else ()
-
-    @property
-    def messages(self) -> int:
-        return len(self.undone) or self.size
-
-    def ended(self, end: End, code: str = "") -> EndedParcel:
-        return EndedParcel(
-            number=self.id,
-            mailbox=self.mailbox,
-            sender=self.sender,
-            kind=self.kind,
-            count=self.size,
-            msg_id=self.msg_id,
-            digest=self.digest,
-            accepted_at_ms=self.accepted_at_ms,
-            end=end,
-            code=code or self.last_code,
-        )
-
-    def leased(self, lease: str, envelope: bytes) -> LeasedMessage:
-        return LeasedMessage(
-            sender=self.sender,
-            envelope=envelope,
-            accepted_at_ms=self.accepted_at_ms,
-            attempt=self.attempt + 1,
-            lease=lease,
-            kind=self.kind,
-            count=self.size,
-            msg_id=self.msg_id,
-            digest=self.digest,
-            expires_at_ms=self.expires_at_ms,
-            remaining=self.undone,
-            dead_reason=self.dead_reason,
-            number=self.id,
-        )
 
 
 @final
@@ -142,9 +79,8 @@ class SqlMail:
 
     def _drop_unreadable(self, name: str) -> Sequence[EndedParcel]:
         where = "mailbox = ? AND key NOT IN (SELECT key FROM mailbox_key WHERE name = ?)"
-        rows = [
-            _Row._make(row) for row in self._db.execute(f"SELECT {_COLUMNS} FROM parcel WHERE {where}", (name, name))
-        ]
+        found = self._db.execute(f"SELECT {COLUMNS} FROM parcel WHERE dead_at_ms = 0 AND {where}", (name, name))
+        rows = list(map(ParcelRow._make, found))
         self._db.execute(f"DELETE FROM parcel WHERE {where}", (name, name))
         return [row.ended(End.KEY_GONE) for row in rows]
 
@@ -253,19 +189,20 @@ class SqlMail:
         max_messages: int = NO_LIMIT,
         max_octets: int = MAX_OCTETS,
         fallen: WhenFallen = "hold",
+        ready: frozenset[str] | None = None,
     ) -> Leased:
         (out,) = self._db.execute(
             "SELECT coalesce(sum(undone), 0) FROM parcel WHERE mailbox = ? AND lease IS NOT NULL AND visible_at_ms > ?",
             (mailbox, now_ms),
         ).fetchone()
-        harvest: Harvest[_Row] = Harvest(
+        harvest: Harvest[ParcelRow] = Harvest(
             now_ms=now_ms,
             max_attempts=max_attempts,
             parcels=len(leases),
             messages=min(max_messages, MAX_OUT - out),
             octets=max_octets,
         )
-        harvest.reap(self._lanes(mailbox), lambda sender: self._lane(mailbox, sender), fallen=fallen)
+        harvest.reap(self._lanes(mailbox, ready), lambda sender: self._lane(mailbox, sender), fallen=fallen)
         self._note_turn(mailbox, harvest.last)
         ended = tuple(self._end(row, end, now_ms=now_ms) for row, end in harvest.ended)
         given = list(zip(harvest.taken, leases, strict=False))
@@ -279,7 +216,7 @@ class SqlMail:
         row = self._db.execute("SELECT envelope FROM parcel_body WHERE id = ?", (number,)).fetchone()
         return bytes(row[0])
 
-    def _end(self, row: _Row, end: End, *, now_ms: int, code: str = "") -> EndedParcel:
+    def _end(self, row: ParcelRow, end: End, *, now_ms: int, code: str = "") -> EndedParcel:
         """Out of the queue: dead letters are kept, everything else goes."""
         if end in DEAD_LETTERS:
             self._db.execute(
@@ -297,8 +234,13 @@ class SqlMail:
                 self._turns.clear()
             self._turns[mailbox] = sender
 
-    def _lanes(self, mailbox: str) -> Iterator[tuple[str, bool]]:
+    def _lanes(self, mailbox: str, ready: frozenset[str] | None) -> Iterator[tuple[str, bool]]:
         """Senders with mail here and whether they are admitted, beginning after the one who was served last."""
+        for sender, admitted in self._busy(mailbox):
+            if not admitted or ready is None or sender in ready:
+                yield sender, bool(admitted)
+
+    def _busy(self, mailbox: str) -> Iterator[tuple[str, int]]:
         last = self._turns.get(mailbox, "")
         for where in ("sender > ?", "sender <= ?"):
             yield from self._db.execute(
@@ -307,12 +249,12 @@ class SqlMail:
                 (mailbox, last),
             )
 
-    def _lane(self, mailbox: str, sender: str) -> Iterator[_Row]:
+    def _lane(self, mailbox: str, sender: str) -> Iterator[ParcelRow]:
         rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM parcel WHERE mailbox = ? AND sender = ? AND dead_at_ms = 0 ORDER BY id",
+            f"SELECT {COLUMNS} FROM parcel WHERE mailbox = ? AND sender = ? AND dead_at_ms = 0 ORDER BY id",
             (mailbox, sender),
         )
-        return map(_Row._make, rows)
+        return map(ParcelRow._make, rows)
 
     # ── what a receiver says about a lease ─────────────────────────────────────────────────────────────────────────
 
@@ -336,10 +278,17 @@ class SqlMail:
         done = self._db.execute(
             """UPDATE parcel SET lease = NULL, visible_at_ms = ?, last_code = coalesce(nullif(?, ''), last_code),
                    remaining = coalesce(nullif(?, ''), remaining), undone = coalesce(nullif(?, 0), undone)
-               WHERE lease = ? AND mailbox = ? AND visible_at_ms > ?""",
-            (visible_at_ms, code, left, len(remaining), lease, mailbox, now_ms),
+               WHERE lease = ? AND mailbox = ? AND visible_at_ms > ? AND undone >= ?""",
+            (visible_at_ms, code, left, len(remaining), lease, mailbox, now_ms, len(remaining)),
         )
         return done.rowcount == 1
+
+    def recall(self, mailbox: str, leases: Sequence[str], *, now_ms: int) -> int:
+        query = """UPDATE parcel SET lease = NULL, visible_at_ms = ?, attempt = max(attempt - 1, 0)
+                   WHERE mailbox = ? AND visible_at_ms > ? AND lease"""
+        if not leases:
+            return self._db.execute(query + " IS NOT NULL", (now_ms, mailbox, now_ms)).rowcount
+        return sum(self._db.execute(query + " = ?", (now_ms, mailbox, now_ms, one)).rowcount for one in leases)
 
     def extend(self, mailbox: str, lease: str, *, now_ms: int, until_ms: int, max_ms: int) -> bool:
         done = self._db.execute(
@@ -351,10 +300,10 @@ class SqlMail:
 
     def reject(self, mailbox: str, lease: str, *, now_ms: int, code: str) -> EndedParcel | None:
         row = self._db.execute(
-            f"SELECT {_COLUMNS} FROM parcel WHERE lease = ? AND mailbox = ? AND visible_at_ms > ?",
+            f"SELECT {COLUMNS} FROM parcel WHERE lease = ? AND mailbox = ? AND visible_at_ms > ?",
             (lease, mailbox, now_ms),
         ).fetchone()
-        return None if row is None else self._end(_Row._make(row), End.REJECTED, now_ms=now_ms, code=code)
+        return None if row is None else self._end(ParcelRow._make(row), End.REJECTED, now_ms=now_ms, code=code)
 
     def waiting(self, mailbox: str) -> int:
         row = self._db.execute("SELECT messages FROM load WHERE mailbox = ?", (mailbox,)).fetchone()
@@ -368,7 +317,7 @@ class SqlMail:
 
     def expire(self, *, now_ms: int, dead_before_ms: int, most: int = MAX_ENDED) -> Sequence[EndedParcel]:
         rows = self._db.execute(
-            f"""SELECT {_COLUMNS} FROM parcel WHERE dead_at_ms = 0 AND expires_at_ms <= ?
+            f"""SELECT {COLUMNS} FROM parcel WHERE dead_at_ms = 0 AND expires_at_ms <= ?
                 AND (lease IS NULL OR visible_at_ms <= ?) ORDER BY expires_at_ms LIMIT ?""",
             (now_ms, now_ms, most),
         ).fetchall()
@@ -383,7 +332,7 @@ class SqlMail:
             self._db.execute(
                 f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {end} < ? LIMIT ?)", (bound, most)
             )
-        return [self._end(_Row._make(row), End.EXPIRED, now_ms=now_ms) for row in rows]
+        return [self._end(ParcelRow._make(row), End.EXPIRED, now_ms=now_ms) for row in rows]
 
     def dead(self, mailbox: str, *, after: int = 0, limit: int = 100) -> Sequence[DeadLetter]:
         rows = self._db.execute(
@@ -402,11 +351,25 @@ class SqlMail:
         )
         return done.rowcount == 1
 
+    def trim(self, mailbox: str, *, dead: int, octets: int) -> int:
+        rows = self._db.execute(
+            "SELECT id, octets FROM parcel WHERE mailbox = ? AND dead_at_ms > 0 ORDER BY id DESC", (mailbox,)
+        ).fetchall()
+        excess = beyond(rows, dead, octets)
+        self._db.executemany("DELETE FROM parcel WHERE id = ?", [(number,) for number in excess])
+        return len(excess)
+
     def bury(self, *tombstones: TombstoneRecord) -> None:
         self._db.executemany(
             "INSERT INTO tombstone (mailbox, sender, at_ms, statement) VALUES (?,?,?,?)",
             [(stone.mailbox, stone.sender, stone.at_ms, stone.statement) for stone in tombstones],
         )
+        for mailbox in {stone.mailbox for stone in tombstones}:
+            self._db.execute(
+                """DELETE FROM tombstone WHERE mailbox = ? AND number <=
+                   (SELECT number FROM tombstone WHERE mailbox = ? ORDER BY number DESC LIMIT 1 OFFSET ?)""",
+                (mailbox, mailbox, MAX_STONES),
+            )
 
     def tombstones(
         self, mailbox: str, *, sender: str | None = None, after: int = 0, limit: int = 100

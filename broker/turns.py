@@ -101,3 +101,15 @@ class Harvest(Generic[P]):
                 yield parcel
             if self._over:
                 return
+
+
+def beyond(rows: Iterable[tuple[int, int]], most: int, octets: int) -> list[int]:
+    """Of numbers and sizes, newest first, the numbers for which there is no room."""
+    kept = held = 0
+    excess: list[int] = []
+    for number, size in rows:
+        if kept < most and held + size <= octets:
+            kept, held = kept + 1, held + size
+        else:
+            excess.append(number)
+    return excess

@@ -48,7 +48,7 @@ ORDER: dict[str, str] = {
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal release labels api_pb2 envelope_pb2 "
-        "envelope leases deadletters channel_pb2 channel stream_pb2 mailbox keys state bodies"
+        "envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state bodies"
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",

@@ -348,10 +348,43 @@ async def test_a_mailbox_whose_owner_is_gone_is_not_offered(world: World) -> Non
 
 
 @pytest.mark.asyncio
-async def test_whom_the_policy_lets_may_take_a_mailbox_over_and_the_log_shows_it(world: World) -> None:
+async def test_a_mailbox_of_somebody_who_is_there_is_not_taken_and_a_successors_name_stands_in_the_log(
+    world: World,
+) -> None:
     _, b, _ = await pair(world)
     successor = await world.admitted("c")
+    assert await outcome(successor.open(BOX)) == BrokerCode.MAILBOX_TAKEN
+    world.machine.clock.advance(25)
+    await b.receive()
+    world.machine.clock.advance(25)
+    assert await outcome(successor.open(BOX)) == BrokerCode.MAILBOX_TAKEN
+    world.machine.clock.advance(6)
     await successor.open(BOX)
     assert await outcome(b.receive()) == BrokerCode.MAILBOX_NOT_OWNER
     opened = [json.loads(row.entry) for row in world.broker.audit.newest(kind="mailbox.opened", limit=2)]
     assert [entry["subject"] for entry in opened] == [successor.subject, b.subject]
+    assert opened[0]["taken_from"] == b.subject
+
+
+@pytest.mark.asyncio
+async def test_an_owner_who_closes_his_mailbox_or_is_revoked_is_succeeded_at_once(world: World) -> None:
+    _, b, _ = await pair(world)
+    c, d = await world.admitted("c"), await world.admitted("d")
+    assert await outcome(c.acting(lambda s: world.broker.mailboxes.close(s, BOX))) == BrokerCode.MAILBOX_NOT_OWNER
+    await b.acting(lambda s: world.broker.mailboxes.close(s, BOX))
+    await c.open(BOX)
+    await world.broker.administration.revoke(world.settings.admins[0], c.subject, "test")
+    await d.open(BOX)
+    assert await outcome(d.receive()) == "ok"
+
+
+@pytest.mark.asyncio
+async def test_the_bundle_may_let_a_mailbox_be_taken_at_once(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    write_bundle(world.settings.bundles[0], ("[freshness]", '[mail]\ntakeover = "permitted"\n[freshness]'), version=2)
+    await world.broker.administration.reload_policies(world.settings.admins[0])
+    _, b, _ = await pair(world)
+    successor = await world.admitted("c")
+    assert await outcome(successor.open(BOX)) == "ok"
+    assert await outcome(b.receive()) == BrokerCode.MAILBOX_NOT_OWNER
+    await world.broker.close()

@@ -189,13 +189,13 @@ class Envelope:
         return _to_pb(self).SerializeToString(deterministic=True)
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> Self:
+    def from_bytes(cls, raw: bytes, *, max_body: int = MAX_BODY) -> Self:
         """Raises WireError: envelope.malformed."""
-        return cls._of(_parse(pb.Envelope, raw, MAX_HEADER + MAX_BODY + 128))
+        return cls._of(_parse(pb.Envelope, raw, MAX_HEADER + max_body + 128), max_body)
 
     @classmethod
-    def _of(cls, message: pb.Envelope) -> Self:
-        if not message.header or len(message.header) > MAX_HEADER or len(message.body) > MAX_BODY:
+    def _of(cls, message: pb.Envelope, max_body: int = MAX_BODY) -> Self:
+        if not message.header or len(message.header) > MAX_HEADER or len(message.body) > max_body:
             raise _bad(f"header of {len(message.header)} bytes, body of {len(message.body)}")
         if len(message.signature) != ES256_SIGNATURE_LEN:
             raise _bad(f"signature of {len(message.signature)} bytes")

@@ -1,0 +1,116 @@
+"""The parts of the broker that deal with mail, put together.
+
+Decides nothing: each part is made once, in the order in which they need each other.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from broker.audit import Audit
+from broker.bell import Bell
+from broker.blobs import Blobs
+from broker.channels import Channels
+from broker.deadletters import DeadLetters
+from broker.edges import Edges
+from broker.generation import Generation
+from broker.identity import Identity
+from broker.labels import Ratchets
+from broker.leases import Leases
+from broker.mailboxes import Mailboxes
+from broker.ports import Clock, Store
+from broker.ports_mail import Quota
+from broker.routing import Router
+from broker.sessions import Sessions
+from broker.vouchers import Vouchers
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mail:
+    """Everything that takes mail in, keeps it or hands it out."""
+
+    router: Router
+    channels: Channels
+    mailboxes: Mailboxes
+    leases: Leases
+    dead: DeadLetters
+    blobs: Blobs
+
+
+def assemble(
+    *,
+    store: Store,
+    audit: Audit,
+    edges: Edges,
+    generation: Generation,
+    sessions: Sessions,
+    identity: Identity,
+    labels: Ratchets,
+    bell: Bell,
+    clock: Clock,
+    quota: Quota,
+) -> Mail:
+    """From the parts that the rest of the broker shares."""
+    vouchers = Vouchers(sessions)
+    dead = DeadLetters(
+        store=store, audit=audit, generation=generation, identity=identity, bell=bell, clock=clock, quota=quota
+    )
+    leases = Leases(
+        store=store,
+        audit=audit,
+        edges=edges,
+        generation=generation,
+        sessions=sessions,
+        labels=labels,
+        dead=dead,
+        bell=bell,
+        clock=clock,
+    )
+    router = Router(
+        store=store,
+        audit=audit,
+        edges=edges,
+        generation=generation,
+        labels=labels,
+        vouchers=vouchers,
+        bell=bell,
+        clock=clock,
+        quota=quota,
+    )
+    return Mail(
+        router=router,
+        channels=Channels(
+            store=store,
+            audit=audit,
+            edges=edges,
+            generation=generation,
+            labels=labels,
+            vouchers=vouchers,
+            bell=bell,
+            clock=clock,
+            quota=quota,
+        ),
+        mailboxes=Mailboxes(
+            store=store,
+            audit=audit,
+            generation=generation,
+            sessions=sessions,
+            identity=identity,
+            leases=leases,
+            dead=dead,
+            bell=bell,
+            clock=clock,
+        ),
+        leases=leases,
+        dead=dead,
+        blobs=Blobs(
+            store=store,
+            audit=audit,
+            generation=generation,
+            labels=labels,
+            router=router,
+            leases=leases,
+            clock=clock,
+            quota=quota,
+        ),
+    )
