@@ -189,10 +189,16 @@ class Sessions:
         """Once at a time for each agent, whoever waits for it."""
         task = self._judging.get(record.subject)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._rejudge(record))
+            task = asyncio.get_running_loop().create_task(self._rejudge(record), name=record.subject)
             self._judging[record.subject] = task
-            task.add_done_callback(lambda _: self._judging.pop(record.subject, None))
+            task.add_done_callback(self._judged)
         return await asyncio.shield(task)
+
+    def _judged(self, task: "asyncio.Task[Session]") -> None:
+        """Whoever waited may have gone meanwhile: a refusal that nobody hears is no mistake of ours."""
+        self._judging.pop(task.get_name(), None)
+        if not task.cancelled():
+            task.exception()
 
     async def _rejudge(self, record: AgentRecord) -> Session:
         """From the start again when the generation rises meanwhile."""
