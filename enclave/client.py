@@ -26,6 +26,7 @@ from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.envelope import Envelope, batch_to_bytes
 from broker.wire.errors import WireError
 from broker.wire.fields import parse_object
+from broker.wire.keys import KeysRequest, KeysResponse, Place
 from broker.wire.labels import HeldLabels
 from broker.wire.leases import AckRequest, AckResponse
 from broker.wire.mailbox import (
@@ -36,6 +37,7 @@ from broker.wire.mailbox import (
     SendResponse,
 )
 from broker.wire.release import ReleaseRequest, ReleaseResponse
+from broker.wire.state import SaveRequest, StateRequest, StateResponse
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
 from enclave.keys import AgentKeys
@@ -117,11 +119,29 @@ class BrokerCalls:
     def publish(self, key: MailboxKey) -> Call[None]:
         yield from self._json("PUT", f"/v1/mailboxes/{key.mailbox}", key.to_dict())
 
+    def leave(self, name: str) -> Call[None]:
+        """This agent reads the mailbox no more; another may open it at once."""
+        yield from self._json("DELETE", f"/v1/mailboxes/{name}", None, repeat=False)
+
     def mailbox(self, name: str) -> Call[MailboxInfo]:
         return MailboxInfo.from_dict((yield from self._json("GET", f"/v1/mailboxes/{name}", None)))
 
     def labels(self) -> Call[HeldLabels]:
         return HeldLabels.from_dict((yield from self._json("GET", "/v1/labels", None)))
+
+    def keys(self, of: Place, name: str, request: KeysRequest) -> Call[KeysResponse]:
+        path = f"/v1/{'topics' if of is Place.TOPIC else 'mailboxes'}/{name}:keys"
+        return KeysResponse.from_dict((yield from self._json("POST", path, request.to_dict())))
+
+    def state(self, name: str, request: StateRequest) -> Call[StateResponse]:
+        return StateResponse.from_dict(
+            (yield from self._json("POST", f"/v1/mailboxes/{name}:state", request.to_dict()))
+        )
+
+    def save_state(self, name: str, request: SaveRequest) -> Call[StateResponse]:
+        return StateResponse.from_dict(
+            (yield from self._json("POST", f"/v1/mailboxes/{name}:checkpoint", request.to_dict()))
+        )
 
     def peer(self, subject: str) -> Call[PeerInfo]:
         return PeerInfo.from_dict((yield from self._json("GET", f"/v1/agents/{subject}", None)))

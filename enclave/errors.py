@@ -37,6 +37,7 @@ class Code(StrEnum):
     CLIENT_TIMEOUT = "client.timeout"
     CLIENT_UNREACHABLE = "client.unreachable"
     ENVELOPE_ACCEPTANCE = "envelope.acceptance_invalid"
+    ENVELOPE_BEFORE_BOOT = "envelope.before_boot"
     ENVELOPE_BODY = "envelope.body_unreadable"
     ENVELOPE_EPOCH = "envelope.epoch_unknown"
     ENVELOPE_EXPIRED = "envelope.expired"
@@ -78,6 +79,9 @@ class Code(StrEnum):
     SESSION_QUOTE = "session.quote_mismatch"
     SESSION_STEP = "session.wrong_step"
     SESSION_UNATTESTED = "session.broker_not_attested"
+    STATE_MISSING = "state.missing"
+    STATE_ROLLED_BACK = "state.rolled_back"
+    STATE_UNREADABLE = "state.unreadable"
     TDX_BUSY = "tdx.busy"
     TDX_CLASH = "tdx.clash"
     TDX_FAILED = "tdx.failed"
@@ -135,6 +139,10 @@ class EnvelopeRefused(EnclaveError):
 
 class ChannelDead(EnclaveError):
     """The channel's key may not seal anything more. Open another channel; what was sealed may still be sent."""
+
+
+class StateLost(EnclaveError):
+    """What a durable mailbox had received before this start is not known any more."""
 
 
 class MessageError(EnclaveError):
@@ -255,6 +263,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.ENVELOPE_ACCEPTANCE: (
         "The broker did not sign that it took this envelope in, for this mailbox, at that time.",
         "Nothing to do if it happens once; if it stays so, somebody stands between you and the broker.",
+    ),
+    Code.ENVELOPE_BEFORE_BOOT: (
+        "The message was sent before this start, and what was received before it is lost.",
+        "It lies among the dead letters: look whether it was handled, and send it on its way again if not.",
     ),
     Code.ENVELOPE_BODY: (
         "The body does not open with the mailbox key: altered, or sealed to another key or header.",
@@ -413,6 +425,18 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.SESSION_UNATTESTED: (
         "The trust file names measurements of the broker, and the broker did not prove its trust domain.",
         "Start it with `cloister broker serve --trust-domain`; without [broker.reference] its key alone is trusted.",
+    ),
+    Code.STATE_MISSING: (
+        "A durable mailbox was read before, and there is no checkpoint of what was received.",
+        "Find out who removed it; the agent goes on as its on_state_loss says.",
+    ),
+    Code.STATE_ROLLED_BACK: (
+        "The checkpoint of a durable mailbox is older than one that was kept.",
+        "Somebody has put back an older disk; the agent goes on as its on_state_loss says.",
+    ),
+    Code.STATE_UNREADABLE: (
+        "The checkpoint of a durable mailbox does not open.",
+        "Find out who changed it; the agent goes on as its on_state_loss says.",
     ),
     Code.TDX_BUSY: (
         "The host's quote service did not answer in time.",

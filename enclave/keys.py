@@ -68,6 +68,7 @@ class AgentKeys:
         incarnation: bytes,
         not_before_s: int,
         not_after_s: int,
+        kind: str = "ephemeral",
     ) -> MailboxKey:
         """The statement that this identity's mailbox takes mail under `key` for that time."""
         return MailboxKey.sign(
@@ -80,6 +81,7 @@ class AgentKeys:
             incarnation=incarnation,
             not_before_s=not_before_s,
             not_after_s=not_after_s,
+            kind=kind,
         )
 
     def open(self, blob: bytes, info: bytes) -> bytes:

@@ -3,8 +3,9 @@
 Decides whether an envelope is accepted, from nothing but its own keys and the broker's proved ones: neither side takes
 the broker's word for who the other is. A sender seals only to a mailbox key that the owner's attested key signed
 (`Outbox`); a receiver opens only what the named sender's attested key signed, for this mailbox, for one of its living
-keys, in time, and once (`Inbox`). Both are for ephemeral mailboxes: private halves and replay windows die with the
-process, and every envelope names the incarnation that it was sealed for, so nothing comes back after a restart.
+keys, in time, and once (`Inbox`). Of an ephemeral mailbox private halves and replay windows die with the process, and
+every envelope names the incarnation that it was sealed for, so nothing comes back after a restart. A durable mailbox
+has its keys from the broker (`adopt`) and its windows from a checkpoint (`restore`).
 
 Plaintexts are padded to powers of two from 256 bytes: the router learns a bucket, not a length.
 """
@@ -27,10 +28,12 @@ from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope, Header, info
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import p256_from_spki
+from broker.wire.keys import NO_INCARNATION
 from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
 from broker.wire.names import tenant_of
 from enclave.clock import BrokerTime
 from enclave.errors import Code, EnvelopeRefused
+from enclave.kept import KeptKeys
 from enclave.keys import AgentKeys
 from enclave.replay import Window
 from enclave.session import Admission, Broker
@@ -117,8 +120,7 @@ class Outbox:
             incarnation=key.incarnation,
             seq=seq,
             sent_at_ms=now_ms,
-            # What outlives the key could not be opened.
-            expires_at_ms=min(now_ms + int(ttl_s * 1000), key.not_after_s * 1000),
+            expires_at_ms=_end_ms(key, now_ms, ttl_s),
             type=kind,
             labels=tuple(sorted(labels)),
             in_reply_to=in_reply_to,
@@ -134,7 +136,7 @@ class _Epoch:
     """A key and, per sender's thumbprint, what came under it. Nothing passes from one epoch's window to another's."""
 
     key: SealingKey = field(repr=False)
-    statement: MailboxKey
+    until_s: int
     windows: dict[str, Window] = field(default_factory=dict)
 
     def window(self, jkt: str) -> Window:
@@ -148,7 +150,7 @@ class _Epoch:
 
 @final
 class Inbox:
-    """One ephemeral mailbox of this process: its epoch keys, its incarnation, and what was received already."""
+    """One mailbox of this process: its keys, its incarnation if it is ephemeral, and what was received already."""
 
     def __init__(
         self,
@@ -158,25 +160,30 @@ class Inbox:
         *,
         suite: str = MLKEM768_X25519,
         judge: Judge = everyone,
+        durable: bool = False,
     ) -> None:
         self.name = name
+        self.refuse_before_ms = 0  # what was sent earlier is refused
         self._keys = keys
         self._time = time
         self._suite = suite
         self._judge = judge
-        self._incarnation = os.urandom(INCARNATION_LEN)
+        self._incarnation = NO_INCARNATION if durable else os.urandom(INCARNATION_LEN)
         self._epochs: dict[bytes, _Epoch] = {}
         self._newest: MailboxKey | None = None
 
     def key_due(self) -> bool:
         """Whether a new epoch should be published: none yet, or half of the newest one's life is over."""
         newest = self._newest
-        return newest is None or self._time.now_s() > newest.not_after_s - EPOCH_S / 2
+        if newest is None:
+            return True
+        life_s = EPOCH_S if newest.kind == "ephemeral" else newest.not_after_s - newest.not_before_s
+        return self._time.now_s() > newest.not_after_s - life_s / 2
 
     def new_epoch(self, subject: str) -> MailboxKey:
         """Make the next key and sign it for publication. Keys past their end are dropped, with what they could open."""
         now_s = int(self._time.now_s())
-        self._epochs = {name: old for name, old in self._epochs.items() if old.statement.not_after_s >= now_s}
+        self._epochs = {name: old for name, old in self._epochs.items() if old.until_s >= now_s}
         key = SealingKey.generate(self._suite)
         statement = self._keys.sign_mailbox_key(
             mailbox=self.name,
@@ -188,9 +195,41 @@ class Inbox:
             not_before_s=now_s - SKEW_MS // 1000,
             not_after_s=now_s + EPOCH_S,
         )
-        self._epochs[statement.thumbprint] = _Epoch(key=key, statement=statement)
+        self._epochs[statement.thumbprint] = _Epoch(key=key, until_s=statement.not_after_s)
         self._newest = statement
         return statement
+
+    def adopt(self, kept: KeptKeys, subject: str) -> MailboxKey:
+        """Take the keys that the broker keeps for this durable mailbox, and sign the newest for publication."""
+        known = self._epochs
+        self._epochs = {}
+        for one in kept.keys:
+            windows = known[one.thumbprint].windows if one.thumbprint in known else {}
+            self._epochs[one.thumbprint] = _Epoch(key=one.key, until_s=one.keep_until_s, windows=windows)
+        newest = kept.keys[-1]
+        statement = self._keys.sign_mailbox_key(
+            mailbox=self.name,
+            owner=subject,
+            epoch=newest.epoch,
+            suite=newest.key.suite,
+            key=newest.key.public,
+            incarnation=self._incarnation,
+            not_before_s=newest.not_before_s,
+            not_after_s=newest.not_after_s,
+            kind="durable",
+        )
+        self._newest = statement
+        return statement
+
+    def windows(self) -> dict[tuple[bytes, str], Window]:
+        """What was received under each living key from each sender, for a checkpoint."""
+        return {(key, jkt): window for key, epoch in self._epochs.items() for jkt, window in epoch.windows.items()}
+
+    def restore(self, windows: Mapping[tuple[bytes, str], Window]) -> None:
+        """What was received before this start. Windows of keys that have ended meanwhile are of no use any more."""
+        for (key, jkt), window in windows.items():
+            if epoch := self._epochs.get(key):
+                epoch.windows[jkt] = window
 
     def open(self, delivery: Delivery, senders: Mapping[str, str], broker: Broker) -> Opened:
         """Prove and open one delivery; `senders` has a peer token for each subject that sent something.
@@ -242,6 +281,8 @@ class Inbox:
         now_ms = self._time.now_ms()
         if now_ms >= header.expires_at_ms:
             raise EnvelopeRefused(Code.ENVELOPE_EXPIRED, f"ended {now_ms - header.expires_at_ms} ms ago")
+        if header.sent_at_ms < self.refuse_before_ms:
+            raise EnvelopeRefused(Code.ENVELOPE_BEFORE_BOOT, f"{self.refuse_before_ms - header.sent_at_ms} ms before")
         if header.sent_at_ms > now_ms + SKEW_MS:
             raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {header.sent_at_ms - now_ms} ms from now")
 
@@ -249,9 +290,15 @@ class Inbox:
         if not hmac.compare_digest(header.incarnation, self._incarnation):
             raise EnvelopeRefused(Code.ENVELOPE_INCARNATION, "sealed for another start of this mailbox's owner")
         epoch = self._epochs.get(header.mailbox_key)
-        if epoch is None or epoch.statement.suite != header.suite:
+        if epoch is None or epoch.key.suite != header.suite:
             raise EnvelopeRefused(Code.ENVELOPE_EPOCH, f"key {header.mailbox_key.hex()[:16]}…, suite {header.suite}")
         return epoch
+
+
+def _end_ms(key: MailboxKey, now_ms: int, ttl_s: float) -> int:
+    """What outlives an ephemeral key could not be opened; a durable one is kept longer than any message lives."""
+    end_ms = now_ms + int(ttl_s * 1000)
+    return min(end_ms, key.not_after_s * 1000) if key.kind == "ephemeral" else end_ms
 
 
 def peer_verdict(token: str, broker: Broker, time: BrokerTime) -> Verdict:

@@ -2,13 +2,13 @@
 
 Decides by sequence number, which the sender's signature covers. A number is in one of three states: never seen, being
 handled, done. The window remembers the last 1,024 numbers; older ones are refused without being looked up, so a
-receiver that has moved on cannot be wound back. The window lives in memory and belongs to one mailbox key: it ends
-with the key, after which nothing sealed to it can be opened at all.
+receiver that has moved on cannot be wound back. The window belongs to one mailbox key: it ends with the key, after
+which nothing sealed to it can be opened at all. It lives in memory; that of a durable mailbox also in checkpoints.
 """
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import Final, Self, final
 
 from enclave.errors import Code, EnvelopeRefused
 
@@ -26,6 +26,18 @@ class Window:
         self._done: set[int] = set()  # above _highest - SIZE
         self._open: set[int] = set()
         self._ids: dict[bytes, int] = {}  # message id → the number under which it came
+
+    @classmethod
+    def of(cls, highest: int, done: set[int]) -> Self:
+        """As it was: what was being handled then is open again."""
+        made = cls()
+        made._highest, made._done = highest, set(done)
+        return made
+
+    def state(self) -> tuple[int, frozenset[int]]:
+        """The highest number that is done, and all that are, as far back as is remembered."""
+        highest = max(self._done, default=self._highest - SIZE if self._highest > SIZE else 0)
+        return highest, frozenset(number for number in self._done if number > highest - SIZE)
 
     def check(self, seq: int, msg_id: bytes) -> None:
         """Raises EnvelopeRefused: envelope.replayed; envelope.in_progress while a first delivery is being handled."""

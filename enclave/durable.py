@@ -1,0 +1,171 @@
+"""A durable mailbox's reader: the keys come from the broker again, and so does the memory of what was received.
+
+Decides what happens at a start. The keys are asked for, the newest checkpoint is restored, and only then is the mailbox
+opened. A checkpoint that is missing, does not open, or is not the one that the broker's signed number names, is lost
+state: then, as declared, either mail is accepted again (`redeliver`: the handlers do not mind), or what was sent before
+this start is refused (`refuse_before_boot`). Never is it silently accepted. With a `state_file` the reader keeps the
+newest number itself too; a broker whose database was put back then shows, however well its older number is signed.
+
+A message counts as received, and is acknowledged, when the checkpoint that says so is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Protocol, TypeVar, final
+
+from broker.wire.keys import KeysRequest, Place
+from broker.wire.mailbox import MailboxKey
+from broker.wire.state import SaveRequest, StateRequest, StateResponse, state_digest
+from enclave import checkpoint
+from enclave.client import BrokerCalls, Call
+from enclave.clock import BrokerTime
+from enclave.errors import Code, StateLost
+from enclave.kept import KeptKeys, open_keys
+from enclave.keys import AgentKeys
+from enclave.mailbox import Inbox
+from enclave.session import Admission
+
+log: Final = logging.getLogger("cloister.agent")
+T = TypeVar("T")
+OnStateLoss = Literal["redeliver", "refuse_before_boot"]
+FRESH_S: Final = 120  # keys that were made this lately have had no reader before
+_NOTHING: Final = state_digest(b"")
+
+
+class Do(Protocol):
+    """Carries a call out under the agent's admission, attesting again where that is needed."""
+
+    async def __call__(self, make: Callable[[], Call[T]], /) -> T: ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durable:
+    """How a mailbox is durable. Its handlers must not mind a repetition."""
+
+    on_state_loss: OnStateLoss = "refuse_before_boot"
+    state_file: Path | None = None
+
+
+@final
+class DurableReader:
+    """See the module. `open` gives the statement to publish; `save` after a message was handled, before its ack."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        how: Durable,
+        *,
+        keys: AgentKeys,
+        time: BrokerTime,
+        calls: BrokerCalls,
+        admission: Callable[[], Admission],
+        do: Do,
+    ) -> None:
+        self._inbox = inbox
+        self._how = how
+        self._keys = keys
+        self._time = time
+        self._calls = calls
+        self._admission = admission
+        self._do = do
+        self._kept: KeptKeys | None = None
+        self._number = 0
+        self._wanted = 0
+        self._saved = 0
+        self._saving = asyncio.Lock()
+        self.lost: StateLost | None = None
+
+    async def open(self) -> MailboxKey:
+        """Fetch the keys; the first time restore what was received. Raises what opening the keys raises."""
+        name, nonce = self._inbox.name, os.urandom(32)
+        answer = await self._do(lambda: self._calls.keys(Place.MAILBOX, name, KeysRequest(nonce=nonce)))
+        admission = self._admission()
+        kept = open_keys(
+            answer,
+            admission=admission,
+            keys=self._keys,
+            of=Place.MAILBOX,
+            name=name,
+            nonce=nonce,
+            now_s=self._time.now_s(),
+        )
+        statement = self._inbox.adopt(kept, admission.subject)
+        first, self._kept = self._kept is None, kept
+        if first:
+            await self._restore(kept, admission)
+            await self.save()  # from now on there is always one to compare with
+        return statement
+
+    async def save(self) -> None:
+        """Return when a checkpoint is kept that says all that had been received when this was called."""
+        self._wanted += 1
+        mine = self._wanted
+        async with self._saving:
+            if self._saved >= mine:
+                return
+            covers = self._wanted
+            await self._save_next()
+            self._saved = covers
+
+    async def _save_next(self) -> None:
+        assert self._kept is not None
+        name, nonce, number = self._inbox.name, os.urandom(32), self._number + 1
+        sealed = checkpoint.seal(self._kept.state_key, name, number, self._inbox.windows())
+        request = SaveRequest(number=number, sealed=sealed, nonce=nonce)
+        answer = await self._do(lambda: self._calls.save_state(name, request))
+        answer.verify(self._admission().broker.identity, mailbox=name, nonce=nonce)
+        if (answer.number, answer.digest) != (number, state_digest(sealed)):
+            raise StateLost(Code.STATE_ROLLED_BACK, f"the broker kept number {answer.number}, not {number}")
+        self._number = number
+        self._note()
+
+    async def _restore(self, kept: KeptKeys, admission: Admission) -> None:
+        name, nonce = self._inbox.name, os.urandom(32)
+        answer = await self._do(lambda: self._calls.state(name, StateRequest(nonce=nonce)))
+        answer.verify(admission.broker.identity, mailbox=name, nonce=nonce)
+        self._number = answer.number
+        try:
+            self._check(answer, kept)
+            if answer.number:
+                self._inbox.restore(checkpoint.unseal(kept.state_key, name, answer.number, answer.sealed))
+        except StateLost as error:
+            self.lost = error
+            log.error("what %s had received is lost (%s): %s", name, error.code, self._how.on_state_loss)
+            if self._how.on_state_loss == "refuse_before_boot":
+                self._inbox.refuse_before_ms = self._time.now_ms()
+
+    def _check(self, answer: StateResponse, kept: KeptKeys) -> None:
+        noted = self._noted()
+        if noted > answer.number:
+            raise StateLost(Code.STATE_ROLLED_BACK, f"number {answer.number}, but {noted} was kept here")
+        if not answer.number:
+            if kept.keys[0].not_before_s < self._time.now_s() - FRESH_S or len(kept.keys) > 1:
+                raise StateLost(Code.STATE_MISSING, "the keys are older than this start, and there is no checkpoint")
+            return
+        if not hmac.compare_digest(state_digest(answer.sealed), answer.digest):
+            raise StateLost(Code.STATE_ROLLED_BACK, f"the bytes are not those of number {answer.number}")
+
+    def _noted(self) -> int:
+        """The newest number that this reader's own file knows, 0 without one."""
+        if self._how.state_file is None:
+            return 0
+        try:
+            return int(json.loads(self._how.state_file.read_text())[self._inbox.name])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0  # the host can delete a file: it says only what it says
+
+    def _note(self) -> None:
+        if (file := self._how.state_file) is None:
+            return
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps({self._inbox.name: self._number}))
+        fresh.replace(file)
