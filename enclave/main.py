@@ -16,10 +16,9 @@ from typing import Final, Protocol
 
 import httpx2
 
-from attestation.errors import AttestationError
+from attestation.errors import CloisterError
 from attestation.ports import TrustDomain
 from attestation.verdict import Verdict
-from broker.wire.errors import WireError
 from enclave.domain import RemoteDomain
 from enclave.errors import AgentError, BrokerRefused, Code, EnclaveError, TransportFailed
 from enclave.trustfile import TrustFile
@@ -61,7 +60,7 @@ def run_agent(agent: Runnable) -> None:
         _end(4, error)
     except EnclaveError as error:
         _end(2, error)
-    except (AttestationError, WireError) as error:
+    except CloisterError as error:  # evidence, or something received, that is wrong
         _end(1, error)
 
 
@@ -100,6 +99,9 @@ async def _run(agent: Runnable, domain: TrustDomain, trust: TrustFile, broker_ur
         await agent.stop()
 
 
-def _end(status: int, error: Exception) -> None:
-    print(f"cloister: {error}", file=sys.stderr)
+def _end(status: int, error: CloisterError) -> None:
+    said = str(error)
+    if error.remedy and error.remedy not in said:
+        said += f"\n  what to do: {error.remedy}"
+    print(f"cloister: {said}", file=sys.stderr)
     raise SystemExit(status)

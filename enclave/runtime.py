@@ -19,7 +19,7 @@ from typing import Final, TypeVar, final
 
 import httpx2
 
-from attestation.errors import AttestationError, TokenRefused
+from attestation.errors import AttestationError, CloisterError, TokenRefused
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
 from attestation.verdict import Verdict
@@ -40,6 +40,8 @@ from enclave.trustfile import TrustFile
 log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
 
+TAKEN_PATIENCE_S: Final = 45.0  # a little longer than a broker keeps a mailbox for an owner who fell silent
+CLOSE_PATIENCE_S: Final = 2.0
 ATTEST_PATIENCE_S: Final = 60.0  # collateral of a platform that the broker has never seen is fetched meanwhile
 FIRST_REFUSED_S: Final = 1.0
 MAX_REFUSED_S: Final = 30.0
@@ -136,6 +138,7 @@ class Runtime:
         self._attesting = asyncio.Lock()
         self._sending: dict[str, asyncio.Lock] = {}
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
+        self._published = False
         self._labels: frozenset[str] = frozenset()
 
     @property
@@ -248,10 +251,23 @@ class Runtime:
     # --- mail ---
 
     async def publish(self) -> None:
-        """Publish the mailbox's key when one is due."""
-        if self.inbox.key_due():
-            key = self.inbox.new_epoch(self.admission.subject)
-            await self._authorised(lambda: self._calls.publish(key))
+        """Publish the mailbox's key when one is due. An owner before us who is gone is waited for, until the broker
+        gives the mailbox away. Raises BrokerRefused mailbox.taken when he is still there."""
+        if not self.inbox.key_due():
+            return
+        key = self.inbox.new_epoch(self.admission.subject)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + TAKEN_PATIENCE_S
+        while True:
+            try:
+                await self._authorised(lambda: self._calls.publish(key))
+                self._published = True
+                return
+            except BrokerRefused as refusal:
+                if refusal.code != "mailbox.taken" or loop.time() > give_up:
+                    raise
+                log.info("%s is still another agent's; waiting for it", self.inbox.name)
+            await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311  jitter, not a secret
 
     async def send(
         self,
@@ -375,6 +391,11 @@ class Runtime:
         await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
 
     async def close(self) -> None:
+        """Give the mailbox back, so that a successor need not wait for it, and end."""
+        if self._published and self._admission is not None:
+            with suppress(CloisterError, TimeoutError):  # then it is kept for a while, as after a crash
+                async with asyncio.timeout(CLOSE_PATIENCE_S):
+                    await self._client.do(self._calls.leave(self.inbox.name))
         await self._client.aclose()
         self._session.close()
         self.keys.destroy()
