@@ -21,7 +21,7 @@ from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity, Issued, Proof
-from broker.judging import Judge, Judged, chain_holds
+from broker.judging import Judge, Judged, chain_holds, circumstances_of
 from broker.ports import Clock, Transaction
 from broker.reasons import codes_of, told
 from broker.sessions import Session, Sessions, record_of, require_unrevoked
@@ -185,18 +185,28 @@ class AdmissionDesk:
             codes=codes_of(error) if error else (),
             policy=self._judge.bundles.of(binding.tenant).digest,
             evidence=attempt.packed.digest.hex(),
-            collateral=judged.verdict.collateral_digest if judged else "",
+            collateral=judged.verdict.collateral_digest if judged else self._judge.collateral_digest(attempt.quote),
             permit=judged.permit.digest.hex() if judged else "",
             generation=generation,
             correlation_id=attempt.correlation_id,
-            more={"reasons": told(error)} if error else _platform(judged),
+            more=_platform(judged, attempt.source_ip) if judged else self._refusal(attempt, error, at),
         )
         _, receipt = await self._audit.record(entry, work)
         return receipt
 
+    def _refusal(
+        self, attempt: _Attempt, error: VerificationFailed | Refused | None, at: datetime
+    ) -> dict[str, str | int | list[str]]:
+        around = self._judge.circumstances(attempt.quote, attempt.source_ip, at)
+        return {**({"reasons": told(error)} if error else {}), **around}
 
-def _platform(judged: Judged | None) -> dict[str, str | int | list[str]]:
-    if judged is None:
-        return {}
+
+def _platform(judged: Judged, source_ip: str | None) -> dict[str, str | int | list[str]]:
     verdict = judged.verdict
-    return {"ppid": verdict.ppid, "fmspc": verdict.fmspc, "mr_td": verdict.mr_td, "simulated": int(verdict.simulated)}
+    return {
+        "ppid": verdict.ppid,
+        "fmspc": verdict.fmspc,
+        "mr_td": verdict.mr_td,
+        "simulated": int(verdict.simulated),
+        **circumstances_of(source_ip, judged.platform_addresses),
+    }

@@ -5,11 +5,12 @@ admission.py's business; the same judgement without freshness serves whoever was
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, final
 
-from attestation.chains import judge_pck_chain
+from attestation.chains import claimed_platform, judge_pck_chain
 from attestation.checks import Check
 from attestation.ear import Appraisal, Executables
 from attestation.errors import Code, VerificationFailed
@@ -23,6 +24,7 @@ from attestation.verdict import Verdict
 from attestation.verifier import Verifier
 from broker.bundles import Bundles
 from broker.collateral import CollateralCache
+from broker.platforms import Platforms
 from policies.bundle import Bundle
 from policies.engine import decide
 from policies.model import Admit, Context
@@ -50,6 +52,7 @@ class Judged:
     verdict: Verdict
     permit: Permit
     bundle: Bundle
+    platform_addresses: int = 1
 
     @property
     def appraisal(self) -> Appraisal:
@@ -75,6 +78,7 @@ class Judge:
         self._logs: Recent[EventLog] = Recent(KEPT_LOGS)
         self.bundles: Final = bundles
         self.collateral: Final = collateral
+        self.platforms: Final = Platforms()
 
     def judge(self, evidence: Evidence, quote: Quote, *, at: datetime, source_ip: str | None = None) -> Judged:
         """Raises MalformedEvidence, VerificationFailed, Refused; BrokerError collateral.pending and
@@ -100,8 +104,19 @@ class Judge:
             raise
         log = self._log(evidence.event_log)
         verdict = Verdict.of(verified, event_log=log, binding=evidence.binding)
-        permit = decide(bundle, verdict, Admit(), context=Context(at=at, source_ip=source_ip))
-        return Judged(verdict=verdict, permit=permit, bundle=bundle)
+        addresses = self.platforms.see(verdict.ppid, source_ip, at)
+        context = Context(at=at, source_ip=source_ip, platform_addresses=addresses)
+        permit = decide(bundle, verdict, Admit(), context=context)
+        return Judged(verdict=verdict, permit=permit, bundle=bundle, platform_addresses=addresses)
+
+    def collateral_digest(self, quote: Quote) -> str:
+        """Hex; empty when nothing is at hand."""
+        found = self.collateral.find(quote)
+        return found.digest.hex() if found else ""
+
+    def circumstances(self, quote: Quote, source_ip: str | None, at: datetime) -> dict[str, str | int | list[str]]:
+        """What else went into a judgement of a quote whose chain holds: for the log, so that it can be repeated."""
+        return circumstances_of(source_ip, self.platforms.see(claimed_platform(quote).ppid.hex(), None, at))
 
     def _log(self, raw: bytes | None) -> EventLog | None:
         """The event log, read once: an agent's is the same at every renewal."""
@@ -126,6 +141,25 @@ class Judge:
     @property
     def verifier(self) -> Verifier:
         return self._verifier
+
+
+def circumstances_of(source_ip: str | None, addresses: int) -> dict[str, str | int | list[str]]:
+    """As entries of the log hold them: what is usual is left out."""
+    told: dict[str, str | int | list[str]] = {"source_ip": source_ip} if source_ip else {}
+    return told | ({"platform_addresses": addresses} if addresses > 1 else {})
+
+
+def released_by(
+    verdict: Verdict, *, version: int, labels: Iterable[str], nonce: str, source_ip: str | None
+) -> dict[str, str | int | list[str]]:
+    """What went into a decision about a secret beside verdict and policy: for the log, so that it can be repeated."""
+    told: dict[str, str | int | list[str]] = {
+        "version": version,
+        "labels": sorted(labels),
+        "nonce": nonce,
+        "judged_at_ms": int(verdict.verified_at.timestamp() * 1000),
+    }
+    return told | circumstances_of(source_ip, 1)
 
 
 def refusal_of(checks: tuple[Check, ...]) -> VerificationFailed:

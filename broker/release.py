@@ -13,6 +13,7 @@ from attestation.sealing import seal
 from broker.audit import Audit, Entry, Kind
 from broker.generation import Generation
 from broker.identity import Identity
+from broker.judging import released_by
 from broker.labels import Ratchets
 from broker.ports import Clock, SecretRecord, Store, Transaction
 from broker.reasons import codes_of, told
@@ -83,7 +84,15 @@ class ReleaseDesk:
             return found
 
         entry = self._entry(
-            Kind.SECRET_RELEASED, session, name, at, correlation_id, permit=bound, version=record.version
+            Kind.SECRET_RELEASED,
+            session,
+            name,
+            at,
+            correlation_id,
+            version=record.version,
+            labels=record.labels,
+            source_ip=source_ip,
+            permit=bound,
         )
         current, receipt = await self._audit.record(entry, still)
         sealed = seal(session.verdict, self._vault.open_permitted(bound, current), context=permit_digest(statement))
@@ -106,7 +115,17 @@ class ReleaseDesk:
         try:
             return decide(session.bundle, session.verdict, action, context=Context(at=at, source_ip=source_ip))
         except Refused as error:
-            entry = self._entry(Kind.SECRET_REFUSED, session, name, at, correlation_id, error=error, version=version)
+            entry = self._entry(
+                Kind.SECRET_REFUSED,
+                session,
+                name,
+                at,
+                correlation_id,
+                version=version,
+                labels=record.labels if record else (),
+                source_ip=source_ip,
+                error=error,
+            )
             await self._audit.record(entry, lambda _: None)
             logger.warning(
                 "secret.refused",
@@ -148,6 +167,8 @@ class ReleaseDesk:
         correlation_id: str,
         *,
         version: int,
+        labels: tuple[str, ...],
+        source_ip: str | None,
         permit: Permit | None = None,
         error: Refused | None = None,
     ) -> Entry:
@@ -164,7 +185,16 @@ class ReleaseDesk:
             permit=permit.digest.hex() if permit else "",
             generation=session.generation,
             correlation_id=correlation_id,
-            more={"version": version, **({"reasons": told(error)} if error else {})},
+            more={
+                **({"reasons": told(error)} if error else {}),
+                **released_by(
+                    session.verdict,
+                    version=version,
+                    labels=labels,
+                    nonce=permit.nonce if permit else "",
+                    source_ip=source_ip,
+                ),
+            },
         )
 
 

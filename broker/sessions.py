@@ -214,12 +214,13 @@ class Sessions:
         at = self._clock()
         generation = self._generation.current
         evidence, _ = self._store.read(lambda tx: unpack(tx, record.evidence))
+        quote = Quote.parse(evidence.quote)
         try:
-            judged = self._judge.judge(evidence, Quote.parse(evidence.quote), at=at)
+            judged = self._judge.judge(evidence, quote, at=at)
         except CollateralUnavailable:
             raise
         except (AttestationError, Refused) as error:
-            await self._quarantine(record, generation, error, at)
+            await self._quarantine(record, quote, generation, error, at)
             raise BrokerError(BrokerCode.AGENT_QUARANTINED, record.subject, codes=codes_of(error)) from error
         fresh = record_of(
             judged,
@@ -255,7 +256,7 @@ class Sessions:
         await self._audit.record(entry, work)
 
     async def _quarantine(
-        self, record: AgentRecord, generation: int, error: AttestationError | Refused, at: datetime
+        self, record: AgentRecord, quote: Quote, generation: int, error: AttestationError | Refused, at: datetime
     ) -> None:
         codes = codes_of(error)
         fallen = replace(
@@ -267,10 +268,11 @@ class Sessions:
             subject=record.subject,
             tenant=record.tenant,
             codes=codes,
+            policy=self._judge.bundles.of(record.tenant).digest,
             evidence=record.evidence.hex(),
-            collateral=record.collateral,
+            collateral=self._judge.collateral_digest(quote),
             generation=generation,
-            more={"reasons": told(error)},
+            more={"reasons": told(error), **self._judge.circumstances(quote, None, at)},
         )
 
         def work(tx: Transaction) -> None:

@@ -37,18 +37,19 @@ ORDER: dict[str, str] = {
         "checkpoint client durable runtime declared replies context main handling agent supervise labs reload cli __init__"
     ),
     "broker": (
-        "__init__ wire ports_channels ports_mail ports_topics ports errors tree archive audit bundles generation "
-        "rootkey keyring authority identity challenges dpop collateral attested judging reasons sessions admission vault "
-        "edges labels mailkeys states release kbs rights config bell deadletters leases vouchers mailboxes routing "
-        "channels blobs mail undo turns memory_channels memory_mail memory_svids memory_topics memory sql_schema sql_blobs "
-        "sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables sql verification witness sealed domains administration clock "
-        "telemetry service calls status refusals http_api sealed_http kbs_http openapi console routes_audit "
-        "routes_keys routes_svids routes_opening routes rpc app opening admin_client unsealing setup rewrap hardening cli_parts domain_cli "
-        "root_cli cli"
+        "__init__ wire ports_channels ports_mail ports_svids ports_topics ports errors tree archive audit bundles "
+        "generation rootkey keyring authority identity challenges dpop collateral attested platforms judging "
+        "reasons status sessions admission vault svids edges labels mailkeys states release kbs rights config bell "
+        "deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels memory_mail "
+        "memory_svids memory_topics memory sql_schema sql_blobs sql_channels sql_parcel sql_mail sql_svids "
+        "sql_topics sql_tables sql pool verification tokens rotation witness sealed domains administration clock "
+        "telemetry service calls refusals http_api sealed_http kbs_http openapi console routes_audit routes_keys "
+        "routes_relying routes_mail routes_svids routes_opening routes rpc app opening admin_client unsealing setup "
+        "rewrap hardening cli_parts domain_cli root_cli cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal release labels api_pb2 envelope_pb2 "
-        "envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state bodies"
+        "envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state bodies relying"
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",

@@ -30,7 +30,7 @@ from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
-from broker.judging import OUTDATED, Judge, Judged, chain_holds
+from broker.judging import OUTDATED, Judge, Judged, chain_holds, circumstances_of, released_by
 from broker.kbs.jwe import TeeKey
 from broker.kbs.messages import AttestBody, read_request
 from broker.kbs.records import key_of
@@ -224,7 +224,7 @@ class KbsDesk:
             permit=first.permit.digest.hex(),
             generation=generation,
             correlation_id=caller.correlation_id,
-            more={"via": VIA, "tenants": list(admitted), **_platform(first.verdict), **_source(caller)},
+            more={"via": VIA, "tenants": list(admitted), **_platform(first, caller)},
         )
         await self._audit.record(entry, work)
         return guest
@@ -269,8 +269,9 @@ class KbsDesk:
         verdict = Verdict.of(verified, event_log=evidence.log())
         if not evidence.init_data_hold(quote):
             raise BrokerError(BrokerCode.KBS_INIT_DATA, "init data are not those of MRCONFIGID")
-        permit = decide(bundle, verdict, Admit(), context=_context(caller, at))
-        return Judged(verdict=verdict, permit=permit, bundle=bundle)
+        addresses = self._judge.platforms.see(verdict.ppid, caller.source_ip, at)
+        permit = decide(bundle, verdict, Admit(), context=_context(caller, at, addresses))
+        return Judged(verdict=verdict, permit=permit, bundle=bundle, platform_addresses=addresses)
 
     async def _note_refusal(
         self, body: AttestBody, claim: Claim, error: VerificationFailed | Refused, caller: Caller, at: datetime
@@ -281,14 +282,19 @@ class KbsDesk:
             claim.settle(tx)
             keep(tx, packed, at)
 
+        quote = Quote.parse(body.evidence.quote)
+        circumstances = self._judge.circumstances(quote, caller.source_ip, at)
+        bundles = self._judge.bundles.all
         entry = Entry(
             kind=Kind.GUEST_REFUSED,
             at=at,
             subject=subject_of(body.key),
             codes=codes_of(error),
+            policy=bundles[0].digest if len(bundles) == 1 else "",
             evidence=packed.digest.hex(),
+            collateral=self._judge.collateral_digest(quote),
             correlation_id=caller.correlation_id,
-            more={"via": VIA, "reasons": told(error), **_source(caller)},
+            more={"via": VIA, "reasons": told(error), **circumstances},
         )
         await self._audit.record(entry, work)
         logger.warning("guest.refused", extra={"codes": list(codes_of(error)), "correlation_id": caller.correlation_id})
@@ -353,7 +359,7 @@ class KbsDesk:
             self._generation.expect(tx, guest.generation)
             return find(tx, name, version)
 
-        entry = self._entry(Kind.SECRET_RELEASED, guest, name, version, caller, at, permit=bound)
+        entry = self._entry(Kind.SECRET_RELEASED, guest, name, version, caller, at, labels=record.labels, permit=bound)
         current, _ = await self._audit.record(entry, still)
         return guest.key.encrypt(self._vault.open_permitted(bound, current))
 
@@ -370,7 +376,8 @@ class KbsDesk:
             return decide(judged.bundle, judged.verdict, action, context=_context(caller, at))
         except (Refused, BrokerError) as refusal:
             error = refusal
-        entry = self._entry(Kind.SECRET_REFUSED, guest, name, version, caller, at, error=error)
+        labels = record.labels if record else ()
+        entry = self._entry(Kind.SECRET_REFUSED, guest, name, version, caller, at, labels=labels, error=error)
         await self._audit.record(entry, lambda _: None)
         logger.warning(
             "secret.refused",
@@ -387,6 +394,7 @@ class KbsDesk:
         caller: Caller,
         at: datetime,
         *,
+        labels: tuple[str, ...] = (),
         permit: Permit | None = None,
         error: Refused | BrokerError | None = None,
     ) -> Entry:
@@ -404,8 +412,19 @@ class KbsDesk:
             permit=permit.digest.hex() if permit else "",
             generation=guest.generation,
             correlation_id=caller.correlation_id,
-            more={"via": VIA, "version": version, **_source(caller), **({"reasons": told(error)} if error else {})},
+            more={
+                "via": VIA,
+                **({"reasons": told(error)} if error else {}),
+                **(self._about(judged, version, labels, permit, caller) if judged else {}),
+            },
         )
+
+    @staticmethod
+    def _about(
+        judged: Judged, version: int, labels: tuple[str, ...], permit: Permit | None, caller: Caller
+    ) -> dict[str, str | int | list[str]]:
+        nonce = permit.nonce if permit else ""
+        return released_by(judged.verdict, version=version, labels=labels, nonce=nonce, source_ip=caller.source_ip)
 
     # ── both ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -428,22 +447,20 @@ class KbsDesk:
         return await act()
 
 
-def _context(caller: Caller, at: datetime) -> Context:
-    return Context(at=at, via=VIA, source_ip=caller.source_ip)
+def _context(caller: Caller, at: datetime, addresses: int = 1) -> Context:
+    return Context(at=at, via=VIA, source_ip=caller.source_ip, platform_addresses=addresses)
 
 
 def _ends(judged: Judged) -> int:
     return int(judged.verdict.valid_until.timestamp())
 
 
-def _platform(verdict: Verdict) -> dict[str, str | int | list[str]]:
+def _platform(judged: Judged, caller: Caller) -> dict[str, str | int | list[str]]:
+    verdict = judged.verdict
     return {
         "ppid": verdict.ppid,
         "fmspc": verdict.fmspc,
         "mr_td": verdict.mr_td,
         "simulated": int(verdict.simulated),
+        **circumstances_of(caller.source_ip, judged.platform_addresses),
     }
-
-
-def _source(caller: Caller) -> dict[str, str | int | list[str]]:
-    return {"source_ip": caller.source_ip} if caller.source_ip else {}
