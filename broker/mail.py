@@ -11,6 +11,7 @@ from broker.bell import Bell
 from broker.blobs import Blobs
 from broker.channels import Channels
 from broker.deadletters import DeadLetters
+from broker.drawing import Drawing
 from broker.edges import Edges
 from broker.generation import Generation
 from broker.identity import Identity
@@ -33,6 +34,7 @@ class Mail:
     channels: Channels
     mailboxes: Mailboxes
     leases: Leases
+    drawing: Drawing
     dead: DeadLetters
     blobs: Blobs
 
@@ -77,6 +79,17 @@ def assemble(
         clock=clock,
         quota=quota,
     )
+    mailboxes = Mailboxes(
+        store=store,
+        audit=audit,
+        generation=generation,
+        sessions=sessions,
+        identity=identity,
+        leases=leases,
+        dead=dead,
+        bell=bell,
+        clock=clock,
+    )
     return Mail(
         router=router,
         channels=Channels(
@@ -90,17 +103,8 @@ def assemble(
             clock=clock,
             quota=quota,
         ),
-        mailboxes=Mailboxes(
-            store=store,
-            audit=audit,
-            generation=generation,
-            sessions=sessions,
-            identity=identity,
-            leases=leases,
-            dead=dead,
-            bell=bell,
-            clock=clock,
-        ),
+        mailboxes=mailboxes,
+        drawing=Drawing(store=store, leases=leases, mailboxes=mailboxes, bell=bell, clock=clock),
         leases=leases,
         dead=dead,
         blobs=Blobs(

@@ -21,7 +21,6 @@ from broker.administration import Administration
 from broker.admission import AdmissionDesk
 from broker.attested import Attestor
 from broker.audit import Audit, Entry, Kind
-from broker.authority import Authority
 from broker.bell import Bell
 from broker.blobs import Blobs
 from broker.bundles import Bundles
@@ -33,6 +32,7 @@ from broker.config import Admin, Settings
 from broker.deadletters import DeadLetters
 from broker.domains import trust_file_digest
 from broker.dpop import Gate
+from broker.drawing import Drawing
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
@@ -48,16 +48,19 @@ from broker.mail import assemble as assemble_mail
 from broker.mailboxes import Mailboxes
 from broker.mailkeys import KeyDesk
 from broker.memory import MemoryStore
+from broker.pool import Pool
 from broker.ports import AgentState, Clock, Store, Transaction
 from broker.release import ReleaseDesk
 from broker.rootkey.methods import load as load_root
 from broker.rootkey.root import RootKey
+from broker.rotation import KeyRotation
 from broker.routing import Router
 from broker.sessions import Session, Sessions
 from broker.sql import SqlStore
 from broker.states import StateDesk
 from broker.svids import SvidDesk
 from broker.telemetry import Metrics
+from broker.tokens import TokenDesk
 from broker.vault import Vault
 from broker.verification import VerificationDesk
 from policies.bundle import Bundle, load_bundle
@@ -65,6 +68,7 @@ from policies.bundle import Bundle, load_bundle
 T = TypeVar("T")
 SWEEP_S: Final = 30
 COUNT_S: Final = 60
+ROTATE_S: Final = 3600  # how often the age of the token keys is looked at
 MAX_RETRIES: Final = 3
 logger = logging.getLogger("cloister.broker")
 
@@ -86,6 +90,9 @@ class Broker:
     gate: Gate
     admission: AdmissionDesk
     verification: VerificationDesk
+    tokens: TokenDesk
+    rotation: KeyRotation
+    pool: Pool
     labels: Ratchets
     keys: KeyDesk
     states: StateDesk
@@ -95,6 +102,7 @@ class Broker:
     channels: Channels
     mailboxes: Mailboxes
     leases: Leases
+    drawing: Drawing
     dead: DeadLetters
     blobs: Blobs
     administration: Administration
@@ -125,6 +133,7 @@ class Broker:
         self.bell.stop()
         self.attestor.stop()
         self.collateral.stop()
+        self.pool.close()
         await asyncio.sleep(0)
         self.store.close()
 
@@ -185,7 +194,7 @@ async def _assemble(
     bundles = Bundles(_load_bundles(settings))
     await generation.follow_policies(bundles, at=at)
     cache = CollateralCache(source, store, generation, clock)
-    judge = Judge(roots, bundles, cache)
+    judge, pool = Judge(roots, bundles, cache), Pool()
     sessions = Sessions(store=store, audit=audit, generation=generation, judge=judge, identity=identity, clock=clock)
     vault, edges, bell = Vault(root), Edges(), Bell()
     generation.on_change(edges.forget)
@@ -213,6 +222,16 @@ async def _assemble(
         clock=clock,
         reload=lambda: _load_bundles(settings),
     )
+    svids = await SvidDesk.open(
+        root=root,
+        trust_domain=settings.spiffe_trust_domain,
+        simulated=roots.sha256 != TrustRoots.intel().sha256,
+        store=store,
+        audit=audit,
+        generation=generation,
+        identity=identity,
+        clock=clock,
+    )
     await _note_start(audit, settings, roots, bundles, at, witness)
     return Broker(
         settings=settings,
@@ -234,7 +253,19 @@ async def _assemble(
             sessions=sessions,
             clock=clock,
         ),
-        verification=VerificationDesk(judge=judge, identity=identity, clock=clock),
+        verification=VerificationDesk(judge=judge, identity=identity, audit=audit, pool=pool, clock=clock),
+        tokens=TokenDesk(
+            audit=audit,
+            generation=generation,
+            identity=identity,
+            sessions=sessions,
+            clock=clock,
+            trust_domain=svids.trust_domain,
+        ),
+        rotation=KeyRotation(
+            store=store, root=root, keyring=keyring, audit=audit, clock=clock, every_days=settings.rotate_days
+        ),
+        pool=pool,
         labels=labels,
         keys=KeyDesk(
             store=store,
@@ -261,6 +292,7 @@ async def _assemble(
         channels=mail.channels,
         mailboxes=mail.mailboxes,
         leases=mail.leases,
+        drawing=mail.drawing,
         dead=mail.dead,
         blobs=mail.blobs,
         kbs=KbsDesk(
@@ -279,16 +311,7 @@ async def _assemble(
         administration=administration,
         metrics=Metrics(lambda: _live(administration, store)),
         bell=bell,
-        svids=await SvidDesk.open(
-            root=root,
-            trust_domain=settings.spiffe_trust_domain,
-            simulated=roots.sha256 != TrustRoots.intel().sha256,
-            store=store,
-            audit=audit,
-            generation=generation,
-            identity=identity,
-            clock=clock,
-        ),
+        svids=svids,
     )
 
 
@@ -380,7 +403,7 @@ class Background:
 
     async def __aenter__(self) -> Self:
         self._broker.generation.on_change(self._changed.set)
-        works = (self._refresh(), self._sweep(), self._count())
+        works = (self._refresh(), self._sweep(), self._rotate(), self._count())
         self._tasks = [asyncio.create_task(work) for work in works]
         return self
 
@@ -401,11 +424,17 @@ class Background:
             self._changed.clear()
             await _carefully("sessions.sweep", self._broker.sessions.sweep)
 
+    async def _rotate(self) -> None:
+        while True:
+            await _carefully("keys.rotate", self._broker.rotation.rotate_if_due)
+            await asyncio.sleep(ROTATE_S)
+
     async def _count(self) -> None:
         while True:
             await asyncio.sleep(COUNT_S)
             await _carefully("refusals.count", self.write_refusals)
             await _carefully("mail.expire", self._broker.dead.sweep)
+            await _carefully("svids.maintain", self._broker.svids.maintain)
 
     async def write_refusals(self) -> bool:
         """One entry for all the refusals since the last one; False when there were none."""

@@ -284,6 +284,11 @@ class ChannelBatch:
         )
 
 
+def channel_of(batch: bytes) -> bytes:
+    """The channel that a batch names, of the bytes of one that was parsed before: its first field."""
+    return batch[2 : 2 + CHANNEL_LEN]
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSend:

@@ -44,7 +44,7 @@ class StreamSend(_message.Message):
     def __init__(self, id: _Optional[int] = ..., mailbox: _Optional[str] = ..., opening: _Optional[bytes] = ..., batch: _Optional[bytes] = ...) -> None: ...
 
 class Settle(_message.Message):
-    __slots__ = ("lease", "verb", "delay_s", "reason")
+    __slots__ = ("lease", "verb", "delay_s", "code")
     class Verb(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACK: _ClassVar[Settle.Verb]
@@ -59,12 +59,12 @@ class Settle(_message.Message):
     VERB_FIELD_NUMBER: _ClassVar[int]
     EXCEPT_FIELD_NUMBER: _ClassVar[int]
     DELAY_S_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     lease: str
     verb: Settle.Verb
     delay_s: int
-    reason: str
-    def __init__(self, lease: _Optional[str] = ..., verb: _Optional[_Union[Settle.Verb, str]] = ..., delay_s: _Optional[int] = ..., reason: _Optional[str] = ..., **kwargs) -> None: ...
+    code: str
+    def __init__(self, lease: _Optional[str] = ..., verb: _Optional[_Union[Settle.Verb, str]] = ..., delay_s: _Optional[int] = ..., code: _Optional[str] = ..., **kwargs) -> None: ...
 
 class Renewal(_message.Message):
     __slots__ = ("token", "proof")
@@ -128,17 +128,21 @@ class StreamOpening(_message.Message):
     def __init__(self, envelope: _Optional[bytes] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ...) -> None: ...
 
 class Parcel(_message.Message):
-    __slots__ = ("kind", "content", "lease", "attempt", "accepted_at_ms", "acceptance")
+    __slots__ = ("kind", "content", "lease", "attempt", "accepted_at_ms", "acceptance", "remaining", "sender_token")
     KIND_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    SENDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     kind: str
     content: bytes
     lease: str
     attempt: int
     accepted_at_ms: int
     acceptance: bytes
-    def __init__(self, kind: _Optional[str] = ..., content: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ...) -> None: ...
+    remaining: _containers.RepeatedScalarFieldContainer[int]
+    sender_token: str
+    def __init__(self, kind: _Optional[str] = ..., content: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., remaining: _Optional[_Iterable[int]] = ..., sender_token: _Optional[str] = ...) -> None: ...

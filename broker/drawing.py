@@ -1,0 +1,114 @@
+"""Mail as a stream hands it on: parcels in order, beside each new channel its opening, and a way to take them back.
+
+Decides nothing about who may read what (leases.py does): it adds the broker's signatures, and recalls what was out when
+a stream ended. A recalled delivery does not count as an attempt: whether it arrived, nobody knows.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from broker.bell import Bell
+from broker.errors import BrokerCode, BrokerError
+from broker.leases import Leases, Wanted
+from broker.mailboxes import Mailboxes
+from broker.ports import Clock, Store, Transaction
+from broker.ports_mail import LeasedMessage
+from broker.sessions import Session
+from broker.wire.channel import channel_of
+from broker.wire.envelope import Envelope
+
+MAX_PARCELS: Final = 64  # at once
+LOOK_AGAIN_S: Final = 1.0  # a lease may end, or a delay, while somebody waits
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """The envelope that opens a channel, and the broker's word about when it came."""
+
+    channel: bytes
+    envelope: bytes
+    accepted_at_ms: int
+    acceptance: bytes
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """A parcel under a lease, and the broker's word about when it came."""
+
+    message: LeasedMessage
+    acceptance: bytes
+    channel: bytes  # empty for an envelope
+    sender_token: str = field(default="", repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many messages it is worth."""
+        return len(self.message.remaining) or self.message.count
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What one look into a mailbox brought; `tokens` are peer tokens of the senders, by subject."""
+
+    parcels: tuple[Parcel, ...]
+    tokens: dict[str, str] = field(repr=False)
+
+
+@final
+class Drawing:
+    """Draws mail for streams."""
+
+    def __init__(self, *, store: Store, leases: Leases, mailboxes: Mailboxes, bell: Bell, clock: Clock) -> None:
+        self._store = store
+        self._leases = leases
+        self._mailboxes = mailboxes
+        self._bell = bell
+        self._clock = clock
+
+    async def begin(self, session: Session, name: str) -> None:
+        """Everything that is out comes again: the owner begins anew. Raises BrokerError mailbox.*"""
+        await self._leases.hold(session, name, self._clock())
+        await self.recall(name)
+
+    async def recall(self, name: str, *leases: str) -> None:
+        """End those leases, or all of the mailbox, as if they had not been given."""
+        now_ms = int(self._clock().timestamp() * 1000)
+        if await self._store.transact(lambda tx: tx.mail.recall(name, leases, now_ms=now_ms)):
+            self._bell.ring(name)
+
+    async def draw(
+        self, session: Session, name: str, *, messages: int, lease_s: int, correlation_id: str = ""
+    ) -> Drawn:
+        """What is there, or comes within a moment: about so many messages. Raises as `Leases.take` does."""
+        wanted = Wanted(parcels=MAX_PARCELS, messages=messages, lease_s=lease_s)
+        rung = self._bell.listen(name)
+        taken = await self._leases.take(session, name, wanted, correlation_id=correlation_id)
+        if not taken.messages:
+            await self._bell.rings(rung, LOOK_AGAIN_S)
+        parcels = tuple(self._parcel(name, message, taken.past) for message in taken.messages)
+        return Drawn(parcels=parcels, tokens=taken.tokens)
+
+    def _parcel(self, name: str, message: LeasedMessage, past: dict[str, str]) -> Parcel:
+        return Parcel(
+            message=message,
+            acceptance=self._mailboxes.acceptance(name, message.digest, message.accepted_at_ms),
+            channel=channel_of(message.envelope) if message.kind == "batch" else b"",
+            sender_token=past.get(message.lease, ""),
+        )
+
+    def opening(self, name: str, channel: bytes) -> Opening:
+        """Of a channel whose batch was drawn. Raises BrokerError channel.unknown."""
+
+        def query(tx: Transaction) -> tuple[bytes, int] | None:
+            return tx.channels.opening(channel)
+
+        found = self._store.read(query)
+        if found is None:
+            raise BrokerError(BrokerCode.CHANNEL_UNKNOWN, channel.hex())
+        raw, accepted_at_ms = found
+        digest = Envelope.from_bytes(raw).digest
+        acceptance = self._mailboxes.acceptance(name, digest, accepted_at_ms)
+        return Opening(channel=channel, envelope=raw, accepted_at_ms=accepted_at_ms, acceptance=acceptance)

@@ -1,0 +1,330 @@
+"""The mail stream: both directions of one agent's mail on one connection, each message a handful of batches.
+
+Decides who is on the stream, and for how long: the DPoP proof in the metadata covers the first message, a renewal
+proves the next token, and the stream is cut when the token ends, or as soon as the generation rises and the agent no
+longer passes. One stream empties a mailbox; the newest one of its owner replaces the one before. Deliveries stay within
+the credit that the agent gave, in messages (a batch may overdraw it once). What may be sent, and what is delivered, is
+decided by channels.py and mailboxes.py; nothing here looks into a message.
+
+What is under a lease when a stream ends is recalled: it comes again, in order, and the attempt does not count, because
+nobody knows whether it arrived.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Final, final
+
+import grpc
+
+from broker.calls import REFUSALS
+from broker.drawing import Drawn
+from broker.errors import BrokerCode, BrokerError
+from broker.reasons import Refusal, codes_of
+from broker.refusals import as_refusal
+from broker.rpc import doors
+from broker.rpc.settling import Settling
+from broker.service import Broker
+from broker.sessions import Session
+from broker.wire import stream_pb2 as pb
+from broker.wire.channel import MAX_OUTSTANDING, ChannelSend, parsed
+from broker.wire.errors import WireCode, WireError
+from broker.wire.leases import DEFAULT_LEASE_S, MAX_LEASE_S
+from broker.wire.mailbox import SendStatus
+from broker.wire.names import MAX_RESOURCE
+from policies.errors import Refused
+
+SERVICE: Final = "cloister.v1.Mail"
+METHOD: Final = f"/{SERVICE}/Stream"
+MAX_MESSAGE: Final = 8 << 20
+MAX_FLYING: Final = 64  # batches of one stream that are being written
+WATCH_S: Final = 0.5  # how often the token's end is looked at; a rise of the generation is heard at once
+Context = grpc.aio.ServicerContext[Any, Any]
+logger = logging.getLogger("cloister.broker.stream")
+
+
+@final
+class Streams:
+    """Every stream of this process."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._live: set[MailStream] = set()
+        self._emptying: dict[str, MailStream] = {}
+        broker.generation.on_change(self._generation_rose)
+
+    def _generation_rose(self) -> None:
+        for stream in self._live:
+            stream.look.set()
+
+    def empties(self, mailbox: str, stream: "MailStream") -> None:
+        """From now on this stream empties the mailbox; the one that did is cut."""
+        before = self._emptying.get(mailbox)
+        if before is not None:
+            before.superseded.set()
+        self._emptying[mailbox] = stream
+
+    def is_latest(self, mailbox: str, stream: "MailStream") -> bool:
+        return self._emptying.get(mailbox) is stream
+
+    async def serve(self, _: object, context: Context) -> None:
+        broker, call_id = self._broker, doors.correlation_id()
+        try:
+            stream = await self._begin(context, call_id)
+        except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged by its type
+            await doors.refuse(context, broker, as_refusal(error, call_id), call_id)
+        self._live.add(stream)
+        ended: Exception | None = None
+        try:
+            await stream.run()
+        except Exception as error:  # noqa: BLE001  # as above
+            ended = error
+        finally:
+            self._live.discard(stream)
+            await stream.leave()
+            if stream.mailbox and self.is_latest(stream.mailbox, stream):
+                del self._emptying[stream.mailbox]
+        if ended is not None:
+            await doors.refuse(context, broker, as_refusal(ended, call_id), call_id)
+
+    async def _begin(self, context: Context, call_id: str) -> "MailStream":
+        """Prove who is there. Raises what proving and judging do."""
+        raw = await context.read()
+        if not isinstance(raw, bytes):
+            raise WireError(WireCode.BODY_FIELD_MISSING, "the first message")
+        token = doors.token(self._broker, context.invocation_metadata(), METHOD, raw)
+        first = parsed(pb.ToBroker, raw, MAX_MESSAGE)
+        hello = first.hello
+        if not first.HasField("hello") or len(hello.mailbox) > MAX_RESOURCE or not 0 < hello.lease_s <= MAX_LEASE_S:
+            raise WireError(WireCode.BODY_FIELD_INVALID, "hello")
+        stream = MailStream(self, self._broker, context, token, hello, call_id)
+        await stream.welcome()
+        return stream
+
+
+@final
+class MailStream:
+    """One stream."""
+
+    def __init__(
+        self, streams: Streams, broker: Broker, context: Context, token: str, hello: pb.Hello, call_id: str
+    ) -> None:
+        self._streams = streams
+        self._broker = broker
+        self._context = context
+        self._token = token
+        self._call_id = call_id
+        self._subject = ""
+        self._lease_s = hello.lease_s or DEFAULT_LEASE_S
+        self._credit = min(hello.credit, MAX_OUTSTANDING)
+        self._credited = asyncio.Event()
+        self._flying = asyncio.Semaphore(MAX_FLYING)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leases: set[str] = set()
+        self._openings: set[bytes] = set()
+        self._tokens: dict[str, str] = {}
+        self._next = pb.FromBroker()
+        self._news = asyncio.Event()
+        self.mailbox: Final = hello.mailbox
+        self.look: Final = asyncio.Event()
+        self.superseded: Final = asyncio.Event()
+
+    async def _session(self) -> Session:
+        return await self._broker.sessions.of_token(self._token, self._broker.clock())
+
+    async def welcome(self) -> None:
+        """Judge the agent, claim the mailbox, and say until when. Raises what judging does, mailbox.*"""
+        session = await self._session()
+        self._subject = session.subject
+        if self.mailbox:
+            await self._broker.drawing.begin(session, self.mailbox)
+            self._streams.empties(self.mailbox, self)
+        self._greet(session)
+
+    def _greet(self, session: Session) -> None:
+        now = self._broker.clock()
+        self._next.welcome.ends_at_s = session.record.expires_at_s
+        self._next.welcome.nonce = self._broker.gate.nonce(now)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until the agent goes, or may no longer stay. Raises what ended it."""
+        works: list[Coroutine[Any, Any, None]] = [self._read(), self._write(), self._watch(), self._yield_place()]
+        if self.mailbox:
+            works.append(self._deliver())
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (*tasks, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Recall what is still out, unless a later stream has done so."""
+        if self.mailbox and self._leases and self._streams.is_latest(self.mailbox, self):
+            with contextlib.suppress(BrokerError):  # a closed store: the leases end by themselves
+                await self._broker.drawing.recall(self.mailbox, *self._leases)
+
+    # ── from the agent ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read(self) -> None:
+        while isinstance(raw := await self._context.read(), bytes):
+            message = parsed(pb.ToBroker, raw, MAX_MESSAGE)
+            if message.HasField("hello"):
+                raise WireError(WireCode.BODY_FIELD_INVALID, "a second hello")
+            if message.HasField("renewal"):
+                await self._renew(message.renewal)
+            for send in message.sends:
+                await self._flying.acquire()
+                self._spawn(self._send(send.id, await self._begun(send)))
+            if message.settles:
+                await self._flying.acquire()
+                self._spawn(self._settle(Settling.of(message.settles)))
+            if message.credit:
+                self._credit = min(self._credit + message.credit, MAX_OUTSTANDING)
+                self._credited.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._flying.release()
+        if not task.cancelled() and task.exception() is not None:
+            self.look.set()  # the watch finds out what became of the agent, or of the broker
+            logger.error("stream.failed", exc_info=task.exception(), extra={"correlation_id": self._call_id})
+
+    async def _begun(self, send: pb.StreamSend) -> Awaitable[SendStatus] | Refusal:
+        """Checked now, so that sends keep their order; what is left needs the store alone."""
+        try:
+            session = await self._session()
+            sent = ChannelSend(batch=send.batch, opening=send.opening)
+            return self._broker.channels.submit(session, send.mailbox, sent, correlation_id=self._call_id)
+        except REFUSALS as error:
+            return error
+
+    async def _send(self, number: int, begun: Awaitable[SendStatus] | Refusal) -> None:
+        result = pb.StreamResult(id=number)
+        try:
+            if isinstance(begun, Exception):
+                raise begun
+            result.status = await begun
+        except REFUSALS as error:
+            result.status = SendStatus.REFUSED
+            policy = isinstance(error, Refused)
+            result.code = BrokerCode.POLICY_REFUSED if policy else codes_of(error)[0]
+            result.retry_after_s = (isinstance(error, BrokerError) and error.retry_after_s) or 0
+            self._broker.metrics.refused(result.code)
+        self._next.results.append(result)
+        self._news.set()
+
+    async def _settle(self, settling: Settling) -> None:
+        session = await self._session()
+        self._leases.difference_update(settling.ended)
+        try:
+            answer = await self._broker.mailboxes.acknowledge(session, self.mailbox, settling.request)
+            lost = answer.lost
+        except BrokerError as error:
+            if error.code is not BrokerCode.LEASE_LOST:
+                raise
+            lost = settling.named
+        if lost:
+            self._next.lost.extend(lost)
+            self._news.set()
+
+    async def _renew(self, renewal: pb.Renewal) -> None:
+        """The same agent goes on under a newer token. Raises what proving and judging do."""
+        metadata = (("authorization", f"DPoP {renewal.token}"), ("dpop", renewal.proof))
+        self._token = doors.token(self._broker, metadata, METHOD)
+        session = await self._session()
+        if session.subject != self._subject:
+            raise BrokerError(BrokerCode.DPOP_KEY, f"{session.subject} renews the stream of {self._subject}")
+        self._greet(session)
+
+    # ── to the agent ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _write(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            message, self._next = self._next, pb.FromBroker()
+            await self._context.write(message.SerializeToString())
+
+    async def _deliver(self) -> None:
+        while not self._broker.bell.stopping:
+            while self._credit <= 0:
+                self._credited.clear()
+                await self._credited.wait()
+            session = await self._session()
+            try:
+                drawn = await self._broker.drawing.draw(
+                    session,
+                    self.mailbox,
+                    messages=self._credit,
+                    lease_s=self._lease_s,
+                    correlation_id=self._call_id,
+                )
+            except BrokerError as error:
+                if error.code is BrokerCode.GENERATION_MOVED:
+                    continue
+                raise
+            if drawn.parcels:
+                self._hand_on(drawn)
+        raise BrokerError(BrokerCode.BROKER_STOPPING, "the broker stops")
+
+    def _hand_on(self, drawn: Drawn) -> None:
+        message = self._next
+        for parcel in drawn.parcels:
+            found = parcel.message
+            if parcel.channel and parcel.channel not in self._openings:
+                self._openings.add(parcel.channel)
+                opening = self._broker.drawing.opening(self.mailbox, parcel.channel)
+                message.openings.add(
+                    envelope=opening.envelope,
+                    accepted_at_ms=opening.accepted_at_ms,
+                    acceptance=opening.acceptance,
+                )
+            message.parcels.add(
+                kind=found.kind,
+                content=found.envelope,
+                lease=found.lease,
+                attempt=found.attempt,
+                accepted_at_ms=found.accepted_at_ms,
+                acceptance=parcel.acceptance,
+                remaining=found.remaining,
+                sender_token=parcel.sender_token,
+            )
+            self._credit -= parcel.count
+            self._leases.add(found.lease)
+        for subject, token in drawn.tokens.items():
+            if self._tokens.get(subject) != token:
+                self._tokens[subject] = message.senders[subject] = token
+        self._news.set()
+
+    # ── who may stay ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _watch(self) -> None:
+        """Raises as soon as the agent may no longer act."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.look.wait(), WATCH_S)
+            self.look.clear()
+            await self._session()
+            if self._broker.bell.stopping:
+                raise BrokerError(BrokerCode.BROKER_STOPPING, "the broker stops")
+
+    async def _yield_place(self) -> None:
+        await self.superseded.wait()
+        raise BrokerError(BrokerCode.STREAM_SUPERSEDED, f"another stream empties {self.mailbox}")
+
+
+def services(broker: Broker) -> tuple[grpc.GenericRpcHandler, ...]:
+    """The stream's handler. Messages arrive as bytes: the first one's hash is in the proof."""
+    handler: Any = grpc.stream_stream_rpc_method_handler(Streams(broker).serve)
+    return (grpc.method_handlers_generic_handler(SERVICE, {"Stream": handler}),)
