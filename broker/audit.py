@@ -54,6 +54,7 @@ class Kind(StrEnum):
     EDGE_REFUSED = "edge.refused"
     KEYS_MADE = "keys.made"
     KEYS_RELEASED = "keys.released"
+    KEYS_ROTATED = "keys.rotated"
     LABELS_RAISED = "labels.raised"
     LABELS_LOWERED = "labels.lowered"
     TOKEN_ISSUED = "token.issued"

@@ -19,6 +19,7 @@ from broker.rights import MARKABLE, ROLES, Admin
 from broker.rootkey.tpm import DEFAULT_TCTI
 
 __all__ = ["Admin", "Settings", "load"]
+from broker.wire.svid import is_trust_domain
 
 T = TypeVar("T")
 PROFILES: Final = ("development", "production")
@@ -46,11 +47,13 @@ class Settings:
     roots_file: Path | None = None  # Intel's root
     foreign_roots: bool = False  # the production profile wants this said beside `roots_file`
     trust_domain: str = "none"  # where this broker runs, and proves to its agents that it does
+    spiffe_trust_domain: str = ""  # of agents' certificates: the public URL's host, unless named
     trust_file: Path | None = None  # what its agents are given: part of what its quote binds
     pcs_url: str = "https://api.trustedservices.intel.com"
     pcs_cache: Path | None = None  # a folder beside the database
     refresh_s: int = 3600
     token_ttl_s: int = 300
+    rotate_days: int = 30  # age at which token keys get successors; 0: when an administrator says so
     admins: tuple[Admin, ...] = ()
     console: bool | None = None  # it asks for no credentials: unless said, in the development profile alone
     log_level: str = "INFO"
@@ -96,9 +99,13 @@ class Settings:
             "" if 0 < self.port < 65536 else "server.port must be 1 to 65535",
             "" if self.grpc_port is None or 0 <= self.grpc_port < 65536 else "grpc.port must be 0 to 65535",
             "" if 30 <= self.token_ttl_s <= 300 else "tokens.ttl_s must be 30 to 300",
+            "" if 0 <= self.rotate_days <= 3650 else "tokens.rotate_days must be 0 to 3650",
             "" if 1 <= self.refresh_s <= 86_400 else "collateral.refresh_s must be 1 to 86400",
             "" if self.trust_domain in DOMAINS else f"server.trust_domain must be one of {', '.join(DOMAINS)}",
             "" if self.trust_domain == "none" or self.trust_file else "trust.file must be named with a trust domain",
+            ""
+            if not self.spiffe_trust_domain or is_trust_domain(self.spiffe_trust_domain)
+            else "identity.trust_domain has lower-case letters, digits, dots, dashes and underscores only",
             "" if self.quota.messages > 0 and self.quota.octets > 0 else "mail limits must be positive",
             *(self._admin_mistake(admin) for admin in self.admins),
             *self._rights_mistakes(),
@@ -210,11 +217,13 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "policy.bundles": ("bundles", _paths),
     "trust.roots_file": ("roots_file", _path),
     "trust.file": ("trust_file", _path),
+    "identity.trust_domain": ("spiffe_trust_domain", _text),
     "trust.foreign_roots": ("foreign_roots", _flag),
     "collateral.pcs_url": ("pcs_url", _text),
     "collateral.cache": ("pcs_cache", _path),
     "collateral.refresh_s": ("refresh_s", _number),
     "tokens.ttl_s": ("token_ttl_s", _number),
+    "tokens.rotate_days": ("rotate_days", _number),
     "mail.messages": ("messages", _number),
     "mail.octets": ("octets", _number),
 }

@@ -74,24 +74,26 @@ class Keyring:
             raise BrokerError(BrokerCode.ROOT_WRONG, f"the database belongs to root {known}, this is {root.id}")
         for purpose in ("log", "identity", "token", "result"):
             if not tx.marks.under(f"{_PREFIX}{purpose}/"):
-                _draw(tx, root, purpose, 0 if purpose in ("token", "result") else now_s)
+                draw_key(tx, root, purpose, 0 if purpose in ("token", "result") else now_s)
         return cls(
             log=_ed25519(_load(tx, root, "log")[0]),
             identity=_p256(_load(tx, root, "identity")[0]),
-            tokens=_load_tokens(tx, root, "token"),
-            results=_load_tokens(tx, root, "result"),
+            tokens=load_keys(tx, root, "token"),
+            results=load_keys(tx, root, "result"),
         )
 
     async def rotate_tokens(self, store: Store, root: RootKey, *, at: datetime) -> None:
         """Draw the next token and result keys; they are published at once and sign an hour later."""
+        self.tokens, self.results = await store.transact(lambda tx: self.draw_tokens(tx, root, at=at))
+
+    def draw_tokens(
+        self, tx: Transaction, root: RootKey, *, at: datetime
+    ) -> tuple[tuple[TokenKey, ...], tuple[TokenKey, ...]]:
+        """All token and result keys, the next ones among them, for `tokens` and `results` once this is durable."""
         from_s = int(at.timestamp()) + PUBLISH_BEFORE_S
-
-        def work(tx: Transaction) -> tuple[tuple[TokenKey, ...], tuple[TokenKey, ...]]:
-            for purpose in ("token", "result"):
-                _draw(tx, root, purpose, from_s)
-            return _load_tokens(tx, root, "token"), _load_tokens(tx, root, "result")
-
-        self.tokens, self.results = await store.transact(work)
+        for purpose in ("token", "result"):
+            draw_key(tx, root, purpose, from_s)
+        return load_keys(tx, root, "token"), load_keys(tx, root, "result")
 
 
 def signing(keys: tuple[TokenKey, ...], now_s: float) -> TokenKey:
@@ -111,7 +113,8 @@ def _aad(purpose: str, name: str) -> bytes:
     return framed(b"cloister/broker-key/v1", purpose.encode(), name.encode())
 
 
-def _draw(tx: Transaction, root: RootKey, purpose: str, from_s: int) -> None:
+def draw_key(tx: Transaction, root: RootKey, purpose: str, from_s: int) -> None:
+    """A fresh key of that purpose, in use from `from_s`."""
     if purpose == "log":
         log = Ed25519PrivateKey.generate()
         name, raw = "log", log.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
@@ -147,6 +150,6 @@ def _p256(found: tuple[str, int, Private]) -> ec.EllipticCurvePrivateKey:
     return found[2]
 
 
-def _load_tokens(tx: Transaction, root: RootKey, purpose: str) -> tuple[TokenKey, ...]:
+def load_keys(tx: Transaction, root: RootKey, purpose: str) -> tuple[TokenKey, ...]:
     """Oldest first."""
     return tuple(TokenKey(kid=found[0], private=_p256(found), from_s=found[1]) for found in _load(tx, root, purpose))

@@ -10,9 +10,10 @@ from typing import Any, TypeVar, final
 
 from broker.memory_channels import MemoryChannels
 from broker.memory_mail import MemoryBlobs, MemoryMail
-from broker.memory_topics import MemoryStates, MemoryTopics
 from broker.memory_svids import MemorySvids
+from broker.memory_topics import MemoryStates, MemoryTopics
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
+from broker.rows import element, head_of
 from broker.undo import Table, Undo
 
 T = TypeVar("T")
@@ -165,6 +166,7 @@ class _Log:
 class _Marks:
     def __init__(self, undo: Undo) -> None:
         self._rows: Table[str, str] = Table(undo)
+        self._key = secrets.token_bytes(32)
 
     def get(self, name: str) -> str | None:
         return self._rows.get(name)
@@ -175,6 +177,15 @@ class _Marks:
 
     def put(self, name: str, value: str) -> None:
         self._rows.put(name, value)
+
+    def drop(self, name: str) -> None:
+        self._rows.drop(name)
+
+    def head(self) -> bytes:
+        total = 0
+        for name, value in self._rows.rows.items():
+            total ^= element(self._key, name, value)
+        return head_of(self._key, total)
 
 
 @final

@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar, final
 
 from broker.ports_channels import ChannelRows
 from broker.ports_mail import Blobs, Mail
-from broker.ports_topics import States, Topics
 from broker.ports_svids import Svids as Svids
+from broker.ports_topics import States, Topics
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]  # aware, UTC
@@ -156,8 +156,14 @@ class Marks(Protocol):
 
     def get(self, name: str) -> str | None: ...
     def put(self, name: str, value: str) -> None: ...
+    def drop(self, name: str) -> None:
+        """Forget it; nothing happens when there is none."""
+
     def under(self, prefix: str) -> dict[str, str]:
         """Every mark whose name begins so, without the prefix, in order."""
+
+    def head(self) -> bytes:
+        """32 bytes that stand for all of them: the same rows, the same head."""
 
 
 class Transaction(Protocol):

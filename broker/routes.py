@@ -16,8 +16,10 @@ from broker.http_api import json_response
 from broker.ports import AgentRecord, LogRow
 from broker.routes_audit import AUDIT_ENDPOINTS
 from broker.routes_keys import KEY_ENDPOINTS
-from broker.routes_svids import SVID_ENDPOINTS
+from broker.routes_mail import MAIL_ENDPOINTS
 from broker.routes_opening import OPENING_ENDPOINTS
+from broker.routes_relying import RELYING_ENDPOINTS
+from broker.routes_svids import SVID_ENDPOINTS
 from broker.wire.bodies import (
     MAX_EVIDENCE_BODY,
     AttestationRequest,
@@ -68,7 +70,9 @@ async def attest(call: Call) -> Answer:
 
 async def verify(call: Call) -> Answer:
     """Verify a quote for a relying service."""
-    return call.broker.verification.verify(call.read(VerificationRequest.from_dict))
+    return await call.broker.verification.verify(
+        call.read(VerificationRequest.from_dict), correlation_id=call.correlation_id
+    )
 
 
 # ── secrets ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -361,9 +365,11 @@ _SECRET, _MAILBOX, _WHO = "/v1/secrets/{name:path}", "/v1/mailboxes/{name:path}"
 # Order matters: a path with a verb behind the name comes before the one without.
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *KEY_ENDPOINTS,
+    *MAIL_ENDPOINTS,
     *SVID_ENDPOINTS,
     *OPENING_ENDPOINTS,
     *AUDIT_ENDPOINTS,
+    *RELYING_ENDPOINTS,
     row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
     row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),
     row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),

@@ -13,10 +13,11 @@ from typing import Any, Final, final
 
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord
+from broker.rows import element, head_of
 from broker.sql_blobs import SqlBlobs
 from broker.sql_channels import SqlChannels
-from broker.sql_svids import SqlSvids
 from broker.sql_mail import SqlMail
+from broker.sql_svids import SqlSvids
 from broker.sql_topics import SqlStates, SqlTopics
 
 MAX_MARKS: Final = 1024  # kept in memory
@@ -227,8 +228,10 @@ class _Log:
 class _Marks:
     def __init__(self, db: sqlite3.Connection, key: bytes, *, remember: bool) -> None:
         self._db, self._key = db, key
+        self._rows_key = hmac.digest(key, b"rows", hashlib.sha256)
         self._remember = remember
         self.known: dict[str, str] = {}
+        self.total: int | None = None  # of every row, for the connection that writes
 
     def _mac(self, name: str, value: str) -> bytes:
         return hmac.digest(self._key, f"{len(name)}:{name}{value}".encode(), hashlib.sha256)
@@ -259,8 +262,35 @@ class _Marks:
         return {row[0].removeprefix(prefix): self._checked(*row) for row in rows}
 
     def put(self, name: str, value: str) -> None:
+        self._move(name, value)
         self._db.execute("INSERT OR REPLACE INTO mark VALUES (?,?,?)", (name, value, self._mac(name, value)))
         self._keep(name, value)
+
+    def drop(self, name: str) -> None:
+        self._move(name, None)
+        self._db.execute("DELETE FROM mark WHERE name = ?", (name,))
+        self.known.pop(name, None)
+
+    def _move(self, name: str, value: str | None) -> None:
+        """Take the old row out of the total and the new one in."""
+        total, old = self._sum(), self.get(name)
+        for text in (old, value):
+            if text is not None:
+                total ^= element(self._rows_key, name, text)
+        self.total = total
+
+    def _sum(self) -> int:
+        if self.total is not None:
+            return self.total
+        total = 0
+        for name, value in self.under("").items():
+            total ^= element(self._rows_key, name, value)
+        if self._remember:
+            self.total = total
+        return total
+
+    def head(self) -> bytes:
+        return head_of(self._rows_key, self._sum())
 
 
 @final
@@ -285,6 +315,8 @@ class SqlTransaction:
         self.log = _Log(db, remember=remember)
         self.marks = _Marks(db, mac_key, remember=remember)
 
-    def forget(self) -> None:
+    def forget(self, total: int | None) -> None:
+        """`total` is that of the marks before what was rolled back, when it was known."""
         self.log.known_size = None
         self.marks.known.clear()
+        self.marks.total = total

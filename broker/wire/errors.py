@@ -35,6 +35,14 @@ class WireCode(StrEnum):
     RELEASE_SIGNATURE = "release.signature_invalid"
     REVOCATIONS_SIGNATURE = "revocations.signature_invalid"
     STATE_SIGNATURE = "state.signature_invalid"
+    SVID_BUNDLE = "svid.bundle_invalid"
+    SVID_CRL_STALE = "svid.crl_stale"
+    SVID_DOMAIN = "svid.wrong_domain"
+    SVID_EXPIRED = "svid.expired"
+    SVID_MALFORMED = "svid.malformed"
+    SVID_NOT_ISSUED = "svid.not_issued"
+    SVID_REQUEST = "svid.request_invalid"
+    SVID_REVOKED = "svid.revoked"
 
 
 class WireError(CloisterError):
@@ -143,5 +151,37 @@ MEANING: Final[dict[WireCode, tuple[str, str]]] = {
     WireCode.STATE_SIGNATURE: (
         "The number of a checkpoint is not signed by the broker for this mailbox and question.",
         "Ask again with a fresh nonce; if it stays so, treat the state as lost.",
+    ),
+    WireCode.SVID_BUNDLE: (
+        "A trust bundle is not signed by the broker that it is said to come from.",
+        "Do not use it: somebody may have put an authority of his own there.",
+    ),
+    WireCode.SVID_CRL_STALE: (
+        "No CRL of a certificate's authority is in force.",
+        "Fetch the trust bundle again; without it nobody knows whether the certificate still stands.",
+    ),
+    WireCode.SVID_DOMAIN: (
+        "A certificate names an agent of another trust domain.",
+        "Use certificates of this broker's trust domain; bundles of different domains are never mixed.",
+    ),
+    WireCode.SVID_EXPIRED: (
+        "A certificate is not in force.",
+        "Fetch a new one: certificates live as long as the admission that they stand for.",
+    ),
+    WireCode.SVID_MALFORMED: (
+        "A certificate is not an X.509-SVID.",
+        "Use a certificate from POST /v1/svids: one URI name, no CA, for servers and clients both.",
+    ),
+    WireCode.SVID_NOT_ISSUED: (
+        "No authority of the trust bundle issued the certificate.",
+        "Fetch the trust bundle again; if it stays so, do not trust the peer.",
+    ),
+    WireCode.SVID_REQUEST: (
+        "The certificate request is not a PKCS #10 request signed by a fresh P-256 key.",
+        "Make a key for TLS alone and sign the request with it.",
+    ),
+    WireCode.SVID_REVOKED: (
+        "The certificate's agent may not act any more.",
+        "Do not talk to it; the broker's log says why.",
     ),
 }

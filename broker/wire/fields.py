@@ -129,6 +129,11 @@ class Reader:
                 raise self._bad(name, f"a list of texts of at most {max_len} characters")
         return tuple(str(item) for item in found)
 
+    def raws(self, name: str, *, max_items: int, max_len: int) -> tuple[bytes, ...]:
+        """A list of base64url bytes, each at most `max_len`."""
+        found = self.items(name, lambda item: item, max_items=max_items)
+        return tuple(Reader({name: item}, self._what).raw(name, max_len=max_len) for item in found)
+
     def rest(self) -> dict[str, Any]:
         """What nobody has read yet, as it came: for objects whose grammar is decided elsewhere."""
         found, self._members = self._members, {}

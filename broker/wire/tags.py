@@ -30,6 +30,7 @@ class Tag(StrEnum):
     RELEASE = "cloister/release/v1"  # broker: permit and ciphertext
     UNSEAL = "cloister/unseal/v1"  # HPKE info of a share on its way to a sealed broker
     REVOCATIONS = "cloister/revocations/v1"  # broker: who may no longer speak, over a reader's nonce
+    TRUST_BUNDLE = "cloister/trust-bundle/v1"  # broker: authorities of agents' certificates, and their CRLs
     SEALING_KEY = "cloister/sealing-key/v1"  # thumbprint of a public sealing key and its suite
     STATE = "cloister/state/v1"  # broker: number and digest of a reader's checkpoint, over its nonce
     STATE_SEAL = "cloister/state-seal/v1"  # associated data of a sealed checkpoint
