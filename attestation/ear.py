@@ -107,6 +107,8 @@ def vector_of_refusal(failure: AttestationError) -> dict[str, int]:
     code = failure.code
     if code.startswith("tcb."):
         return {"hardware": 96}
+    if code.startswith("policy."):
+        return {"configuration": 96}  # genuine, and not what the policy allows
     return {"hardware": 99 if code.endswith("signature_invalid") else 97}
 
 

@@ -17,6 +17,7 @@ from attestation.ear import Appraisal
 from attestation.encoding import b64url
 from attestation.errors import AttestationError
 from attestation.quote import Tee
+from attestation.tokens import write
 from attestation.verdict import Admission, Verdict, open_admission, sign_admission, sign_refusal, sign_result
 from broker.keyring import Keyring, TokenKey, published, signing
 from broker.wire.bodies import peer_audience
@@ -39,6 +40,7 @@ class Issued:
 
     token: str = field(repr=False)
     expires_at_s: int
+    token_id: str = field(default="", repr=False)
 
 
 @final
@@ -119,8 +121,30 @@ class Identity:
         """The token by which other agents judge this one; it opens no door."""
         return self._admission(verdict, peer_audience(self.issuer), at, appraisal, policy)
 
+    def for_others(self, verdict: Verdict, *, audience: str, at: datetime, appraisal: Appraisal, policy: str) -> Issued:
+        """The token for another service, which checks it with the published keys; it opens no door here."""
+        return self._admission(verdict, audience, at, appraisal, policy)
+
+    def jwt_svid(self, verdict: Verdict, *, spiffe_id: str, audience: str, at: datetime) -> Issued:
+        """A JWT-SVID (SPIFFE, JWT-SVID §3): it says who the agent is, and nothing of the verdict."""
+        signer = signing(self._keyring.tokens, at.timestamp())
+        issued_at_s, token_id = int(at.timestamp()), b64url(secrets.token_bytes(16))
+        end_s = min(issued_at_s + self._ttl_s, int(verdict.valid_until.timestamp()))
+        claims = {
+            "iss": self.issuer,
+            "sub": spiffe_id,
+            "aud": [audience],
+            "iat": issued_at_s,
+            "exp": end_s,
+            "jti": token_id,
+            "cnf": {"jkt": verdict.jkt},
+        }
+        token = write(claims, typ="JWT", key=signer.private, kid=signer.kid)
+        return Issued(token=token, expires_at_s=end_s, token_id=token_id)
+
     def _admission(self, verdict: Verdict, audience: str, at: datetime, appraisal: Appraisal, policy: str) -> Issued:
         signer = signing(self._keyring.tokens, at.timestamp())
+        token_id = b64url(secrets.token_bytes(16))
         token = sign_admission(
             verdict,
             key=signer.private,
@@ -130,17 +154,19 @@ class Identity:
             at=at,
             ttl_s=self._ttl_s,
             policy_digest=policy,
-            jti=b64url(secrets.token_bytes(16)),
+            jti=token_id,
             appraisal=appraisal,
         )
         end = min(at.timestamp() + self._ttl_s, verdict.valid_until.timestamp())
-        return Issued(token=token, expires_at_s=int(end))
+        return Issued(token=token, expires_at_s=int(end), token_id=token_id)
 
     def open(self, token: str, at: datetime) -> Admission:
         """An admission token of ours, for entering here. Raises TokenRefused: token.*"""
-        return open_admission(
-            token, keys=self._token_keys(at), issuer=self.issuer, audience=self.issuer, at=at, skew_s=0
-        )
+        return self.open_for(token, self.issuer, at)
+
+    def open_for(self, token: str, audience: str, at: datetime) -> Admission:
+        """A token of ours for that audience. Raises TokenRefused: token.*"""
+        return open_admission(token, keys=self._token_keys(at), issuer=self.issuer, audience=audience, at=at, skew_s=0)
 
     def _token_keys(self, at: datetime) -> Mapping[str, ec.EllipticCurvePublicKey]:
         live = published(self._keyring.tokens, at.timestamp())

@@ -83,7 +83,8 @@ class VerificationRequest:
     """POST /v1/verifications: a relying service asks about a quote.
 
     `report_data` (64 bytes) is compared when given; `accept` and `allow` are the caller's own policy. Without the one,
-    or with the other, the result is never `affirming`. `audience` and `nonce` go into the signed result.
+    or with the other, the result is never `affirming`. `policy` names a tenant whose policy, as the broker has it, the
+    quote is appraised by instead. `audience` and `nonce` go into the signed result.
     """
 
     quote: bytes
@@ -93,6 +94,7 @@ class VerificationRequest:
     allow: tuple[str, ...] = ()
     audience: str | None = None
     nonce: str | None = None
+    policy: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"quote": b64u(self.quote)}
@@ -108,6 +110,8 @@ class VerificationRequest:
             found["audience"] = self.audience
         if self.nonce is not None:
             found["nonce"] = self.nonce
+        if self.policy is not None:
+            found["policy"] = self.policy
         return found
 
     @classmethod
@@ -121,6 +125,7 @@ class VerificationRequest:
             allow=read.texts("allow", max_items=16, max_len=64),
             audience=read.text_or_none("audience", max_len=MAX_AUDIENCE),
             nonce=read.text_or_none("nonce", max_len=88),
+            policy=read.text_or_none("policy", max_len=64),
         )
         read.end()
         return made
