@@ -26,13 +26,15 @@ class Bell:
     async def rings(event: asyncio.Event, timeout_s: float) -> None:
         """Until it is set, or the time is over."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
 
     async def wait(self, mailbox: str, timeout_s: float) -> None:
         """Until somebody rings, or the time is over."""
         event = self._waiting.setdefault(mailbox, asyncio.Event())
         try:
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
         except TimeoutError:
             if self._waiting.get(mailbox) is event:
                 del self._waiting[mailbox]

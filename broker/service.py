@@ -420,7 +420,8 @@ class Background:
     async def _sweep(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), SWEEP_S)
+                async with asyncio.timeout(SWEEP_S):
+                    await self._changed.wait()
             self._changed.clear()
             await _carefully("sessions.sweep", self._broker.sessions.sweep)
 

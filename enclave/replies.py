@@ -98,7 +98,8 @@ class Single:
         """Raises MessageError message.no_answer, message.peer_failed, message.schema_mismatch,
         message.stream_mismatch."""
         try:
-            received = await asyncio.wait_for(self._found, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                received = await self._found
         except TimeoutError:
             raise MessageError(Code.MESSAGE_NO_ANSWER, f"within {timeout_s:g} s") from None
         _no_problem(received)
@@ -160,7 +161,8 @@ class Inflow:
                 return None
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
             except TimeoutError:
                 detail = f"no item {self.taken} within {timeout_s:g} s"
                 raise MessageError(Code.MESSAGE_NO_ANSWER, detail) from None
@@ -197,7 +199,8 @@ class Outflow:
         while number - self._taken >= WINDOW:
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), PATIENCE_S)
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._changed.wait()
             except TimeoutError:
                 detail = f"{number - self._taken} items of a stream were not taken within {PATIENCE_S:g} s"
                 raise MessageError(Code.MESSAGE_NO_ANSWER, detail) from None

@@ -313,7 +313,8 @@ class MailStream:
         """Raises as soon as the agent may no longer act."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.look.wait(), WATCH_S)
+                async with asyncio.timeout(WATCH_S):
+                    await self.look.wait()
             self.look.clear()
             await self._session()
             if self._broker.bell.stopping:
