@@ -118,7 +118,7 @@ def rows() -> Iterator[Row]:
 
 async def _in_process(folder: Path) -> Row:
     machine = Machine.create(seed="bench")
-    async with _broker(machine, folder) as broker:
+    async with make_broker(machine, folder) as broker:
         trust = TrustFile.parse(render(tenant="lab", log_key=broker.identity.log_key, roots_pem=(machine.root_pem,)))
         await broker.administration.put_secret(ADMIN, SECRET, PutSecretRequest(value=bytes(32)))
         await broker.collateral.prefetch(Quote.parse(machine.launch("first").quote(bytes(range(64)))))
@@ -134,7 +134,7 @@ async def _in_process(folder: Path) -> Row:
 
 
 @contextlib.asynccontextmanager
-async def _broker(machine: Machine, folder: Path) -> AsyncIterator[Broker]:
+async def make_broker(machine: Machine, folder: Path) -> AsyncIterator[Broker]:
     write(starter("lab", at=machine.clock.now()), folder / "policy")
     keyfile.create(folder / "root.json")
     settings = Settings(
