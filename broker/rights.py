@@ -27,6 +27,8 @@ class Act(StrEnum):
     KEY_ROTATE = "key.rotate"
     LEASE_END = "lease.end"
     LOG_READ = "log.read"
+    MAIL_LIST = "mail.list"
+    MAIL_REDRIVE = "mail.redrive"
     POLICY_RELOAD = "policy.reload"
     RELEASE_LIST = "release.list"
     SECRET_DESTROY = "secret.destroy"
@@ -36,9 +38,12 @@ class Act(StrEnum):
     STATUS_READ = "status.read"
 
 
-_LOOKING: Final = frozenset({Act.AGENT_LIST, Act.LOG_READ, Act.RELEASE_LIST, Act.SECRET_LIST, Act.STATUS_READ})
+_LOOKING: Final = frozenset(
+    {Act.AGENT_LIST, Act.LOG_READ, Act.MAIL_LIST, Act.RELEASE_LIST, Act.SECRET_LIST, Act.STATUS_READ}
+)
 _DAILY: Final = frozenset(
-    {Act.SECRET_PUT, Act.SECRET_ROTATE, Act.COLLATERAL_REFRESH, Act.KEY_ROTATE, Act.LEASE_END} | _LOOKING
+    {Act.SECRET_PUT, Act.SECRET_ROTATE, Act.COLLATERAL_REFRESH, Act.KEY_ROTATE, Act.LEASE_END, Act.MAIL_REDRIVE}
+    | _LOOKING
 )
 MAY: Final[dict[str, frozenset[Act]]] = {"security": frozenset(Act), "operator": _DAILY, "auditor": _LOOKING}
 MARKABLE: Final = frozenset(Act) - _LOOKING - {Act.CHECKPOINT_CONFIRM}

@@ -29,15 +29,16 @@ ORDER: dict[str, str] = {
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
         "__init__ model codes errors tables mailrules reference appraisal cedartext vocabulary rules store "
-        "authorisation baseline never readsettings signing bundle explain permit engine recording replay "
+        "authorisation baseline never readsettings signing bundle explain permit engine decision decided recording replay "
         "forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors clock keys trustfile tdx replay messages domain packages launch session release kept mailbox channel "
-        "checkpoint client durable runtime declared replies context main handling agent supervise labs reload cli __init__"
+        "errors clock keys trustfile tdx replay messages domain packages launch session release kept mailbox "
+        "channel checkpoint client svid durable runtime direct workload declared replies context main handling "
+        "agent supervise labs reload cli __init__"
     ),
     "broker": (
-        "__init__ wire ports_channels ports_mail ports_svids ports_topics ports errors tree archive audit bundles "
+        "__init__ wire ports_channels ports_mail ports_svids ports_topics ports errors points rows tree archive audit bundles "
         "generation rootkey keyring authority identity challenges dpop collateral attested platforms judging "
         "reasons status sessions admission vault svids edges labels mailkeys states release kbs rights config bell "
         "deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels memory_mail "
@@ -48,8 +49,9 @@ ORDER: dict[str, str] = {
         "rewrap hardening cli_parts domain_cli root_cli cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal release labels api_pb2 envelope_pb2 "
-        "envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state bodies relying"
+        "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal release labels "
+        "api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state "
+        "bodies relying"
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",

@@ -36,6 +36,16 @@ REST_ONLY = {
     "readyz": "the same",
     "metrics": "Prometheus speaks HTTP",
     "console_page": "it is a page",
+    "unseal": "a sealed broker has no other interface",
+    "unseal_status": "the same",
+    "unseal_challenge": "the same",
+    "unseal_confirm": "the same",
+    "kbs_ca": "servers that trust KBS tokens read it over HTTP",
+    "spiffe_bundle": "SPIFFE federation reads it over HTTP",
+    "authority_crl": "verifiers of certificates read it over HTTP",
+    "put_blob": "megabytes in one unary message would block the connection",
+    "get_blob": "the same",
+    "drop_blob": "the same",
 }
 
 

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from starlette.responses import Response
 
-from broker import routes
+from broker import routes, routes_keys, routes_mail, routes_relying, routes_svids
 from broker.calls import Call, Door, Endpoint, Handler, prove
 from broker.errors import BrokerCode, BrokerError
 from broker.refusals import as_refusal
@@ -75,6 +75,9 @@ TWINS: Final[tuple[Twin, ...]] = (
     _twin("Broker.Challenge", routes.challenge),
     _twin("Broker.Attest", routes.attest),
     _twin("Broker.Verify", routes.verify),
+    _twin("Broker.VerifyBatch", routes_relying.verify_batch),
+    _twin("Broker.Introspect", routes_relying.introspect),
+    _twin("Broker.IssueToken", routes_relying.issue_token),
     _twin("Broker.ReleaseSecret", routes.release),
     _twin("Broker.FindAgent", routes.agent, door=Door.AGENT),
     _twin("Broker.OpenMailbox", routes.open_mailbox, body="key"),
@@ -82,6 +85,16 @@ TWINS: Final[tuple[Twin, ...]] = (
     _twin("Broker.Send", routes.send, body="batch"),
     _twin("Broker.Receive", routes.receive),
     _twin("Broker.Acknowledge", routes.acknowledge),
+    _twin("Broker.CloseMailbox", routes_mail.close_mailbox),
+    _twin("Broker.ListTombstones", routes_mail.tombstones),
+    _twin("Broker.ListDeadLetters", routes_mail.dead_letters, door=Door.AGENT),
+    _twin("Broker.Redrive", routes_mail.redrive, door=Door.AGENT),
+    _twin("Broker.GetMailboxKeys", routes_keys.mailbox_keys),
+    _twin("Broker.GetMailboxState", routes_keys.mailbox_state),
+    _twin("Broker.SaveMailboxState", routes_keys.save_state),
+    _twin("Broker.GetLabels", routes_keys.held_labels),
+    _twin("Broker.IssueSvid", routes_svids.issue_svid),
+    _twin("Broker.GetTrustBundle", routes_svids.trust_bundle),
     _twin("Broker.GetCheckpoint", routes.checkpoint),
     _twin("Broker.GetTile", routes.tile),
     _twin("Broker.GetConsistency", routes.consistency),
@@ -95,6 +108,10 @@ TWINS: Final[tuple[Twin, ...]] = (
     _twin("Admin.ListEntries", routes.log_entries),
     _twin("Admin.ProveEntry", routes.log_receipt),
     _twin("Admin.GetStatus", routes.status),
+    _twin("Admin.ListDeadLetters", routes_mail.dead_letters, door=Door.ADMIN),
+    _twin("Admin.Redrive", routes_mail.redrive, door=Door.ADMIN),
+    _twin("Admin.RotateKeys", routes_relying.rotate_keys),
+    _twin("Admin.RotateAuthority", routes_svids.rotate_authority),
     _twin("Admin.ReloadPolicies", routes.reload_policies),
     _twin("Admin.RefreshCollateral", routes.refresh_collateral),
 )
@@ -170,12 +187,8 @@ def _read(twin: Twin, message: Message) -> _Asked:
     if not twin.body:
         return _Asked(path=path, query={}, members=members)
     part: Message = getattr(message, twin.body)
-    return _Asked(
-        path=path,
-        query={},
-        members=members.get(twin.body, {}),
-        body=part.SerializeToString(deterministic=True),
-    )
+    body = part.SerializeToString(deterministic=True)
+    return _Asked(path=path, query={}, members=members.get(twin.body, {}), body=body)
 
 
 def _parameters(twin: Twin) -> tuple[str, ...]:

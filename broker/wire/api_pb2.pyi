@@ -208,7 +208,7 @@ class PeerInfo(_message.Message):
     def __init__(self, subject: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class VerificationRequest(_message.Message):
-    __slots__ = ("quote", "event_log", "report_data", "accept", "allow", "audience", "nonce")
+    __slots__ = ("quote", "event_log", "report_data", "accept", "allow", "audience", "nonce", "policy")
     QUOTE_FIELD_NUMBER: _ClassVar[int]
     EVENT_LOG_FIELD_NUMBER: _ClassVar[int]
     REPORT_DATA_FIELD_NUMBER: _ClassVar[int]
@@ -216,6 +216,7 @@ class VerificationRequest(_message.Message):
     ALLOW_FIELD_NUMBER: _ClassVar[int]
     AUDIENCE_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     quote: bytes
     event_log: bytes
     report_data: bytes
@@ -223,7 +224,82 @@ class VerificationRequest(_message.Message):
     allow: _containers.RepeatedScalarFieldContainer[str]
     audience: str
     nonce: str
-    def __init__(self, quote: _Optional[bytes] = ..., event_log: _Optional[bytes] = ..., report_data: _Optional[bytes] = ..., accept: _Optional[_Iterable[str]] = ..., allow: _Optional[_Iterable[str]] = ..., audience: _Optional[str] = ..., nonce: _Optional[str] = ...) -> None: ...
+    policy: str
+    def __init__(self, quote: _Optional[bytes] = ..., event_log: _Optional[bytes] = ..., report_data: _Optional[bytes] = ..., accept: _Optional[_Iterable[str]] = ..., allow: _Optional[_Iterable[str]] = ..., audience: _Optional[str] = ..., nonce: _Optional[str] = ..., policy: _Optional[str] = ...) -> None: ...
+
+class VerificationBatch(_message.Message):
+    __slots__ = ("verifications",)
+    VERIFICATIONS_FIELD_NUMBER: _ClassVar[int]
+    verifications: _containers.RepeatedCompositeFieldContainer[VerificationRequest]
+    def __init__(self, verifications: _Optional[_Iterable[_Union[VerificationRequest, _Mapping]]] = ...) -> None: ...
+
+class VerificationOutcome(_message.Message):
+    __slots__ = ("response", "problem")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    response: VerificationResponse
+    problem: _struct_pb2.Struct
+    def __init__(self, response: _Optional[_Union[VerificationResponse, _Mapping]] = ..., problem: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class VerificationResults(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[VerificationOutcome]
+    def __init__(self, results: _Optional[_Iterable[_Union[VerificationOutcome, _Mapping]]] = ...) -> None: ...
+
+class TokenRequest(_message.Message):
+    __slots__ = ("audience", "kind")
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    audience: str
+    kind: str
+    def __init__(self, audience: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+
+class TokenResponse(_message.Message):
+    __slots__ = ("token", "audience", "kind", "expires_at_s", "receipt")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_S_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    audience: str
+    kind: str
+    expires_at_s: int
+    receipt: Receipt
+    def __init__(self, token: _Optional[str] = ..., audience: _Optional[str] = ..., kind: _Optional[str] = ..., expires_at_s: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class IntrospectionRequest(_message.Message):
+    __slots__ = ("token", "audience")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    audience: str
+    def __init__(self, token: _Optional[str] = ..., audience: _Optional[str] = ...) -> None: ...
+
+class IntrospectionResponse(_message.Message):
+    __slots__ = ("active", "code", "subject", "jkt", "token_id", "issued_at_s", "expires_at_s", "policy", "status", "simulated")
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    JKT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_AT_S_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_S_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    SIMULATED_FIELD_NUMBER: _ClassVar[int]
+    active: bool
+    code: str
+    subject: str
+    jkt: str
+    token_id: str
+    issued_at_s: int
+    expires_at_s: int
+    policy: str
+    status: str
+    simulated: bool
+    def __init__(self, active: _Optional[bool] = ..., code: _Optional[str] = ..., subject: _Optional[str] = ..., jkt: _Optional[str] = ..., token_id: _Optional[str] = ..., issued_at_s: _Optional[int] = ..., expires_at_s: _Optional[int] = ..., policy: _Optional[str] = ..., status: _Optional[str] = ..., simulated: _Optional[bool] = ...) -> None: ...
 
 class VerificationResponse(_message.Message):
     __slots__ = ("ok", "code", "affirming", "verdict", "checks", "result")
@@ -372,21 +448,45 @@ class ReceiveRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., max_messages: _Optional[int] = ..., wait_s: _Optional[int] = ..., lease_s: _Optional[int] = ...) -> None: ...
 
 class Delivery(_message.Message):
-    __slots__ = ("envelope", "lease", "attempt", "accepted_at_ms", "acceptance")
+    __slots__ = ("envelope", "lease", "attempt", "accepted_at_ms", "acceptance", "sender_token")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    SENDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     envelope: bytes
     lease: str
     attempt: int
     accepted_at_ms: int
     acceptance: bytes
-    def __init__(self, envelope: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ...) -> None: ...
+    sender_token: str
+    def __init__(self, envelope: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., sender_token: _Optional[str] = ...) -> None: ...
+
+class BatchDelivery(_message.Message):
+    __slots__ = ("batch", "sender", "digest", "lease", "attempt", "accepted_at_ms", "acceptance", "remaining", "sender_token")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_FIELD_NUMBER: _ClassVar[int]
+    SENDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    batch: bytes
+    sender: str
+    digest: bytes
+    lease: str
+    attempt: int
+    accepted_at_ms: int
+    acceptance: bytes
+    remaining: _containers.RepeatedScalarFieldContainer[int]
+    sender_token: str
+    def __init__(self, batch: _Optional[bytes] = ..., sender: _Optional[str] = ..., digest: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., remaining: _Optional[_Iterable[int]] = ..., sender_token: _Optional[str] = ...) -> None: ...
 
 class ReceiveResponse(_message.Message):
-    __slots__ = ("deliveries", "senders")
+    __slots__ = ("deliveries", "senders", "batches")
     class SendersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -396,27 +496,65 @@ class ReceiveResponse(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     DELIVERIES_FIELD_NUMBER: _ClassVar[int]
     SENDERS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
     deliveries: _containers.RepeatedCompositeFieldContainer[Delivery]
     senders: _containers.ScalarMap[str, str]
-    def __init__(self, deliveries: _Optional[_Iterable[_Union[Delivery, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    batches: _containers.RepeatedCompositeFieldContainer[BatchDelivery]
+    def __init__(self, deliveries: _Optional[_Iterable[_Union[Delivery, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., batches: _Optional[_Iterable[_Union[BatchDelivery, _Mapping]]] = ...) -> None: ...
 
 class Nak(_message.Message):
-    __slots__ = ("lease", "delay_s")
+    __slots__ = ("lease", "delay_s", "code")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     DELAY_S_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
     lease: str
     delay_s: int
-    def __init__(self, lease: _Optional[str] = ..., delay_s: _Optional[int] = ...) -> None: ...
+    code: str
+    def __init__(self, lease: _Optional[str] = ..., delay_s: _Optional[int] = ..., code: _Optional[str] = ...) -> None: ...
+
+class Partly(_message.Message):
+    __slots__ = ("lease", "but", "delay_s", "code")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    BUT_FIELD_NUMBER: _ClassVar[int]
+    DELAY_S_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    lease: str
+    but: _containers.RepeatedScalarFieldContainer[int]
+    delay_s: int
+    code: str
+    def __init__(self, lease: _Optional[str] = ..., but: _Optional[_Iterable[int]] = ..., delay_s: _Optional[int] = ..., code: _Optional[str] = ...) -> None: ...
+
+class Extension(_message.Message):
+    __slots__ = ("lease", "lease_s")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    lease: str
+    lease_s: int
+    def __init__(self, lease: _Optional[str] = ..., lease_s: _Optional[int] = ...) -> None: ...
+
+class Rejection(_message.Message):
+    __slots__ = ("lease", "code")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    lease: str
+    code: str
+    def __init__(self, lease: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
 
 class AckRequest(_message.Message):
-    __slots__ = ("name", "ack", "nak")
+    __slots__ = ("name", "ack", "nak", "partly", "extend", "reject")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     NAK_FIELD_NUMBER: _ClassVar[int]
+    PARTLY_FIELD_NUMBER: _ClassVar[int]
+    EXTEND_FIELD_NUMBER: _ClassVar[int]
+    REJECT_FIELD_NUMBER: _ClassVar[int]
     name: str
     ack: _containers.RepeatedScalarFieldContainer[str]
     nak: _containers.RepeatedCompositeFieldContainer[Nak]
-    def __init__(self, name: _Optional[str] = ..., ack: _Optional[_Iterable[str]] = ..., nak: _Optional[_Iterable[_Union[Nak, _Mapping]]] = ...) -> None: ...
+    partly: _containers.RepeatedCompositeFieldContainer[Partly]
+    extend: _containers.RepeatedCompositeFieldContainer[Extension]
+    reject: _containers.RepeatedCompositeFieldContainer[Rejection]
+    def __init__(self, name: _Optional[str] = ..., ack: _Optional[_Iterable[str]] = ..., nak: _Optional[_Iterable[_Union[Nak, _Mapping]]] = ..., partly: _Optional[_Iterable[_Union[Partly, _Mapping]]] = ..., extend: _Optional[_Iterable[_Union[Extension, _Mapping]]] = ..., reject: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ...) -> None: ...
 
 class AckResponse(_message.Message):
     __slots__ = ("done", "lost")
@@ -425,6 +563,94 @@ class AckResponse(_message.Message):
     done: int
     lost: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, done: _Optional[int] = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PageRequest(_message.Message):
+    __slots__ = ("name", "after", "limit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    after: int
+    limit: int
+    def __init__(self, name: _Optional[str] = ..., after: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class Tombstone(_message.Message):
+    __slots__ = ("number", "mailbox", "sender", "msg_id", "digest", "end", "code", "at_ms", "signature")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MAILBOX_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    MSG_ID_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    mailbox: str
+    sender: str
+    msg_id: bytes
+    digest: bytes
+    end: str
+    code: str
+    at_ms: int
+    signature: bytes
+    def __init__(self, number: _Optional[int] = ..., mailbox: _Optional[str] = ..., sender: _Optional[str] = ..., msg_id: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., end: _Optional[str] = ..., code: _Optional[str] = ..., at_ms: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class TombstoneResponse(_message.Message):
+    __slots__ = ("tombstones",)
+    TOMBSTONES_FIELD_NUMBER: _ClassVar[int]
+    tombstones: _containers.RepeatedCompositeFieldContainer[Tombstone]
+    def __init__(self, tombstones: _Optional[_Iterable[_Union[Tombstone, _Mapping]]] = ...) -> None: ...
+
+class DeadInfo(_message.Message):
+    __slots__ = ("number", "sender", "kind", "count", "msg_id", "octets", "attempt", "accepted_at_ms", "expires_at_ms", "dead_at_ms", "reason", "code")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    MSG_ID_FIELD_NUMBER: _ClassVar[int]
+    OCTETS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    sender: str
+    kind: str
+    count: int
+    msg_id: bytes
+    octets: int
+    attempt: int
+    accepted_at_ms: int
+    expires_at_ms: int
+    dead_at_ms: int
+    reason: str
+    code: str
+    def __init__(self, number: _Optional[int] = ..., sender: _Optional[str] = ..., kind: _Optional[str] = ..., count: _Optional[int] = ..., msg_id: _Optional[bytes] = ..., octets: _Optional[int] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., expires_at_ms: _Optional[int] = ..., dead_at_ms: _Optional[int] = ..., reason: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
+
+class DeadResponse(_message.Message):
+    __slots__ = ("dead",)
+    DEAD_FIELD_NUMBER: _ClassVar[int]
+    dead: _containers.RepeatedCompositeFieldContainer[DeadInfo]
+    def __init__(self, dead: _Optional[_Iterable[_Union[DeadInfo, _Mapping]]] = ...) -> None: ...
+
+class RedriveRequest(_message.Message):
+    __slots__ = ("name", "numbers")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., numbers: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RedriveResponse(_message.Message):
+    __slots__ = ("redriven", "gone")
+    REDRIVEN_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    redriven: _containers.RepeatedScalarFieldContainer[int]
+    gone: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, redriven: _Optional[_Iterable[int]] = ..., gone: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TileRequest(_message.Message):
     __slots__ = ("tile",)
