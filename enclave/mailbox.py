@@ -18,12 +18,14 @@ import struct
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Final, final
 
 from attestation.errors import SealingFailed
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey, seal_to
 from attestation.verdict import Verdict, open_token
+from broker.wire.blob import BLOB_TYPE
 from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope, Header, info
 from broker.wire.errors import WireCode, WireError
@@ -40,6 +42,7 @@ from enclave.session import Admission, Broker
 
 EPOCH_S: Final = 2 * 3600  # a key's life; a new one is published at half of it
 MAX_PLAINTEXT: Final = 256 * 1024 - 4
+MAX_LARGE: Final = (16 << 20) - 4  # of what travels beside a message
 MIN_BUCKET: Final = 256
 DEFAULT_TTL_S: Final = 600
 SKEW_MS: Final = 5_000  # between two agents who both take time from the broker
@@ -107,7 +110,8 @@ class Outbox:
     ) -> Envelope:
         """One signed, sealed envelope, after `verify_key`. Raises as that does, and envelope.too_large."""
         self.verify_key(found, mailbox, admission)
-        padded, key, now_ms = pad(plaintext), found.key, self._time.now_ms()
+        padded = pad(plaintext, MAX_LARGE if kind == BLOB_TYPE else MAX_PLAINTEXT)
+        key, now_ms = found.key, self._time.now_ms()
         self._seq[mailbox] = seq = self._seq.get(mailbox, 0) + 1
         header = Header(
             suite=key.suite,
@@ -243,10 +247,7 @@ class Inbox:
         header = Header.from_bytes(envelope.header)
         if header.mailbox != self.name:
             raise EnvelopeRefused(Code.ENVELOPE_WRONG_MAILBOX, f"for {header.mailbox}, this is {self.name}")
-        token = senders.get(header.sender)
-        if token is None:
-            raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"no admission of {header.sender!a} came with it")
-        sender = peer_verdict(token, broker, self._time)
+        sender = self._sender(delivery, senders.get(header.sender), broker)
         if sender.subject != header.sender or sender.jkt != header.sender_jkt:
             raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"header names {header.sender!a}, token {sender.subject!a}")
         if not sender.tenant == header.tenant == tenant_of(self.name):
@@ -260,12 +261,34 @@ class Inbox:
             raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {sender.subject}")
         window = epoch.window(header.sender_jkt)
         window.check(header.seq, header.msg_id)
-        try:
-            plaintext = unpad(epoch.key.open(envelope.body, info(envelope.header)))
-        except SealingFailed as error:
-            raise EnvelopeRefused(Code.ENVELOPE_BODY, str(error.code)) from None
+        plaintext = _unseal(epoch, envelope)
         window.begin(header.seq, header.msg_id)
         return Opened(header=header, plaintext=plaintext, sender=sender)
+
+    def _sender(self, delivery: Delivery, token: str | None, broker: Broker) -> Verdict:
+        """The sender as it is now; one who fell after its mail was taken in, as it was then.
+
+        When that was, the broker has signed, which is checked before anything rests on it.
+        """
+        if token is not None:
+            return peer_verdict(token, broker, self._time)
+        if not delivery.sender_token:
+            raise EnvelopeRefused(Code.ENVELOPE_SENDER, "no admission of its sender came with it")
+        then = datetime.fromtimestamp(delivery.accepted_at_ms / 1000, UTC)
+        return peer_verdict(delivery.sender_token, broker, self._time, at=min(then, self._time.now()))
+
+    def open_beside(self, envelope: Envelope, header: Header, message: Opened) -> bytes:
+        """What came beside an opened message, which names its digest: of the same sender, for the same mailbox.
+
+        Raises WireError envelope.signature_invalid, EnvelopeRefused envelope.*. No window: the message has one.
+        """
+        told = message.header
+        if (header.sender, header.sender_jkt, header.tenant) != (told.sender, told.sender_jkt, told.tenant):
+            raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"beside a message of {told.sender}, from {header.sender!a}")
+        if header.mailbox != self.name or header.type != BLOB_TYPE:
+            raise EnvelopeRefused(Code.ENVELOPE_WRONG_MAILBOX, f"a {header.type} for {header.mailbox}")
+        envelope.verify(p256_from_spki(message.sender.identity_key))
+        return _unseal(self._epoch(header), envelope)
 
     def done(self, header: Header) -> None:
         """The message was handled: it will never be opened again."""
@@ -295,23 +318,30 @@ class Inbox:
         return epoch
 
 
+def _unseal(epoch: _Epoch, envelope: Envelope) -> bytes:
+    try:
+        return unpad(epoch.key.open(envelope.body, info(envelope.header)))
+    except SealingFailed as error:
+        raise EnvelopeRefused(Code.ENVELOPE_BODY, str(error.code)) from None
+
+
 def _end_ms(key: MailboxKey, now_ms: int, ttl_s: float) -> int:
     """What outlives an ephemeral key could not be opened; a durable one is kept longer than any message lives."""
     end_ms = now_ms + int(ttl_s * 1000)
     return min(end_ms, key.not_after_s * 1000) if key.kind == "ephemeral" else end_ms
 
 
-def peer_verdict(token: str, broker: Broker, time: BrokerTime) -> Verdict:
+def peer_verdict(token: str, broker: Broker, time: BrokerTime, *, at: datetime | None = None) -> Verdict:
     """A peer's verdict from the token that the broker signs for peers. Raises TokenRefused."""
     return open_token(
-        token, keys=broker.token_keys, issuer=broker.issuer, audience=peer_audience(broker.issuer), at=time.now()
+        token, keys=broker.token_keys, issuer=broker.issuer, audience=peer_audience(broker.issuer), at=at or time.now()
     )
 
 
-def pad(plaintext: bytes) -> bytes:
+def pad(plaintext: bytes, most: int = MAX_PLAINTEXT) -> bytes:
     """Its length and itself, up to a power of two. Raises EnvelopeRefused envelope.too_large."""
-    if len(plaintext) > MAX_PLAINTEXT:
-        raise EnvelopeRefused(Code.ENVELOPE_TOO_LARGE, f"{len(plaintext)} bytes, at most {MAX_PLAINTEXT}")
+    if len(plaintext) > most:
+        raise EnvelopeRefused(Code.ENVELOPE_TOO_LARGE, f"{len(plaintext)} bytes, at most {most}")
     framed = struct.pack(">I", len(plaintext)) + plaintext
     return framed.ljust(max(MIN_BUCKET, 1 << (len(framed) - 1).bit_length()), b"\0")
 
