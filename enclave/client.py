@@ -21,6 +21,7 @@ from typing import Any, Final, Self, TypeVar, final
 
 import httpx2
 
+from broker.wire.blob import BlobRef
 from broker.wire.bodies import AttestationRequest, AttestationResponse, PeerInfo, Problem
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.envelope import Envelope, batch_to_bytes
@@ -37,7 +38,9 @@ from broker.wire.mailbox import (
     SendResponse,
 )
 from broker.wire.release import ReleaseRequest, ReleaseResponse
+from broker.wire.relying import TokenRequest, TokenResponse
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
+from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
 from enclave.keys import AgentKeys
@@ -116,12 +119,22 @@ class BrokerCalls:
         found = yield from self._json("POST", f"/v1/secrets/{name}:release", request.to_dict())
         return ReleaseResponse.from_dict(found)
 
+    def svid(self, request: SvidRequest) -> Call[SvidResponse]:
+        found = yield from self._json("POST", "/v1/svids", request.to_dict())
+        return SvidResponse.from_dict(found)
+
+    def trust_bundle(self) -> Call[TrustBundle]:
+        return TrustBundle.from_dict((yield from self._json("GET", "/v1/svids/bundle", None, signed=False)))
+
+    def token(self, request: TokenRequest) -> Call[TokenResponse]:
+        return TokenResponse.from_dict((yield from self._json("POST", "/v1/tokens", request.to_dict())))
+
     def publish(self, key: MailboxKey) -> Call[None]:
         yield from self._json("PUT", f"/v1/mailboxes/{key.mailbox}", key.to_dict())
 
     def leave(self, name: str) -> Call[None]:
         """This agent reads the mailbox no more; another may open it at once."""
-        yield from self._json("DELETE", f"/v1/mailboxes/{name}", None, repeat=False)
+        yield from self._json("POST", f"/v1/mailboxes/{name}:close", None, repeat=False)
 
     def mailbox(self, name: str) -> Call[MailboxInfo]:
         return MailboxInfo.from_dict((yield from self._json("GET", f"/v1/mailboxes/{name}", None)))
@@ -142,6 +155,15 @@ class BrokerCalls:
         return StateResponse.from_dict(
             (yield from self._json("POST", f"/v1/mailboxes/{name}:checkpoint", request.to_dict()))
         )
+
+    def keep_blob(self, name: str, raw: bytes) -> Call[BlobRef]:
+        return BlobRef.from_dict((yield from self._call("PUT", f"/v1/blobs/{name}", raw, PROTOBUF)))
+
+    def fetch_blob(self, name: str) -> Call[bytes]:
+        return (yield from self._exchange("GET", f"/v1/blobs/{name}", b"", JSON)).body
+
+    def drop_blob(self, name: str) -> Call[None]:
+        yield from self._json("DELETE", f"/v1/blobs/{name}", None)
 
     def peer(self, subject: str) -> Call[PeerInfo]:
         return PeerInfo.from_dict((yield from self._json("GET", f"/v1/agents/{subject}", None)))
@@ -167,6 +189,12 @@ class BrokerCalls:
         return (yield from self._call(method, path, body, JSON, **how))
 
     def _call(
+        self, method: str, path: str, body: bytes, kind: str, **how: Any
+    ) -> Generator[Request | Pause, Answer | None, dict[str, Any]]:
+        answer = yield from self._exchange(method, path, body, kind, **how)
+        return {} if not answer.body else parse_object(answer.body, max_len=MAX_ANSWER)
+
+    def _exchange(
         self,
         method: str,
         path: str,
@@ -176,7 +204,7 @@ class BrokerCalls:
         signed: bool = True,
         repeat: bool = True,
         timeout_s: float = TIMEOUT_S,
-    ) -> Generator[Request | Pause, Answer | None, dict[str, Any]]:
+    ) -> Generator[Request | Pause, Answer | None, Answer]:
         """Raises BrokerRefused; TransportFailed client.*; WireError for an answer that is not what it must be."""
         give_up, pause, renewed = self._monotonic() + DEADLINE_S + timeout_s, FIRST_PAUSE_S, False
         while True:
@@ -186,7 +214,7 @@ class BrokerCalls:
             fresh = answer.headers.get(NONCE_HEADER)
             self._nonce = fresh or self._nonce
             if answer.failure is None and 200 <= answer.status < 300:
-                return _read(answer)
+                return answer
             if signed and answer.status == 401 and fresh not in (None, used) and not renewed:
                 renewed = True
                 continue
@@ -209,10 +237,6 @@ class BrokerCalls:
                 method=method, url=url, body=body, at_s=int(self._clock.now_s()), nonce=self._nonce, token=token
             )
         return Request(method=method, url=url, headers=headers, body=body, timeout_s=timeout_s)
-
-
-def _read(answer: Answer) -> dict[str, Any]:
-    return {} if not answer.body else parse_object(answer.body, max_len=MAX_ANSWER)
 
 
 def _retry_after(answer: Answer) -> float:

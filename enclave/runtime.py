@@ -1,9 +1,8 @@
-"""One agent's living connection: admitted, renewed, with its mailbox published and its secrets and mail at hand.
+"""What one agent does over its connection: its mailbox published, its secrets and mail at hand.
 
-Decides when to attest again: before the admission ends (with jitter, so that a fleet does not come at once), and when
-the broker no longer takes it. What the author of an agent sees is `agent` and `context`; what may be believed was
-decided in `session`, `release` and `mailbox`. Runs on one event loop; quotes are made in a thread, since hardware takes
-its time.
+Decides what is sent again to a mailbox whose key has changed, and what becomes of mail that cannot be proved. What the
+author of an agent sees is `agent` and `context`; what may be believed was decided in `session`, `release` and
+`mailbox`; being admitted, and staying so, is `connection`'s. Runs on one event loop.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Final, TypeVar, final
+from dataclasses import dataclass, field, replace
+from typing import Final, final
 
 import httpx2
 
@@ -23,36 +22,33 @@ from attestation.errors import AttestationError, CloisterError, TokenRefused
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
 from attestation.verdict import Verdict
+from broker.wire.blob import BLOB_TYPE
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.leases import AckRequest, Extension, Nak, Rejection
-from broker.wire.mailbox import MailboxInfo, ReceiveRequest, SendStatus
+from broker.wire.mailbox import Delivery, MailboxInfo, ReceiveRequest, SendStatus
 from broker.wire.release import ReleaseRequest
-from enclave.client import AsyncClient, BrokerCalls, Call
-from enclave.clock import BrokerTime
-from enclave.errors import AgentError, BrokerRefused, Code, EnvelopeRefused, TransportFailed
-from enclave.keys import AgentKeys
+from enclave import blobs
+from enclave.connection import Connection
+from enclave.durable import Durable, DurableReader
+from enclave.errors import BrokerRefused, Code, EnvelopeRefused, TransportFailed
 from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, Outbox, everyone
 from enclave.release import Secret, open_release
-from enclave.session import Admission, Session
+from enclave.session import Admission
+from enclave.svid import SvidKeeper
 from enclave.trustfile import TrustFile
 
 log: Final = logging.getLogger("cloister.agent")
-T = TypeVar("T")
 
 TAKEN_PATIENCE_S: Final = 45.0  # a little longer than a broker keeps a mailbox for an owner who fell silent
 CLOSE_PATIENCE_S: Final = 2.0
-ATTEST_PATIENCE_S: Final = 60.0  # collateral of a platform that the broker has never seen is fetched meanwhile
-FIRST_REFUSED_S: Final = 1.0
-MAX_REFUSED_S: Final = 30.0
 KEY_CACHE_S: Final = 30.0
 WAIT_S: Final = 10
+BLOB_SLACK_S: Final = 60  # that a payload outlives the message that speaks of it
 LEASE_S: Final = 30
 # The owner has restarted or rolled its key; its token has ended since it was fetched; its key has ended.
 KEY_CODES: Final = frozenset({"mailbox.key_stale", "token.expired", "mailbox.key_signature_invalid"})
 LOWERED: Final = "message.labels_lowered"
-_NONCE_CODES: Final = frozenset({"challenge.expired", "challenge.used"})  # this nonce is gone, another one may do
-_RETRY: Final = frozenset({429, 503})
 
 
 @final
@@ -63,6 +59,7 @@ class Received:
     opened: Opened = field(repr=False)
     lease: str
     attempt: int
+    blob: str = ""  # the name of the large payload that came with it
 
     @property
     def type(self) -> str:
@@ -100,18 +97,8 @@ class Received:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Refused:
-    """The broker's last refusal to admit this agent, and the moment (of the loop's clock) until which it stands."""
-
-    why: BrokerRefused
-    pause: float
-    until: float
-
-
-@final
-class Runtime:
-    """See the module. `start` first; `close` ends everything and destroys the keys."""
+class Runtime(Connection):
+    """See the module. `attest` first, then `publish`; `close` ends everything and destroys the keys."""
 
     def __init__(
         self,
@@ -122,114 +109,33 @@ class Runtime:
         mailbox: str,
         judge: Judge = everyone,
         suite: str = MLKEM768_X25519,
+        durable: Durable | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        self.domain = domain
-        self.trust = trust
-        self.keys = AgentKeys.generate(suite)
-        self.time = BrokerTime()
-        self.inbox = Inbox(mailbox, self.keys, self.time, suite=suite, judge=judge)
+        super().__init__(domain=domain, trust=trust, broker_url=broker_url, suite=suite, transport=transport)
+        self.inbox = Inbox(mailbox, self.keys, self.time, suite=suite, judge=judge, durable=durable is not None)
         self._outbox = Outbox(self.keys, self.time, judge=judge)
-        self._session = Session(self.keys, trust, self.time)
-        self._client = AsyncClient(transport)
-        self._calls = BrokerCalls(broker_url, self.keys, self.time, self._token)
-        self._admission: Admission | None = None
-        self._refused: _Refused | None = None
-        self._attesting = asyncio.Lock()
+        self._durable: DurableReader | None = None
+        if durable is not None:
+            self._durable = DurableReader(
+                self.inbox,
+                durable,
+                keys=self.keys,
+                time=self.time,
+                calls=self._calls,
+                admission=lambda: self.admission,
+                do=self._authorised,
+            )
+        self.svids = SvidKeeper(self)
         self._sending: dict[str, asyncio.Lock] = {}
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
         self._published = False
         self._labels: frozenset[str] = frozenset()
 
     @property
-    def admission(self) -> Admission:
-        """Raises AgentError agent.not_running."""
-        if self._admission is None:
-            raise AgentError(Code.AGENT_NOT_RUNNING, "the broker has not admitted this agent")
-        return self._admission
-
-    @property
-    def admitted(self) -> bool:
-        return self._admission is not None
-
-    def _token(self) -> str:
-        return self.admission.token
-
-    @property
     def labels(self) -> frozenset[str]:
         """Of everything that this process was given. The broker keeps the account that counts."""
         return self._labels
-
-    # --- attestation ---
-
-    async def attest(self, *, instead_of: Admission | None = None) -> Admission:
-        """Attest, unless another task has replaced `instead_of` meanwhile. Raises what the session and client raise;
-        a fresh refusal stands for a while."""
-        async with self._attesting:
-            if self._admission is not None and self._admission is not instead_of:
-                return self._admission
-            refused = self._refused
-            if refused is not None and asyncio.get_running_loop().time() < refused.until:
-                raise refused.why  # a quote costs the platform time, and asking at once changes nothing
-            try:
-                self._admission = await self._attest_patiently()
-            except BrokerRefused as why:
-                self._admission, self._refused = None, self._next_refusal(why)
-                raise
-            self._refused = None
-            return self._admission
-
-    def _next_refusal(self, why: BrokerRefused) -> _Refused:
-        """How long this refusal stands before the broker is asked again: twice as long as the one before."""
-        pause = min(2 * self._refused.pause, MAX_REFUSED_S) if self._refused else FIRST_REFUSED_S
-        return _Refused(why=why, pause=pause, until=asyncio.get_running_loop().time() + pause)
-
-    async def _attest_patiently(self) -> Admission:
-        loop, pause = asyncio.get_running_loop(), 0.2
-        give_up = loop.time() + ATTEST_PATIENCE_S
-        while True:
-            try:
-                return await self._attest_once()
-            except BrokerRefused as refusal:
-                if (refusal.status not in _RETRY and refusal.code not in _NONCE_CODES) or loop.time() + pause > give_up:
-                    raise
-            except TransportFailed:
-                if loop.time() + pause > give_up:
-                    raise
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
-            pause = min(2 * pause, 5.0)
-
-    async def _attest_once(self) -> Admission:
-        session = self._session
-        question = session.ask(os.urandom(32))
-        report_data = session.challenged(await self._client.do(self._calls.challenge(question)))
-        quote = await asyncio.to_thread(self.domain.quote, report_data)
-        event_log = await asyncio.to_thread(self.domain.event_log)
-        evidence = session.quoted(quote, event_log or None)
-        return session.admitted(await self._client.do(self._calls.attest(evidence)))
-
-    def renewal_due_s(self) -> float:
-        """Seconds from now until the next attestation should begin: at 60 to 80 % of the admission's life."""
-        admission = self.admission
-        life = admission.expires_at_s - admission.issued_at_s
-        due = admission.issued_at_s + life * random.uniform(0.6, 0.8)  # noqa: S311  jitter, not a secret
-        return max(due - self.time.now_s(), 0.0)
-
-    async def _admitted(self) -> Admission:
-        """The admission, attesting first when there is none. Raises what attesting raises."""
-        return self._admission or await self.attest()
-
-    async def _authorised(self, make: Callable[[], Call[T]]) -> T:
-        """The call's result; once, after the broker no longer takes the token, with a new admission."""
-        before = await self._admitted()
-        try:
-            return await self._client.do(make())
-        except BrokerRefused as refusal:
-            if refusal.status != 401:
-                raise
-            log.info("admission no longer taken (%s); attesting again", refusal.code)
-        await self.attest(instead_of=before)
-        return await self._client.do(make())
 
     # --- secrets ---
 
@@ -255,19 +161,21 @@ class Runtime:
         gives the mailbox away. Raises BrokerRefused mailbox.taken when he is still there."""
         if not self.inbox.key_due():
             return
-        key = self.inbox.new_epoch(self.admission.subject)
+        key = await self._durable.open() if self._durable else self.inbox.new_epoch(self.admission.subject)
         loop = asyncio.get_running_loop()
         give_up = loop.time() + TAKEN_PATIENCE_S
         while True:
             try:
                 await self._authorised(lambda: self._calls.publish(key))
                 self._published = True
-                return
+                break
             except BrokerRefused as refusal:
                 if refusal.code != "mailbox.taken" or loop.time() > give_up:
                     raise
                 log.info("%s is still another agent's; waiting for it", self.inbox.name)
             await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311  jitter, not a secret
+        if self._durable:
+            await self._durable.begin()
 
     async def send(
         self,
@@ -296,12 +204,16 @@ class Runtime:
                 admission = await self._admitted()
                 found = await self._mailbox(mailbox)
                 try:
+                    body = plaintext
+                    if blobs.is_large(plaintext):
+                        marks = (labels | self._labels) - without
+                        body = await self._beside(found, mailbox, admission, plaintext, marks, ttl_s)
                     envelope = self._outbox.seal(
                         found,
                         mailbox=mailbox,
                         admission=admission,
                         kind=kind,
-                        plaintext=plaintext,
+                        plaintext=body,
                         labels=(labels | self._labels) - without,
                         in_reply_to=in_reply_to,
                         reply_to=reply_to,
@@ -325,6 +237,29 @@ class Runtime:
         self._labels |= told
         return news
 
+    async def _beside(
+        self,
+        found: MailboxInfo,
+        mailbox: str,
+        admission: Admission,
+        plaintext: bytes,
+        labels: frozenset[str],
+        ttl_s: float,
+    ) -> bytes:
+        """Leave a large payload at the broker, sealed; what the message says instead."""
+        envelope = self._outbox.seal(
+            found,
+            mailbox=mailbox,
+            admission=admission,
+            kind=BLOB_TYPE,
+            plaintext=plaintext,
+            labels=labels,
+            ttl_s=ttl_s + BLOB_SLACK_S,
+        )
+        body, raw, ref = blobs.reference(envelope)
+        await self._authorised(lambda: self._calls.keep_blob(ref.sha256, raw))
+        return body
+
     async def _send(self, mailbox: str, envelope: Envelope) -> bytes:
         response = await self._authorised(lambda: self._calls.send(mailbox, [envelope]))
         if len(response.results) != 1:
@@ -347,33 +282,60 @@ class Runtime:
         name = self.inbox.name
         request = ReceiveRequest(max_messages=limit, wait_s=WAIT_S, lease_s=LEASE_S)
         response = await self._authorised(lambda: self._calls.receive(name, request))
-        received, dropped = [], list[Rejection]()
+        received, again, dropped = [], list[str](), list[Rejection]()
         for delivery in response.deliveries:
             try:
-                opened = self.inbox.open(delivery, response.senders, self.admission.broker)
+                received.append(await self._open(delivery, response.senders))
             except (EnvelopeRefused, AttestationError, WireError) as error:
-                if error.code is not Code.ENVELOPE_IN_PROGRESS:
+                if error.code is Code.ENVELOPE_REPLAYED:  # handled, and the acknowledgement was lost; or put back
+                    again.append(delivery.lease)
+                elif error.code is not Code.ENVELOPE_IN_PROGRESS:
                     log.warning("message refused: %s", error.code)
                     dropped.append(Rejection(lease=delivery.lease, code=str(error.code)))
-                continue
-            self._labels |= frozenset(opened.header.labels)
-            received.append(Received(opened=opened, lease=delivery.lease, attempt=delivery.attempt))
-        if dropped:
+        if dropped or again:
             with suppress(BrokerRefused):  # the leases have ended meanwhile; they will be refused again
-                await self._settle(AckRequest(reject=tuple(dropped)))
+                await self._settle(AckRequest(ack=tuple(again), reject=tuple(dropped)))
         return received
+
+    async def _open(self, delivery: Delivery, senders: Mapping[str, str]) -> Received:
+        """One message, with the large payload that it may speak of."""
+        opened = self.inbox.open(delivery, senders, self.admission.broker)
+        try:
+            ref = blobs.referred(opened.plaintext)
+            if ref is not None:
+                raw = await self._authorised(lambda: self._calls.fetch_blob(ref.sha256))
+                opened = replace(opened, plaintext=blobs.open_blob(self.inbox, ref, raw, opened))
+        except BrokerRefused as refusal:
+            self.inbox.again(opened.header)
+            raise EnvelopeRefused(Code.ENVELOPE_PAYLOAD, f"the broker says {refusal.code}") from None
+        except BaseException:
+            self.inbox.again(opened.header)
+            raise
+        self._labels |= frozenset(opened.header.labels)
+        return Received(
+            opened=opened, lease=delivery.lease, attempt=delivery.attempt, blob=ref.sha256 if ref is not None else ""
+        )
 
     async def acknowledge(self, *leases: str) -> None:
         await self._settle(AckRequest(ack=leases))
 
     async def finish(self, received: Received) -> None:
         """Handled: never again."""
-        self.inbox.done(received.opened.header)
+        await self._received(received)
         await self.acknowledge(received.lease)
+        if received.blob:
+            with suppress(CloisterError):  # it ends by itself
+                await self._authorised(lambda: self._calls.drop_blob(received.blob))
+
+    async def _received(self, received: Received) -> None:
+        """It will not be opened again; of a durable mailbox not even after a restart."""
+        self.inbox.done(received.opened.header)
+        if self._durable:
+            await self._durable.save()
 
     async def refuse(self, received: Received, code: str) -> None:
         """No attempt will help: a dead letter, whose reason is the code."""
-        self.inbox.done(received.opened.header)
+        self.inbox.again(received.opened.header)  # it was not handled: an operator can send it on its way again
         await self._settle(AckRequest(reject=(Rejection(lease=received.lease, code=code),)))
 
     async def give_back(self, received: Received, delay_s: int, code: str = "") -> None:
@@ -396,7 +358,4 @@ class Runtime:
             with suppress(CloisterError, TimeoutError):  # then it is kept for a while, as after a crash
                 async with asyncio.timeout(CLOSE_PATIENCE_S):
                     await self._client.do(self._calls.leave(self.inbox.name))
-        await self._client.aclose()
-        self._session.close()
-        self.keys.destroy()
-        self._admission = None
+        await super().close()
