@@ -480,14 +480,14 @@ async def test_a_peer_that_is_gone_is_expired_and_one_that_never_was_unknown(wor
 # ── relying services ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask(world: World, **changes: Any) -> Any:
+async def ask(world: World, **changes: Any) -> Any:
     quote = world.machine.launch("asked").quote(b"\1" * 64)
-    return world.broker.verification.verify(VerificationRequest(**({"quote": quote} | changes)))
+    return await world.broker.verification.verify(VerificationRequest(**({"quote": quote} | changes)))
 
 
 @pytest.mark.asyncio
 async def test_a_relying_service_gets_a_verdict_every_check_and_a_signed_result(world: World) -> None:
-    found = ask(world, report_data=b"\1" * 64, audience="https://ledger.example", nonce="n" * 16)
+    found = await ask(world, report_data=b"\1" * 64, audience="https://ledger.example", nonce="n" * 16)
     assert (found.ok, found.code) == (True, "ok")
     assert found.verdict["tcb_status"] == "UpToDate"
     assert all(check["ok"] for check in found.checks)
@@ -496,7 +496,7 @@ async def test_a_relying_service_gets_a_verdict_every_check_and_a_signed_result(
 
 @pytest.mark.asyncio
 async def test_t24_a_result_is_no_admission(world: World) -> None:
-    found = ask(world, report_data=b"\1" * 64)
+    found = await ask(world, report_data=b"\1" * 64)
     at = world.broker.clock()
     assert (await outcome(world.broker.sessions.of_token(found.result, at))).startswith("token.")
 
@@ -510,14 +510,14 @@ async def test_t24_a_result_is_no_admission(world: World) -> None:
 async def test_nothing_is_affirmed_without_comparing_or_by_the_callers_own_policy(
     world: World, changes: dict[str, Any]
 ) -> None:
-    found = ask(world, **changes)
+    found = await ask(world, **changes)
     assert found.ok
     assert not found.affirming
 
 
 @pytest.mark.asyncio
 async def test_a_refused_quote_is_an_answer_with_every_check(world: World) -> None:
-    found = ask(world, report_data=b"\2" * 64)
+    found = await ask(world, report_data=b"\2" * 64)
     assert (found.ok, found.code, found.affirming) == (False, Code.BINDING_REPORT_DATA, False)
     assert [check["code"] for check in found.checks if not check["ok"]] == [Code.BINDING_REPORT_DATA]
     assert found.result
@@ -538,7 +538,7 @@ async def test_a_refused_quote_is_an_answer_with_every_check(world: World) -> No
 )
 async def test_a_wrong_question_has_its_own_code(world: World, changes: dict[str, Any], code: str) -> None:
     async def asked() -> None:
-        ask(world, **changes)
+        await ask(world, **changes)
 
     assert await outcome(asked()) == code
 

@@ -14,6 +14,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from attestation.encoding import from_b64url
 from broker.wire.errors import WireCode, WireError
+from broker.wire.fields import MAX_INT
 from broker.wire.jose import b64u
 
 Field = Any  # a FieldDescriptor; which class that is depends on how protobuf was built
@@ -65,21 +66,27 @@ def _single(field: Field, value: Any) -> Any:
 
 
 def _plain(value: struct_pb2.Value) -> Any:
-    """Whole numbers come back as integers: a Struct knows only floating point."""
+    """Raises WireError body.not_json for a number that JSON bodies may not have either."""
     match value.WhichOneof("kind"):
         case "struct_value":
             return members_of(value.struct_value)
         case "list_value":
             return [_plain(item) for item in value.list_value.values]
         case "number_value":
-            number = value.number_value
-            return int(number) if number.is_integer() else number
+            return _whole(value.number_value)
         case "string_value":
             return value.string_value
         case "bool_value":
             return value.bool_value
         case _:
             return None
+
+
+def _whole(number: float) -> int:
+    """A Struct knows only floating point; here as over REST a number is an integer that it holds exactly."""
+    if not number.is_integer() or abs(number) > MAX_INT:
+        raise WireError(WireCode.BODY_NOT_JSON, "a number is not an integer")
+    return int(number)
 
 
 def fill(message: Message, members: Mapping[str, Any]) -> None:

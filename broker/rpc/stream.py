@@ -299,6 +299,7 @@ class MailStream:
                 acceptance=parcel.acceptance,
                 remaining=found.remaining,
                 sender_token=parcel.sender_token,
+                messages=parcel.count,
             )
             self._credit -= parcel.count
             self._leases.add(found.lease)
