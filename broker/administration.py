@@ -16,7 +16,7 @@ from broker.generation import Generation
 from broker.labels import checked_labels
 from broker.ports import AgentRecord, AgentState, Clock, SecretRecord, Store
 from broker.sessions import Sessions
-from broker.vault import Vault, checked_name
+from broker.vault import Vault, checked_name, destroy
 from broker.wire.bodies import PutSecretRequest, SecretInfo
 from broker.wire.names import tenant_of
 from policies.bundle import Bundle
@@ -77,7 +77,7 @@ class Administration:
         if self._store.read(lambda tx: tx.secrets.get(name, version)) is None:
             raise BrokerError(BrokerCode.SECRET_UNKNOWN, name)
         entry = self._entry(Kind.SECRET_DESTROYED, admin, name, correlation_id, version=version or 0)
-        wiped, _ = await self._audit.record(entry, lambda tx: tx.secrets.destroy(name, version))
+        wiped, _ = await self._audit.record(entry, lambda tx: destroy(tx, name, version))
         return wiped
 
     def secrets(self, *, tenant: str | None, after: str, limit: int) -> list[SecretInfo]:

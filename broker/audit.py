@@ -130,6 +130,8 @@ class Audit:
         self._head: LogHead | None = store.read(lambda tx: tx.log.head())
         self._written: dict[tuple[int, int], bytes] = {}  # in the group that is being committed
         self._signed: LogHead | None = self._head
+        self._rows: bytes = Checkpoint.parse(self._head.note).rows if self._head else b""
+        self._signed_rows: bytes = self._rows
         store.before_commit(self._sign_head)
         store.after_commit(self._committed)
 
@@ -173,17 +175,18 @@ class Audit:
         return get
 
     def _sign_head(self, tx: Transaction) -> None:
-        head, size = self._head, tx.log.size()
-        if head is None or head.size != size:
-            signed = Checkpoint.sign(self.origin, size, tree.root(size, self._writing(tx)), self._key)
+        head, size, rows = self._head, tx.log.size(), tx.marks.head()
+        if (head is None and size) or (head is not None and (head.size, self._rows) != (size, rows)):
+            root = tree.root(size, self._writing(tx))
+            signed = Checkpoint.sign(self.origin, size, root, self._key, rows=rows)
             head = LogHead(size=size, note=signed.note)
             tx.log.set_head(head)
-        self._signed = head
+        self._signed, self._signed_rows = head, rows
 
     def _committed(self) -> None:
         written, self._written = self._written, {}
         self._keep(written)
-        self._head = self._signed
+        self._head, self._rows = self._signed, self._signed_rows
 
     def _keep(self, nodes: Mapping[tuple[int, int], bytes]) -> None:
         """The older half goes when there are too many. Called by the store's thread and by readers."""
@@ -264,6 +267,27 @@ class Audit:
             found = self._store.read(lambda tx: _getter(tx)(level, index))
             self._keep({(level, index): found})
         return found
+
+
+def check_rows(tx: Transaction) -> None:
+    """At start, before anything is written: the rows that decide about security are those of the newest checkpoint.
+
+    A checkpoint from before there was such a line says nothing about them. Raises BrokerError store.rows_changed,
+    store.row_forged; WireError log.malformed.
+    """
+    head = tx.log.head()
+    signed = Checkpoint.parse(head.note).rows if head else b""
+    if signed and signed != tx.marks.head():
+        raise BrokerError(BrokerCode.STORE_ROWS, "security rows were removed, put back or set to earlier values")
+
+
+def sign_again(tx: Transaction, key: Ed25519PrivateKey) -> None:
+    """Bring the newest checkpoint up to date with the rows, where no `Audit` is there yet to do it."""
+    head = tx.log.head()
+    if head is not None:
+        old = Checkpoint.parse(head.note)
+        signed = Checkpoint.sign(old.origin, old.size, old.root, key, rows=tx.marks.head())
+        tx.log.set_head(LogHead(size=old.size, note=signed.note))
 
 
 def _getter(tx: Transaction) -> tree.GetNode:

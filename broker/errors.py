@@ -43,6 +43,7 @@ class BrokerCode(StrEnum):
     CLOCK_BEHIND = "clock.behind"
     COLLATERAL_PENDING = "collateral.pending"
     CONFIG_INVALID = "config.invalid"
+    DECISION_UNAVAILABLE = "decision.unavailable"
     DPOP_BODY = "dpop.body_mismatch"
     DPOP_KEY = "dpop.key_mismatch"
     DPOP_METHOD = "dpop.method_mismatch"
@@ -96,6 +97,7 @@ class BrokerCode(StrEnum):
     SVID_AUTHORITY = "svid.authority_unknown"
     SESSION_TOKEN_MISSING = "session.token_missing"
     STORE_ROW_FORGED = "store.row_forged"
+    STORE_ROWS = "store.rows_changed"
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_VERSION = "store.version_unknown"
     STREAM_SUPERSEDED = "stream.superseded"
@@ -238,6 +240,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "Try again with a new challenge after the time that Retry-After says.",
     ),
     BrokerCode.CONFIG_INVALID: ("A setting is wrong.", "The message names the setting and what it must be."),
+    BrokerCode.DECISION_UNAVAILABLE: (
+        "The entry records no decision on evidence, or the archive no longer has its parts.",
+        "Name an admission, a release or a refusal that is younger than the archive's retention.",
+    ),
     BrokerCode.DPOP_BODY: ("The proof is about another body.", "Hash the body's bytes exactly as they are sent."),
     BrokerCode.DPOP_KEY: (
         "The proof is by another key than the one the token is bound to.",
@@ -405,6 +411,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     ),
     BrokerCode.STORE_ROW_FORGED: (
         "A row that decides about security was changed outside the broker.",
+        "Keep the database as it is and find out who changed it; restore a copy that verifies.",
+    ),
+    BrokerCode.STORE_ROWS: (
+        "Rows that decide about security (revocations, policies, marks) are not those of the newest checkpoint.",
         "Keep the database as it is and find out who changed it; restore a copy that verifies.",
     ),
     BrokerCode.STORE_UNAVAILABLE: (

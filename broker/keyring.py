@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestation.encoding import b64url, framed, from_b64url, strict_json
+from broker.audit import check_rows, sign_again
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import Store, Transaction
 from broker.rootkey.root import RootKey
@@ -62,11 +63,16 @@ class Keyring:
 
     @classmethod
     async def open(cls, store: Store, root: RootKey, *, at: datetime) -> Self:
-        """The store's keys; those that are missing are drawn. Raises BrokerError root.wrong_key."""
+        """The store's keys; those that are missing are drawn.
+
+        Raises BrokerError root.wrong_key, store.rows_changed, store.row_forged.
+        """
         return await store.transact(lambda tx: cls._open(tx, root, int(at.timestamp())))
 
     @classmethod
     def _open(cls, tx: Transaction, root: RootKey, now_s: int) -> Self:
+        check_rows(tx)
+        before = tx.marks.head()
         known = tx.marks.get(_ROOT_MARK)
         if known is None:
             tx.marks.put(_ROOT_MARK, root.id)
@@ -75,8 +81,11 @@ class Keyring:
         for purpose in ("log", "identity", "token", "result"):
             if not tx.marks.under(f"{_PREFIX}{purpose}/"):
                 draw_key(tx, root, purpose, 0 if purpose in ("token", "result") else now_s)
+        log = _ed25519(_load(tx, root, "log")[0])
+        if tx.marks.head() != before:
+            sign_again(tx, log)
         return cls(
-            log=_ed25519(_load(tx, root, "log")[0]),
+            log=log,
             identity=_p256(_load(tx, root, "identity")[0]),
             tokens=load_keys(tx, root, "token"),
             results=load_keys(tx, root, "result"),

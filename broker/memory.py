@@ -4,6 +4,7 @@ Decides nothing that the SQLite store does not; both pass the same contract test
 by taking back its steps in reverse order.
 """
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, final

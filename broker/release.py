@@ -79,6 +79,8 @@ class ReleaseDesk:
 
         def still(tx: Transaction) -> SecretRecord:
             self._generation.expect(tx, session.generation)
+            if request.version is None:
+                find(tx, name, None)
             found = find(tx, name, record.version)
             self._labels.raise_in(tx, session, found.labels, why=name, at=at)
             return found

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar, final
 
 from broker.errors import BrokerCode, BrokerError
+from broker.points import reached
 from broker.ports import Transaction
 from broker.sql_schema import MIGRATIONS
 from broker.sql_tables import SqlTransaction
@@ -67,6 +68,7 @@ class SqlStore:
         self._after: list[Callable[[], None]] = []
         self._queue: SimpleQueue[list[_Unit] | None] = SimpleQueue()
         self._gathering: dict[asyncio.AbstractEventLoop, list[_Unit]] = {}
+        self._total: int | None = None  # of the marks, as last committed
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cloister-store", daemon=True)
         self._thread.start()
@@ -167,6 +169,7 @@ class SqlStore:
     def _attempt(self, group: Sequence[_Unit], *, careful: bool) -> bool:
         """Commit the group; False, and nothing done, when a unit failed that had no savepoint."""
         self._writer.execute("BEGIN IMMEDIATE")
+        reached("store.begun")
         for unit in group:
             if careful:
                 self._guarded(unit)
@@ -178,13 +181,18 @@ class SqlStore:
             except Exception:  # noqa: BLE001  # it will happen again in a savepoint, and go to the caller from there
                 self._roll_back()
                 return False
+        reached("store.worked")
         for hook in self._hooks:
             hook(self._write)
+        reached("store.signed")
         self._writer.execute("COMMIT")
+        self._total = self._write.marks.total
+        reached("store.committed")
         return True
 
     def _guarded(self, unit: _Unit) -> None:
         self._writer.execute("SAVEPOINT unit")
+        total = self._write.marks.total
         try:
             unit.result = unit.work(self._write)
         except sqlite3.Error:
@@ -192,13 +200,13 @@ class SqlStore:
         except Exception as error:  # noqa: BLE001  # handed to the caller, who asked for this work
             unit.error = error
             self._writer.execute("ROLLBACK TO unit")
-            self._write.forget()
+            self._write.forget(total)
         self._writer.execute("RELEASE unit")
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._writer.execute("ROLLBACK")
-        self._write.forget()
+        self._write.forget(self._total)
 
 
 def _announce(group: Sequence[_Unit]) -> None:

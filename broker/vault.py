@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from policies.permit import Permit
 
 DATA_KEY_LEN: Final = 32
+NEWEST: Final = "secret/"  # marks: name → the newest version, so that no older row can pass for it
+DESTROYED: Final = "destroyed/"  # marks: name → up to which version; name:version → that one
 DRAWN_LEN: Final = 32  # bytes of a value that the broker draws itself
 _PURPOSE: Final = "secret"
 
@@ -71,6 +73,7 @@ class Vault:
         drawn = secrets.token_bytes(DRAWN_LEN) if value is None else value
         record = self.encrypt(name, last.version + 1 if last else 1, drawn, labels=kept, at_s=at_s)
         tx.secrets.put(record)
+        tx.marks.put(NEWEST + name, str(record.version))
         return record
 
     def put_drawn(self, tx: Transaction, name: str, *, at_s: int) -> "Drawn":
@@ -105,11 +108,26 @@ class Vault:
         return unseal(self._root.unwrap(_PURPOSE, record.wrapped_key, aad=aad), record.ciphertext, aad)
 
 
+def destroy(tx: Transaction, name: str, version: int | None) -> int:
+    """Wipe one version or all, for good: a row that comes back from a backup stays destroyed. How many there were."""
+    if version is None:
+        newest = tx.secrets.get(name)
+        tx.marks.put(DESTROYED + name, str(newest.version if newest else 0))
+    else:
+        tx.marks.put(f"{DESTROYED}{name}:{version}", "1")
+    return tx.secrets.destroy(name, version)
+
+
 def find(tx: Transaction, name: str, version: int | None) -> SecretRecord:
-    """Raises BrokerError: secret.unknown, secret.destroyed."""
+    """Raises BrokerError: secret.unknown, secret.destroyed, store.row_forged."""
     record = tx.secrets.get(name, version)
+    newest = tx.marks.get(NEWEST + name)
+    if newest is not None and version is None and (record is None or record.version != int(newest)):
+        raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"{name}: the newest version is {newest}, and is not there")
     if record is None:
         raise BrokerError(BrokerCode.SECRET_UNKNOWN, f"{name[:80]!a}, version {version or 'newest'}")
-    if record.destroyed:
+    until = int(tx.marks.get(DESTROYED + name) or 0)
+    gone = record.version <= until or tx.marks.get(f"{DESTROYED}{name}:{record.version}") is not None
+    if record.destroyed or gone:
         raise BrokerError(BrokerCode.SECRET_DESTROYED, f"{name} version {record.version}")
     return record

@@ -33,20 +33,20 @@ ORDER: dict[str, str] = {
         "forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors clock keys trustfile tdx replay messages domain packages launch session release kept mailbox "
-        "channel checkpoint client svid durable runtime direct workload declared replies context main handling "
+        "errors clock keys trustfile tdx replay messages domain packages launch session release kept mailbox blobs "
+        "channel checkpoint client svid durable connection runtime direct workload declared replies context main handling "
         "agent supervise labs reload cli __init__"
     ),
     "broker": (
         "__init__ wire ports_channels ports_mail ports_svids ports_topics ports errors points rows tree archive audit bundles "
         "generation rootkey keyring authority identity challenges dpop collateral attested platforms judging "
         "reasons status sessions admission vault svids edges labels mailkeys states release kbs rights config bell "
-        "deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels memory_mail "
+        "decisions auditing deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels memory_mail "
         "memory_svids memory_topics memory sql_schema sql_blobs sql_channels sql_parcel sql_mail sql_svids "
         "sql_topics sql_tables sql pool verification tokens rotation witness sealed domains administration clock "
         "telemetry service calls refusals http_api sealed_http kbs_http openapi console routes_audit routes_keys "
         "routes_relying routes_mail routes_svids routes_opening routes rpc app opening admin_client unsealing setup "
-        "rewrap hardening cli_parts domain_cli root_cli cli"
+        "rewrap hardening cli_parts audit_cli domain_cli root_cli cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal release labels "

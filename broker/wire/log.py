@@ -75,6 +75,9 @@ def parse_verifier_key(vkey: str) -> tuple[str, bytes]:
         return transparency.parse_verifier_key(vkey)
 
 
+_ROWS: Final = "cloister-rows "
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -84,20 +87,42 @@ class Checkpoint:
     size: int
     root: bytes
     note: str  # exactly as signed and sent
+    rows: bytes = b""  # stands for the rows that decide about security: an extension line
 
     @classmethod
-    def sign(cls, origin: str, size: int, root: bytes, key: Ed25519PrivateKey) -> Self:
+    def sign(cls, origin: str, size: int, root: bytes, key: Ed25519PrivateKey, *, rows: bytes = b"") -> Self:
         body = f"{origin}\n{size}\n{base64.b64encode(root).decode('ascii')}\n"
+        body += f"{_ROWS}{base64.b64encode(rows).decode('ascii')}\n" if rows else ""
         signature = key_hash(origin, raw_log_key(key.public_key())) + key.sign(body.encode())
         note = f"{body}\n\u2014 {origin} {base64.b64encode(signature).decode('ascii')}\n"
-        return cls(origin=origin, size=size, root=root, note=note)
+        return cls(origin=origin, size=size, root=root, note=note, rows=rows)
+
+    @classmethod
+    def parse(cls, note: str) -> Self:
+        """What a note says, believed by nobody yet. Raises WireError: log.malformed."""
+        with _as_wire_error():
+            found = transparency.read_note(note)
+        return cls(origin=found.origin, size=found.size, root=found.root, note=note, rows=_rows(note))
 
     @classmethod
     def open(cls, note: str, log_key: bytes) -> Self:
         """Raises WireError: log.malformed, log.signature_invalid."""
         with _as_wire_error():
             found = transparency.open_note(note, log_key)
-        return cls(origin=found.origin, size=found.size, root=found.root, note=note)
+        return cls(origin=found.origin, size=found.size, root=found.root, note=note, rows=_rows(note))
+
+
+def _rows(note: str) -> bytes:
+    """The head of the security rows, if the note has one. Raises WireError: log.malformed."""
+    lines = note.rpartition("\n\n")[0].split("\n")[3:]
+    found = [line[len(_ROWS) :] for line in lines if line.startswith(_ROWS)]
+    try:
+        rows = [base64.b64decode(text, validate=True) for text in found]
+    except ValueError:
+        rows = [b"-"]
+    if len(rows) > 1 or any(len(head) != HASH_LEN for head in rows):
+        raise WireError(WireCode.LOG_MALFORMED, "the head of the rows in the checkpoint")
+    return rows[0] if rows else b""
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
