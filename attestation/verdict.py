@@ -81,6 +81,7 @@ class Verdict:
     mr_config_id: str
     mr_owner: str
     mr_owner_config: str
+    mr_service_td: str  # of the service TDs bound to it; empty where the TD report has no such field (before 1.5)
     td_attributes: str
     xfam: str
     mr_enclave: str

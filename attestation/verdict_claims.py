@@ -122,6 +122,7 @@ CODECS: Final[dict[str, Codec]] = {
     "mr_config_id": _HEX,
     "mr_owner": _HEX,
     "mr_owner_config": _HEX,
+    "mr_service_td": _HEX,
     "td_attributes": _HEX,
     "xfam": _HEX,
     "mr_enclave": _HEX,

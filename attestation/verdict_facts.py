@@ -62,6 +62,7 @@ def measured(quote: Quote) -> dict[str, Any]:
         "mr_config_id": td.mr_config_id.hex() if td else "",
         "mr_owner": td.mr_owner.hex() if td else "",
         "mr_owner_config": td.mr_owner_config.hex() if td else "",
+        "mr_service_td": td.mr_service_td.hex() if td and td.mr_service_td is not None else "",
         "td_attributes": td.td_attributes.hex() if td else "",
         "xfam": td.xfam.hex() if td else "",
         "mr_enclave": enclave.mr_enclave.hex() if enclave else "",

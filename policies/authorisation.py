@@ -27,7 +27,7 @@ SECOND: Final = timedelta(seconds=1)
 _PLAIN: Final = (
     "tenant role compared tcb_status platform_tcb_status module_tcb_status qe_tcb_status tcb_evaluation_number"
     " qe_evaluation_number fmspc ppid piid mr_td mr_seam rtmr0 rtmr1 rtmr2 rtmr3 mr_config_id mr_owner mr_owner_config"
-    " td_attributes xfam event_log_present suite jkt trust_file_digest root_sha256 simulated"
+    " mr_service_td td_attributes xfam event_log_present suite jkt trust_file_digest root_sha256 simulated"
 ).split()
 _OPTIONAL: Final = ("dynamic_platform", "cached_keys", "smt_enabled")
 

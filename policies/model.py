@@ -66,6 +66,7 @@ class Facts:
     mr_config_id: str = ""
     mr_owner: str = ""
     mr_owner_config: str = ""
+    mr_service_td: str = ""
     td_attributes: str = ""
     xfam: str = ""
     report_data: str = ""

@@ -27,6 +27,7 @@ REGISTERS: Final = (
     "mr_config_id",
     "mr_owner",
     "mr_owner_config",
+    "mr_service_td",
 )
 ATTRIBUTES: Final = ("td_attributes", "xfam")
 PINNED_FOR_LAUNCHES: Final = ("mr_td", "rtmr1", "rtmr2")

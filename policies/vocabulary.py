@@ -64,7 +64,7 @@ DOMAINS: Final[dict[str, tuple[str, ...]]] = {
 # path → how many lower-case hex digits its values have
 HEX: Final[dict[str, int]] = {
     **{f"principal.{name}": 96 for name in ("mr_td", "mr_seam", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "launches")},
-    **{f"principal.{name}": 96 for name in ("mr_config_id", "mr_owner", "mr_owner_config")},
+    **{f"principal.{name}": 96 for name in ("mr_config_id", "mr_owner", "mr_owner_config", "mr_service_td")},
     **{f"principal.{name}": 16 for name in ("td_attributes", "xfam")},
     **{f"principal.{name}": 32 for name in ("ppid", "piid")},
     **{f"principal.{name}": 64 for name in ("root_sha256", "trust_file_digest")},

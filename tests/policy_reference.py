@@ -167,6 +167,7 @@ def permitted(made: Generated, facts: Facts, action: Action, context: Context) -
     if not appraised:
         return False
     granted = False
+    over_kbs = context.via == "kbs" and kind == "ReleaseSecret"
     for rule in made.rules:
         if not concerns(rule, workloads, kind, name):
             continue
@@ -179,7 +180,8 @@ def permitted(made: Generated, facts: Facts, action: Action, context: Context) -
             return False
         if applies and rule.effect == "forbid":
             return False
-        granted |= applies and rule.effect == "permit" and not reads_log
+        names_via = bool({2, 6} & set(rule.conditions))
+        granted |= applies and rule.effect == "permit" and not reads_log and (names_via or not over_kbs)
     return granted
 
 

@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from hashlib import sha384
 from typing import Any
 
 import pytest
@@ -13,14 +14,16 @@ import pytest
 from attestation.eventlog import EventLog, launch_event
 from attestation.quote import Quote
 from attestation.verdict import Verdict
-from attestation.verifier import verify_quote
+from attestation.verifier import Allowance, verify_quote
 from policies import permit as permits
+from policies.bundle import bundle_of
 from policies.codes import PolicyCode
 from policies.engine import appraise_verdict, decide, judge
 from policies.errors import Reason, Refused
 from policies.model import Action, Admit, CallTool, Context, Facts, Receive, ReleaseSecret, Send
 from policies.permit import Permit, permit_digest
-from tests.policy_world import AT, NOW, binding, bundle, codes, good_facts, machine, verdict, with_rules
+from simulator.domain import ServiceTd
+from tests.policy_world import AT, NOW, binding, bundle, codes, files, good_facts, machine, verdict, with_rules
 
 KEY = ReleaseSecret("dev/secrets/key")
 MODEL = ReleaseSecret("acme/models/weights")
@@ -464,3 +467,35 @@ def test_an_allowance_that_has_ended_is_refused() -> None:
     assert judge(ended, good_facts(at=before.at, td_attributes="0000003000000000"), KEY, context=before).permitted
     assert ended.allowances(AT) == frozenset()
     assert {item.value for item in ended.allowances(before.at)} == {"migratable"}
+
+
+# Service TDs
+
+
+def bound_to_a_service(label: bytes) -> Verdict:
+    """A verdict on a domain with one service TD, let pass by its allowance."""
+    service = ServiceTd(td_info_hash=sha384(label).digest())
+    domain, bound = machine().launch("td", service_tds=(service,)), binding()
+    verified = verify_quote(
+        Quote.parse(domain.quote(bound.report_data)),
+        machine().collateral(),
+        report_data=bound,
+        roots=machine().roots,
+        at=AT,
+        allow=frozenset({Allowance.SERVICE_TD}),
+    )
+    return Verdict.of(verified, event_log=EventLog.parse(domain.event_log()))
+
+
+def test_an_allowance_for_service_tds_can_be_held_to_one_of_them() -> None:
+    right, wrong = bound_to_a_service(b"right"), bound_to_a_service(b"wrong")
+    assert len(right.mr_service_td) == 96
+    assert verdict().mr_service_td in ("", "00" * 48)
+    allowance = '\n[[allowance]]\nname = "service_td"\nuntil = "2027-12-31"\n'
+    made = files("dev", values=("source =", f'mr_service_td = "{right.mr_service_td}"\nsource ='))
+    made["bundle.toml"] += allowance.encode()
+    policy = bundle_of({name: content for name, content in made.items() if not name.startswith("tests/")})
+    assert decide(policy, right, KEY, context=NOW).action == "ReleaseSecret"
+    with pytest.raises(Refused) as refused:
+        decide(policy, wrong, KEY, context=NOW)
+    assert "policy.measurement_mismatch" in codes(refused.value.reasons)

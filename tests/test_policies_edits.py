@@ -73,7 +73,7 @@ EDITS = [
         "diff",
     ),
     # dropped conditions
-    Edit("condition dropped", RULES, 'principal.tcb_status == "UpToDate" && ', "", "test"),
+    Edit("condition dropped", RULES, 'context.standing == "current" && ', "", "test"),
     Edit(
         "condition turned round",
         RULES,
@@ -94,8 +94,8 @@ EDITS = [
     Edit(
         "condition and its test dropped together",
         RULES,
-        ' && context.via == "cloister" };\n\n@id("talk',
-        ' };\n\n@id("talk',
+        ' && context.via == "cloister" };\n\n@id("call',
+        ' };\n\n@id("call',
         "diff",
     ),
     Edit("one MRTD digit altered, in values and tests alike", VALUES, MR_TD, "3" + MR_TD[1:], "diff"),
@@ -113,7 +113,7 @@ def edited(edit: Edit) -> Files:
     made[edit.file] = made[edit.file].replace(old.encode(), edit.new.replace("version = 1", "version = 2").encode(), 1)
     if "test dropped together" in edit.name:
         cases = made[CASES].decode().split("[[case]]")
-        made[CASES] = "[[case]]".join(case for case in cases if "no secret over KBS" not in case).encode()
+        made[CASES] = "[[case]]".join(case for case in cases if "nobody sends mail over KBS" not in case).encode()
     if "tests alike" in edit.name:
         made[CASES] = made[CASES].replace(edit.old.encode(), edit.new.encode())
     return made
