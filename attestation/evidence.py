@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation import es256
 from attestation.encoding import b64url, framed, from_b64url
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
-from attestation.eventlog import MAX_LOG
+from attestation.eventlog import MAX_LOG, EventLog
 from attestation.quote import MAX_QUOTE
 
 MLKEM768_X25519: Final = "mlkem768-x25519"
@@ -32,6 +32,7 @@ SEALING_KEY_SIZES: Final = {MLKEM768_X25519: 1216, X25519: 32}
 
 BINDING_TAG: Final = b"cloister/binding/v1"
 PROOF_TAG: Final = b"cloister/proof/v1"
+SEALING_KEY_TAG: Final = b"cloister/sealing-key/v1"
 _TENANT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 _ID_SIZE: Final = 32
 _INIT_DATA_SIZES: Final = (0, 32, 48)
@@ -188,6 +189,10 @@ class Evidence:
             raise MalformedEvidence(Code.EVIDENCE_TOO_LARGE, f"event log has more than {MAX_LOG} bytes")
         _expect_size("proof", self.proof, (es256.SIGNATURE_SIZE,))
 
+    def log(self) -> EventLog | None:
+        """The event log, parsed. Raises MalformedEvidence eventlog.*"""
+        return None if self.event_log is None else EventLog.parse(self.event_log)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON members: quote, event_log (absent without one), binding, proof; bytes in base64url."""
         log = {} if self.event_log is None else {"event_log": b64url(self.event_log)}
@@ -204,6 +209,11 @@ class Evidence:
             binding=Binding.from_dict(found["binding"]),
             proof=_bytes("proof", found["proof"], es256.SIGNATURE_SIZE),
         )
+
+
+def sealing_thumbprint(suite: str, public: bytes) -> bytes:
+    """SHA-256 that names one public sealing key in one suite: 32 bytes."""
+    return hashlib.sha256(framed(SEALING_KEY_TAG, suite.encode("ascii"), public)).digest()
 
 
 def proof_message(

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
+from attestation.encoding import strict_json
 from attestation.errors import Code, MalformedEvidence
 from attestation.eventlog import EV_NO_ACTION, MAX_LOG, EventLog
 from attestation.quote import MAX_QUOTE, Quote, Tee
@@ -22,6 +23,7 @@ from attestation.quote import MAX_QUOTE, Quote, Tee
 MAX_INIT_DATA: Final = 256 << 10
 MAX_ADDITIONAL: Final = 256 << 10
 REPORT_DATA_SIZE: Final = 64
+_REQUIRED: Final = {"EC": ("crv", "kty", "x", "y"), "RSA": ("e", "kty", "n")}
 CONFIG_ID_SIZE: Final = 48
 ALGORITHMS: Final = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
 """By which init data may be hashed. SM3 is in the protocol and not here."""
@@ -71,6 +73,14 @@ class GuestEvidence:
     def report_data(self) -> bytes:
         return report_data_of(self.runtime)
 
+    def key(self) -> dict[str, str]:
+        """The public key in the runtime data. ValueError when there is none."""
+        found = strict_json(self.runtime)
+        key = found.get("tee-pubkey") if isinstance(found, dict) else None
+        if not isinstance(key, dict) or key.get("kty") not in _REQUIRED:
+            raise ValueError("the runtime data hold no public key")
+        return {str(name): str(value) for name, value in key.items()}
+
     def log(self) -> EventLog | None:
         """The event log in either of the forms that guests send. Raises MalformedEvidence eventlog.*"""
         return None if self.event_log is None else EventLog.parse_ccel(_one_algorithm(self.event_log))
@@ -84,6 +94,11 @@ class GuestEvidence:
             return True
         expected = init_data_digest(self.init_data)[:CONFIG_ID_SIZE].ljust(CONFIG_ID_SIZE, b"\0")
         return quote.tee is Tee.TDX and quote.td.mr_config_id == expected
+
+
+def jwk_thumbprint(members: Mapping[str, str]) -> bytes:
+    """RFC 7638: SHA-256 over the required members of an EC or RSA key."""
+    return hashlib.sha256(canonical({name: members[name] for name in _REQUIRED[members["kty"]]})).digest()
 
 
 def init_data_digest(document: bytes) -> bytes:

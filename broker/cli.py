@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from broker import domain_cli, root_cli
+from broker import audit_cli, domain_cli, root_cli
 from broker.admin_client import AdminError
 from broker.cli_parts import (
     USAGE,
@@ -204,7 +204,7 @@ def show_agent(
             for name, value in found["facts"].items():
                 yield f"  {name:<12} {json.dumps(value) if isinstance(value, list) else value}"
             for entry in found["log"]:
-                yield from _entry_lines(entry)
+                yield from audit_cli.entry_lines(entry)
 
         show(found, as_json, lines)
 
@@ -225,82 +225,4 @@ def revoke(
 
 # ── the log ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-
-def _entry_lines(entry: dict[str, Any]) -> Iterator[str]:
-    parts = [time_text(entry["at_ms"] / 1000), entry["kind"], entry.get("subject", ""), entry.get("resource", "")]
-    yield "  ".join(part for part in (*parts, " ".join(entry.get("codes", []))) if part)
-    for reason in entry.get("reasons", []):
-        yield f"    {reason}"
-
-
-@audit.command("show")
-def show_log(
-    url: Url,
-    key_file: KeyFile,
-    start: Annotated[int, typer.Option(help="The first entry's index.")] = 0,
-    limit: Annotated[int, typer.Option()] = 1000,
-    kind: Annotated[str | None, typer.Option(help="agent.refused, secret.released, …")] = None,
-    subject: Annotated[str | None, typer.Option()] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Entries of the log, oldest first."""
-    with answering(as_json):
-        client = connect(url, key_file)
-        found = client.get("/v1/log/entries", start=start, limit=limit, kind=kind, subject=subject)
-        show(
-            found,
-            as_json,
-            lambda: (
-                f"{item['index']:>6}  {line}" for item in found["entries"] for line in _entry_lines(item["entry"])
-            ),
-        )
-
-
-@audit.command("verify")
-def verify_log(
-    database: Annotated[Path, typer.Argument(help="The broker's database, or a copy of it.")],
-    vkey: Annotated[Path, typer.Option("--log-key", help="The log's public key: the file log.vkey.")],
-    as_json: AsJson = False,
-) -> None:
-    """Recompute the whole log from a database, offline, with nothing but the log's public key."""
-    from broker.audit import verify_store
-    from broker.sql import SqlFile
-    from broker.wire.log import parse_verifier_key
-
-    with answering(as_json):
-        try:
-            _, log_key = parse_verifier_key(vkey.read_text(encoding="ascii"))
-            file = SqlFile(database)
-        except (OSError, UnicodeDecodeError) as error:
-            raise AdminError("audit.file", str(error), status=USAGE) from None
-        checkpoint = verify_store(file, log_key)
-        found = {"ok": True, "origin": checkpoint.origin, "size": checkpoint.size, "root": checkpoint.root.hex()}
-        show(found, as_json, lambda: iter([f"{checkpoint.size} entries give root {checkpoint.root.hex()}: verified"]))
-
-
-@audit.command("prove")
-def prove(
-    index: Annotated[int, typer.Argument(help="The entry's index.")],
-    url: Url,
-    key_file: KeyFile,
-    vkey: Annotated[Path | None, typer.Option("--log-key", help="Verify the proof under this key as well.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """A receipt: one entry with the proof that it stands in the log."""
-    from broker.wire.log import Receipt, parse_verifier_key
-
-    with answering(as_json):
-        found = connect(url, key_file).get(f"/v1/log/entries/{index}")
-        receipt = Receipt.from_dict(found)
-        if vkey is not None:
-            try:
-                text = vkey.read_text(encoding="ascii")
-            except OSError as error:
-                raise AdminError("audit.file", f"{vkey}: {error.strerror}", status=USAGE) from None
-            receipt.verify(parse_verifier_key(text)[1])
-        verified = "" if vkey is None else ": verified"
-        show(
-            found,
-            as_json,
-            lambda: iter([f"entry {index}{verified}", *_entry_lines(json.loads(receipt.entry)), receipt.checkpoint]),
-        )
+audit_cli.add(audit)

@@ -8,6 +8,7 @@ from typing import Final
 from attestation.errors import AttestationError, VerificationFailed
 from broker.errors import BrokerError
 from broker.wire.errors import WireError
+from policies.decided import refusal_codes
 from policies.errors import Refused
 
 MAX_REASONS: Final = 32
@@ -17,11 +18,8 @@ Refusal = AttestationError | BrokerError | Refused | WireError
 
 def codes_of(error: Refusal) -> tuple[str, ...]:
     """Every reason's code, each once, the first reason first."""
-    if isinstance(error, Refused):
-        return error.redacted().codes
-    if isinstance(error, VerificationFailed) and error.checks:
-        failed = (str(check.code) for check in error.checks if not check.ok)
-        return tuple(dict.fromkeys((str(error.code), *failed)))
+    if isinstance(error, Refused | AttestationError):
+        return refusal_codes(error)
     if isinstance(error, BrokerError) and error.codes:
         return error.codes
     return (str(error.code),)

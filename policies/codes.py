@@ -75,6 +75,19 @@ class BundleCode(StrEnum):
 
 
 # code → (what happened, what to do)
+class DecisionCode(StrEnum):
+    """What is wrong with a decision that somebody handed on in a file."""
+
+    MALFORMED = "decision.malformed"
+    TOO_LARGE = "decision.too_large"
+    LOG_PROOF = "decision.log_proof"
+    LOG_KEY = "decision.log_key"
+    PART = "decision.part_mismatch"
+    EVIDENCE = "decision.evidence_invalid"
+    KIND = "decision.kind_unsupported"
+    DIFFERS = "decision.differs"
+
+
 MEANING: Final[dict[str, tuple[str, str]]] = {
     PolicyCode.FLOOR_DEBUG: (
         "The trust domain runs in debug mode: its host reads its memory.",
@@ -163,4 +176,30 @@ MEANING: Final[dict[str, tuple[str, str]]] = {
     BundleCode.SIGNATURE: ("A signature is not one over this bundle.", "Sign again after the last change."),
     BundleCode.TEST_CASE: ("A test case is not usable.", "See the hint."),
     BundleCode.RECORDING: ("Recorded evidence is not readable.", "See docs/policies.md for the format."),
+    DecisionCode.MALFORMED: ("The file is not a decision.", "Ask for it again: `cloister audit bundle INDEX`."),
+    DecisionCode.TOO_LARGE: (
+        "The decision does not fit into a file of 64 KiB.",
+        "Take the evidence from the broker's archive: event logs of that size are rare.",
+    ),
+    DecisionCode.LOG_PROOF: (
+        "The entry does not stand in the log that the file shows.",
+        "Do not believe the decision, and keep the file: it was changed, or the log was.",
+    ),
+    DecisionCode.LOG_KEY: (
+        "The log is not that of the broker in question.",
+        "Compare with the broker's log key: the file log.vkey, or the trust file.",
+    ),
+    DecisionCode.PART: (
+        "Collateral or policy in the file are not those that the log entry names.",
+        "Do not believe the decision: a part was exchanged.",
+    ),
+    DecisionCode.EVIDENCE: (
+        "The evidence is not whole, not the entry's, or its sender did not hold the key.",
+        "Do not believe the decision: it was taken on something else, or on nothing.",
+    ),
+    DecisionCode.KIND: ("The log entry records no decision on evidence.", "Name an admission, a release or a refusal."),
+    DecisionCode.DIFFERS: (
+        "The parts lead to another decision than the one in the log.",
+        "Find out what that broker runs: it decided against its own policy, or judged by another root.",
+    ),
 }

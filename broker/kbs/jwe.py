@@ -5,7 +5,6 @@ header, because guests rebuild it from its members: `alg`, `enc`, then `epk` wit
 JWK beyond those of the protocol are dropped before anything is hashed.
 """
 
-import hashlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
 from attestation.encoding import b64url, compact_json, from_b64url
-from attestation.guest import canonical
+from attestation.guest import jwk_thumbprint
 from broker.errors import BrokerCode, BrokerError
 
 ECDH: Final = "ECDH-ES+A256KW"
@@ -29,7 +28,6 @@ _CURVES: Final[Mapping[str, tuple[ec.EllipticCurve, int]]] = {
     "P-521": (ec.SECP521R1(), 66),
 }
 _MEMBERS: Final = {"EC": ("kty", "crv", "alg", "x", "y"), "RSA": ("kty", "alg", "n", "e")}
-_THUMBPRINT: Final = {"EC": ("crv", "kty", "x", "y"), "RSA": ("e", "kty", "n")}
 _MAX_MEMBER: Final = 1024
 _RSA_BITS: Final = (2048, 4096)
 _CEK_LEN: Final = 32
@@ -68,9 +66,7 @@ class TeeKey:
 
     @property
     def thumbprint(self) -> bytes:
-        """RFC 7638: SHA-256 over the required members."""
-        required = {name: self.members[name] for name in _THUMBPRINT[self.members["kty"]]}
-        return hashlib.sha256(canonical(required)).digest()
+        return jwk_thumbprint(self.members)
 
     def encrypt(self, plaintext: bytes) -> dict[str, str]:
         """A flattened JWE that only the holder of the private key can open."""

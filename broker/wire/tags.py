@@ -5,10 +5,12 @@ The tags of REPORT_DATA and of the proof of possession live in `attestation.evid
 separated by the `typ` of their JWT header.
 """
 
-import hashlib
 from enum import StrEnum
 
 from attestation.encoding import framed
+from attestation.evidence import sealing_thumbprint
+
+__all__ = ["Tag", "sealing_thumbprint", "tagged", "u64"]
 
 
 class Tag(StrEnum):
@@ -46,8 +48,3 @@ def tagged(tag: Tag, *fields: bytes) -> bytes:
 def u64(number: int) -> bytes:
     """A number as 8 bytes, big-endian: the form in which numbers enter `tagged`."""
     return number.to_bytes(8, "big")
-
-
-def sealing_thumbprint(suite: str, public: bytes) -> bytes:
-    """SHA-256 that names one public sealing key in one suite: 32 bytes."""
-    return hashlib.sha256(tagged(Tag.SEALING_KEY, suite.encode("ascii"), public)).digest()
