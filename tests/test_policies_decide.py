@@ -320,9 +320,10 @@ def test_a_default_deny_names_the_condition_of_the_permit_that_did_not_hold() ->
 
 
 def test_each_condition_that_fails_is_a_reason_of_its_own() -> None:
-    found = reasons(good_facts(tcb_status="SWHardeningNeeded"), context=Context(at=AT, via="kbs"))
+    old = good_facts(verified_at=AT - timedelta(seconds=660))
+    found = reasons(old, Send("dev/mail/alice"), context=Context(at=AT, via="kbs"))
     assert [reason.expected for reason in found if reason.code == "policy.condition_not_met"] == [
-        'principal.tcb_status == "UpToDate"',
+        'context.standing == "current"',
         'context.via == "cloister"',
     ]
 
