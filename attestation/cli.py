@@ -21,7 +21,10 @@ def verify(arguments: Sequence[str]) -> int:
     """`cloister verify`; returns the exit status."""
     parser = _parser("verify", "Verify a quote: is it genuine, up to date, and about what you expect?")
     add = parser.add_argument
-    add("quote", metavar="QUOTE", help="the quote: raw bytes, or a file of hex digits and white space; - is stdin")
+    text = "the quote: raw bytes, or a file of hex digits and white space; - is stdin"
+    add("quote", metavar="QUOTE", nargs="?", help=text)
+    add("--bundle-file", metavar="FILE", help="in place of a quote: a recorded decision, taken again offline")
+    add("--log-key", metavar="FILE", help="with --bundle-file: the log's public key, log.vkey")
     add("--collateral", metavar="FILE", help="collateral as JSON; without it the PCS is asked")
     add("--at", metavar="TIME", help="judge as of this time, RFC 3339 or Unix seconds (default: now)")
     add("--report-data", metavar="HEX", help="the 64 bytes that REPORT_DATA must be; without it, not compared")
@@ -40,9 +43,13 @@ def verify(arguments: Sequence[str]) -> int:
     add("--cache", metavar="DIR", help="where fetched collateral is kept (default: the user's cache folder)")
     _json(parser)
     options = parser.parse_args(arguments)
+    prepare_output()
+    if options.bundle_file is not None:
+        return _decision(parser, options)
+    if options.quote is None or options.log_key is not None:
+        parser.error("name a QUOTE, or a decision with --bundle-file (which alone takes --log-key)")
     from attestation import verify_cli
 
-    prepare_output()
     return verify_cli.verify(
         verify_cli.Options(
             quote=options.quote,
@@ -59,6 +66,17 @@ def verify(arguments: Sequence[str]) -> int:
             as_json=options.json,
         )
     )
+
+
+def _decision(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """`verify --bundle-file`: the file brings its own evidence, collateral, policy and time."""
+    given = vars(options)
+    alone = ("quote", "collateral", "at", "report_data", "event_log", "bundle", "accept", "pcs", "cache", "allow")
+    if surplus := [name for name in alone if given[name]]:
+        parser.error(f"--bundle-file brings everything itself; leave out {', '.join(surplus)}")
+    from attestation import decision_cli
+
+    return decision_cli.verify(options.bundle_file, log_key=options.log_key, root=options.root, as_json=options.json)
 
 
 def quote(arguments: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ ORDER: dict[str, str] = {
         "errors binary quote encoding eventlog es256 evidence guest records tcb checks der certificates pki collateral "
         "documents validity chains endorsements quoting appraisal recent verifier ear transparency tokens verdict_claims "
         "verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal inspect_cli "
-        "measure_cli verify_cli cli __init__"
+        "measure_cli verify_cli decision_cli cli __init__"
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
@@ -34,7 +34,7 @@ ORDER: dict[str, str] = {
     ),
     "enclave": (
         "errors clock keys trustfile tdx replay messages domain packages launch session release kept mailbox blobs "
-        "channel checkpoint client svid durable connection runtime direct workload declared replies context main handling "
+        "channel checkpoint client svid durable connection runtime direct workload_messages workload declared replies context main handling "
         "agent supervise labs reload cli __init__"
     ),
     "broker": (
@@ -77,6 +77,7 @@ UPWARDS: dict[tuple[str, str], str] = {
 ARROWS: dict[str, tuple[str, ...]] = {
     "attestation": (),
     "attestation.verify_cli": ("policies",),  # `verify --bundle`, lazily: see LAZY
+    "attestation.decision_cli": ("policies",),  # `verify --bundle-file`, lazily: see LAZY
     "policies": ("attestation",),
     "enclave": ("attestation", "policies", "broker.wire"),
     "broker.wire": ("attestation",),
@@ -96,6 +97,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
 LAZY: dict[tuple[str, str], str] = {
     ("attestation.verify_cli", "attestation.net"): "`verify` without --collateral asks a PCS",
     ("attestation.verify_cli", "policies"): "`verify --bundle`",
+    ("attestation.decision_cli", "policies"): "`verify --bundle-file`",
 }
 
 # Third parties, by the top-level name that is imported; again the longest prefix decides.
@@ -125,6 +127,7 @@ THIRD_PARTIES: dict[str, str] = {
 PURE = ("attestation", "policies", "broker.wire")
 NOT_PURE = (
     "attestation.cli",
+    "attestation.decision_cli",
     "attestation.inspect_cli",
     "attestation.measure_cli",
     "attestation.net",
