@@ -6,27 +6,25 @@ unless that was renewed; nothing of it is ever written down. A receiving half (`
 broker nor order of arrival: the opening must be the sender's own for this mailbox and this start, each batch must be
 signed, follow on what came before and decrypt whole, and a number is handled once. Numbers that were passed over never
 come back: a late batch is refused as reordered, and the gap is shown to the caller.
-
-Plaintexts are padded so that their length shows no more than about its five highest bits (at most 12 % more).
 """
 
 from __future__ import annotations
 
 import hmac
 import os
-import struct
 import threading
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from datetime import UTC, datetime
 from typing import Final, NamedTuple, NoReturn, Self, final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from attestation.verdict import Admission as OpenedToken
 from attestation.verdict import Verdict, open_admission
 from broker.wire.bodies import peer_audience
 from broker.wire.channel import (
@@ -53,14 +51,13 @@ from broker.wire.mailbox import Delivery, MailboxInfo
 from enclave.clock import BrokerTime
 from enclave.errors import ChannelDead, Code, EnvelopeRefused
 from enclave.keys import AgentKeys
-from enclave.mailbox import DEFAULT_TTL_S, MAX_PLAINTEXT, SKEW_MS, Inbox, Judge, Outbox, everyone
+from enclave.mailbox import DEFAULT_TTL_S, SKEW_MS, Inbox, Judge, Outbox, everyone
+from enclave.padding import pad, unpad
 from enclave.session import Admission, Broker
 
 LIFE_S: Final = 3600
-MIN_SIZE: Final = 256
 MAX_CHANNELS: Final = 4096  # that one mailbox receives on
 MAX_SKIPPED: Final = 256  # gaps that are remembered, so that what comes late is told from what was handled
-_LENGTH: Final = struct.Struct(">I")
 _LIVE: Final[weakref.WeakSet[SendingChannel]] = weakref.WeakSet()
 
 
@@ -161,6 +158,10 @@ class SendingChannel:
             return "the sender's admission has ended"
         return "" if self._next <= MAX_SEQ else "it has carried 2^32 messages"
 
+    def id_of(self, seq: int) -> bytes:
+        """The id of the message under that number."""
+        return frame_id(self.channel, seq)
+
     def seal(self, messages: Sequence[Outgoing]) -> SealedBatch:
         """The next batch. Raises ChannelDead channel.dead; EnvelopeRefused envelope.too_large; WireError
         channel.malformed; KeyUnusable. A batch that could not be sealed used no number."""
@@ -170,7 +171,7 @@ class SendingChannel:
             cipher, first = self._usable(len(messages)), self._next
             now_ms = self._time.now_ms()
             end_ms = int(self._not_after_s * 1000)
-            padded = [_pad(message.plaintext) for message in messages]
+            padded = [pad(message.plaintext) for message in messages]
             headers = [
                 FrameHeader(
                     self.channel,
@@ -305,9 +306,20 @@ class ReceivingChannels:
             raise EnvelopeRefused(Code.CHANNEL_OPENING, f"more than {MAX_CHANNELS} channels into one mailbox")
 
     def open(
-        self, raw: bytes, accepted_at_ms: int, acceptance: bytes, senders: Mapping[str, str], broker: Broker
+        self,
+        raw: bytes,
+        accepted_at_ms: int,
+        acceptance: bytes,
+        senders: Mapping[str, str],
+        broker: Broker,
+        *,
+        past: str = "",
+        remaining: frozenset[int] = frozenset(),
     ) -> OpenedBatch:
         """Prove and open one delivery of a batch. Cheap first; a refused batch changes nothing here.
+
+        `past` is the token of a sender who has fallen since, by which it is judged as of the moment of acceptance.
+        `remaining`, unless it is empty, are the only numbers that the mailbox's readers have not settled yet.
 
         Raises WireError channel.*; TokenRefused token.*; EnvelopeRefused channel.*, envelope.acceptance_invalid,
         envelope.sent_in_future, envelope.sender_mismatch.
@@ -322,10 +334,14 @@ class ReceivingChannels:
         stated = Delivery.message(self._inbox.name, batch.digest, accepted_at_ms)
         if not es256_valid(broker.identity, acceptance, stated):
             raise EnvelopeRefused(Code.ENVELOPE_ACCEPTANCE, "not signed by the broker for this mailbox and time")
-        self._still_admitted(known, senders, broker)
+        if past:
+            self._as_it_was(known, past, accepted_at_ms, broker)
+        else:
+            self._still_admitted(known, senders, broker)
         frames = self._opened(known, batch, headers)
-        if again:
-            frames = [frame for frame in frames if frame.header.seq in known.again]
+        if again or remaining:
+            wanted = (known.again if again else remaining) & (remaining or known.again)
+            frames = [frame for frame in frames if frame.header.seq in wanted]
         skipped = None if again else self._advance(known, batch)
         fresh = {frame.header.seq for frame in frames}
         known.open |= fresh
@@ -371,16 +387,22 @@ class ReceivingChannels:
         token = senders.get(known.sender.subject, known.token)
         if token == known.token and self._time.now_ms() < known.token_end_ms:
             return
+        found = self._token(known, token, broker, self._time.now())
+        known.sender, known.token = found.verdict, token
+        known.token_end_ms = int(min(found.expires_at, found.verdict.valid_until).timestamp() * 1000)
+
+    def _as_it_was(self, known: _Receiving, past: str, accepted_at_ms: int, broker: Broker) -> None:
+        self._token(known, past, broker, datetime.fromtimestamp(accepted_at_ms / 1000, UTC))
+
+    def _token(self, known: _Receiving, token: str, broker: Broker, at: datetime) -> OpenedToken:
+        """A token of the channel's sender, that was in force `at`, and a sender who is welcome."""
         audience = peer_audience(broker.issuer)
-        found = open_admission(
-            token, keys=broker.token_keys, issuer=broker.issuer, audience=audience, at=self._time.now()
-        )
+        found = open_admission(token, keys=broker.token_keys, issuer=broker.issuer, audience=audience, at=at)
         if (found.verdict.subject, found.verdict.identity_key) != (known.sender.subject, known.sender.identity_key):
             raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"a token of {found.verdict.subject!a} for this channel")
         if not self._judge(found.verdict):
             raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {found.verdict.subject}")
-        known.sender, known.token = found.verdict, token
-        known.token_end_ms = int(min(found.expires_at, found.verdict.valid_until).timestamp() * 1000)
+        return found
 
     def _opened(self, known: _Receiving, batch: ChannelBatch, headers: list[FrameHeader]) -> list[Frame]:
         """The messages that have not expired. All of them must decrypt."""
@@ -388,7 +410,7 @@ class ReceivingChannels:
         frames = []
         try:
             for header, raw, body in zip(headers, batch.headers, batch.bodies, strict=True):
-                plaintext = _unpad(decrypt(nonce(header.seq), body, raw))
+                plaintext = unpad(decrypt(nonce(header.seq), body, raw))
                 if header.sent_at_ms > now_ms + SKEW_MS:
                     raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {header.sent_at_ms - now_ms} ms from now")
                 if now_ms < header.expires_at_ms:
@@ -408,30 +430,6 @@ class ReceivingChannels:
         if (known := self._known.get(channel)) and seq in known.open:
             known.open.remove(seq)
             known.again.add(seq)
-
-
-@lru_cache(4096)
-def _padded_size(size: int) -> int:
-    """Padmé (Nikitin et al., 2019, §4.3): only the highest bits of a length are told."""
-    if size <= MIN_SIZE:
-        return MIN_SIZE
-    exponent = size.bit_length() - 1
-    low = (1 << (exponent - exponent.bit_length())) - 1
-    return (size + low) & ~low
-
-
-def _pad(plaintext: bytes) -> bytes:
-    size = len(plaintext)
-    if size > MAX_PLAINTEXT:
-        raise EnvelopeRefused(Code.ENVELOPE_TOO_LARGE, f"{size} bytes, at most {MAX_PLAINTEXT}")
-    return (_LENGTH.pack(size) + plaintext).ljust(_padded_size(size + 4), b"\0")
-
-
-def _unpad(framed: bytes) -> bytes:
-    size = int.from_bytes(framed[:4], "big")
-    if len(framed) != _padded_size(size + 4) or framed.count(0, 4 + size) != len(framed) - 4 - size:
-        raise WireError(WireCode.CHANNEL_MALFORMED, "the padding of a body")
-    return framed[4 : 4 + size]
 
 
 def _die_in_child() -> None:

@@ -9,11 +9,14 @@ from typing import Final, final
 
 import grpc
 
-from broker.rpc import unary
+from broker.rpc import stream, unary
 from broker.service import Broker
 from broker.wire.bodies import MAX_EVIDENCE_BODY
 
-SERVICES: Final[tuple[Callable[[Broker], tuple[grpc.GenericRpcHandler, ...]], ...]] = (unary.services,)
+SERVICES: Final[tuple[Callable[[Broker], tuple[grpc.GenericRpcHandler, ...]], ...]] = (
+    unary.services,
+    stream.services,
+)
 """Each makes its handlers for a broker."""
 
 MAX_CALLS: Final = 4096  # at once, streams included

@@ -128,7 +128,7 @@ class StreamOpening(_message.Message):
     def __init__(self, envelope: _Optional[bytes] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ...) -> None: ...
 
 class Parcel(_message.Message):
-    __slots__ = ("kind", "content", "lease", "attempt", "accepted_at_ms", "acceptance", "remaining", "sender_token")
+    __slots__ = ("kind", "content", "lease", "attempt", "accepted_at_ms", "acceptance", "remaining", "messages", "sender_token")
     KIND_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +136,7 @@ class Parcel(_message.Message):
     ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
     REMAINING_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
     SENDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     kind: str
     content: bytes
@@ -144,5 +145,6 @@ class Parcel(_message.Message):
     accepted_at_ms: int
     acceptance: bytes
     remaining: _containers.RepeatedScalarFieldContainer[int]
+    messages: int
     sender_token: str
-    def __init__(self, kind: _Optional[str] = ..., content: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., remaining: _Optional[_Iterable[int]] = ..., sender_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., content: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., remaining: _Optional[_Iterable[int]] = ..., messages: _Optional[int] = ..., sender_token: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,308 @@
+"""What was delivered on a stream and is not settled: opened once, settled when the last message of a parcel is.
+
+Decides, without a socket: what of a delivery is handed out (what can be proved, and was not handed out before), under
+which lease it is settled (the newest, when a parcel came again), and what the broker is told: done, done but for some,
+again later, longer, never. What cannot be proved becomes a dead letter, with the code as its reason. When a connection
+is lost the leases end, but what is being handled stays in hand: the same parcel under a new lease finds it here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, final
+
+from attestation.errors import CloisterError
+from attestation.verdict import Verdict
+from broker.wire import stream_pb2 as pb
+from broker.wire.envelope import Envelope, Header
+from broker.wire.mailbox import Delivery
+from enclave.channel import ReceivingChannels
+from enclave.errors import Code
+from enclave.mailbox import Inbox
+from enclave.session import Broker
+
+log: Final = logging.getLogger("cloister.agent")
+RETRY_S: Final = 5
+MAX_REJECTED: Final = 4096  # that are remembered until they come alone
+# Not the message's fault: it may be opened when it comes again.
+PASSING: Final = frozenset({"token.expired", "agent.not_running", str(Code.CHANNEL_OUTSTANDING)})
+_Key = tuple[bytes, int]
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class _Entry:
+    """A parcel in hand."""
+
+    lease: str
+    until_s: float
+    size: int  # messages that the parcel holds
+    credit: int  # what it took of this connection's
+    pending: set[int]
+    again: set[int] = field(default_factory=set)
+    delay_s: int = 0
+    code: str = ""
+    rejected: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """A message that was proved and opened. `done`, `again` or `reject` of the stream must be told about it once.
+
+    `sender` is the subject, `verdict` what the broker proved of it; `key` and `seq` are the ledger's.
+    """
+
+    msg_id: bytes
+    type: str
+    labels: frozenset[str]
+    in_reply_to: bytes
+    reply_to: str
+    sender: str
+    verdict: Verdict = field(repr=False)
+    plaintext: bytes = field(repr=False)
+    attempt: int
+    key: tuple[bytes, int]
+    seq: int
+
+
+@final
+class Ledger:
+    """The deliveries of one mailbox."""
+
+    def __init__(self, inbox: Inbox, channels: ReceivingChannels, *, lease_s: int) -> None:
+        self._inbox = inbox
+        self._channels = channels
+        self._lease_s = lease_s
+        self._entries: dict[_Key, _Entry] = {}
+        self._headers: dict[_Key, Header] = {}
+        self._senders: dict[str, str] = {}
+        self._rejected: dict[tuple[_Key, int], str] = {}
+        self._settles: list[pb.Settle] = []
+        self._credit = 0
+
+    def delivered(self, message: pb.FromBroker, broker: Broker, now_s: float) -> Iterator[Incoming]:
+        """What of it is to be handled now, in order."""
+        self._senders.update(message.senders)
+        for opening in message.openings:
+            self._admit(opening, broker)
+        for parcel in message.parcels:
+            senders = self._senders
+            opened = self._batch if parcel.kind == "batch" else self._envelope
+            try:
+                yield from opened(parcel, senders, broker, now_s)
+            except CloisterError as error:
+                self._refused(parcel, str(error.code))
+
+    def _admit(self, opening: pb.StreamOpening, broker: Broker) -> None:
+        try:
+            delivery = Delivery(
+                envelope=Envelope.from_bytes(opening.envelope),
+                lease="",
+                attempt=1,
+                accepted_at_ms=opening.accepted_at_ms,
+                acceptance=opening.acceptance,
+            )
+            self._channels.admit(delivery, self._senders, broker)
+        except CloisterError as error:
+            log.warning("channel refused: %s", error.code)  # and then everything that comes on it
+
+    def _batch(self, parcel: pb.Parcel, senders: Mapping[str, str], broker: Broker, now_s: float) -> Iterator[Incoming]:
+        opened = self._channels.open(
+            parcel.content,
+            parcel.accepted_at_ms,
+            parcel.acceptance,
+            senders,
+            broker,
+            past=parcel.sender_token,
+            remaining=frozenset(parcel.remaining),
+        )
+        if opened.skipped is not None:
+            log.warning("messages %d to %d of a channel never came", *opened.skipped)
+        key = (opened.channel, opened.first_seq)
+        fresh = {frame.header.seq for frame in opened.frames}
+        self._take(key, parcel, fresh, now_s, settled=opened.settled)
+        withheld = self._withhold(key, fresh)
+        for frame in opened.frames:
+            if frame.header.seq not in withheld:
+                header, shape = frame.header, frame.header.shape
+                yield Incoming(
+                    msg_id=header.msg_id,
+                    type=shape.type,
+                    labels=frozenset(shape.labels),
+                    in_reply_to=shape.in_reply_to,
+                    reply_to=shape.reply_to,
+                    sender=frame.sender.subject,
+                    verdict=frame.sender,
+                    plaintext=frame.plaintext,
+                    attempt=parcel.attempt,
+                    key=key,
+                    seq=header.seq,
+                )
+
+    def _envelope(
+        self, parcel: pb.Parcel, senders: Mapping[str, str], broker: Broker, now_s: float
+    ) -> Iterator[Incoming]:
+        delivery = Delivery(
+            envelope=Envelope.from_bytes(parcel.content),
+            lease=parcel.lease,
+            attempt=parcel.attempt,
+            accepted_at_ms=parcel.accepted_at_ms,
+            acceptance=parcel.acceptance,
+            sender_token=parcel.sender_token,
+        )
+        key = (delivery.envelope.digest, 0)
+        if key in self._entries:
+            self._take(key, parcel, set(), now_s, settled=False)
+            return
+        opened = self._inbox.open(delivery, senders, broker)
+        header = opened.header
+        self._headers[key] = header
+        self._take(key, parcel, {0}, now_s, settled=False)
+        yield Incoming(
+            msg_id=header.msg_id,
+            type=header.type,
+            labels=frozenset(header.labels),
+            in_reply_to=header.in_reply_to,
+            reply_to=header.reply_to,
+            sender=opened.sender.subject,
+            verdict=opened.sender,
+            plaintext=opened.plaintext,
+            attempt=parcel.attempt,
+            key=key,
+            seq=0,
+        )
+
+    def _take(self, key: _Key, parcel: pb.Parcel, fresh: set[int], now_s: float, *, settled: bool) -> None:
+        """Note the parcel's newest lease; what is over already is acknowledged."""
+        until_s = now_s + self._lease_s
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.lease, entry.until_s, entry.size = parcel.lease, until_s, parcel.messages
+            entry.credit += parcel.messages
+            entry.pending |= fresh
+        elif settled or not fresh:
+            self._tell(pb.Settle(lease=parcel.lease), parcel.messages)
+        else:
+            self._entries[key] = _Entry(
+                lease=parcel.lease, until_s=until_s, size=parcel.messages, credit=parcel.messages, pending=set(fresh)
+            )
+
+    def _withhold(self, key: _Key, fresh: set[int]) -> set[int]:
+        """Messages that were rejected before, in a batch that held others too: alone, they become dead letters."""
+        rejected = {seq for seq in fresh if (key, seq) in self._rejected}
+        entry = self._entries.get(key)
+        if not rejected or entry is None:
+            return rejected
+        if len(rejected) == entry.size:
+            entry.rejected = self._rejected[key, min(rejected)]
+            for seq in rejected:
+                del self._rejected[key, seq]
+                self._channels.done(key[0], seq)
+        else:
+            for seq in rejected:
+                self._channels.again(key[0], seq)
+            entry.again |= rejected
+        entry.pending -= rejected
+        self._close(key, entry)
+        return rejected
+
+    def _refused(self, parcel: pb.Parcel, code: str) -> None:
+        log.warning("message refused: %s", code)
+        verb, delay_s = (pb.Settle.NAK, RETRY_S) if code in PASSING else (pb.Settle.REJECT, 0)
+        if code == Code.ENVELOPE_REPLAYED:
+            verb = pb.Settle.ACK  # handled before, under a lease that was lost
+        self._tell(pb.Settle(lease=parcel.lease, verb=verb, delay_s=delay_s, code=code), parcel.messages)
+
+    # ── what became of it ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def done(self, incoming: Incoming) -> None:
+        """Handled."""
+        if incoming.key[1]:
+            self._channels.done(incoming.key[0], incoming.seq)
+        elif header := self._headers.pop(incoming.key, None):
+            self._inbox.done(header)
+        self._leave(incoming)
+
+    def again(self, incoming: Incoming, delay_s: int = 0, code: str = "") -> None:
+        """Not handled: to be delivered again, no sooner than `delay_s` from now."""
+        if incoming.key[1]:
+            self._channels.again(incoming.key[0], incoming.seq)
+        elif header := self._headers.pop(incoming.key, None):
+            self._inbox.again(header)
+        entry = self._entries.get(incoming.key)
+        if entry is not None:
+            entry.again.add(incoming.seq)
+            entry.delay_s, entry.code = max(entry.delay_s, delay_s), code or entry.code
+        self._leave(incoming)
+
+    def reject(self, incoming: Incoming, code: str) -> None:
+        """Never to be handled: a dead letter. In a batch with others it is given back first, to become one alone."""
+        entry = self._entries.get(incoming.key)
+        if entry is not None and entry.size > 1:
+            if len(self._rejected) < MAX_REJECTED:
+                self._rejected[incoming.key, incoming.seq] = code
+            self.again(incoming, 0, code)
+            return
+        if entry is not None:
+            entry.rejected = code
+        self.done(incoming)
+
+    def _leave(self, incoming: Incoming) -> None:
+        entry = self._entries.get(incoming.key)
+        if entry is not None:
+            entry.pending.discard(incoming.seq)
+            self._close(incoming.key, entry)
+
+    def _close(self, key: _Key, entry: _Entry) -> None:
+        """Settle the parcel, if nothing of it is pending."""
+        if entry.pending:
+            return
+        del self._entries[key]
+        settle = pb.Settle(lease=entry.lease, code=entry.rejected or entry.code)
+        if entry.rejected:
+            settle.verb = pb.Settle.REJECT
+        elif len(entry.again) >= entry.size:
+            settle.verb, settle.delay_s = pb.Settle.NAK, entry.delay_s
+        elif entry.again:
+            settle.delay_s = entry.delay_s
+            getattr(settle, "except").extend(sorted(entry.again))
+        self._tell(settle, entry.credit)
+
+    def _tell(self, settle: pb.Settle, worth: int) -> None:
+        self._settles.append(settle)
+        self._credit += worth
+
+    # ── for the transport ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def take(self, message: pb.ToBroker) -> None:
+        """Put into the next message what is to be said."""
+        message.settles.extend(self._settles)
+        message.credit = self._credit
+        self._settles, self._credit = [], 0
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self._settles)
+
+    def keep(self, now_s: float) -> bool:
+        """Ask for more time for what is still being handled after half of its lease; whether there is any."""
+        due = [entry for entry in self._entries.values() if entry.until_s - now_s < self._lease_s / 2]
+        for entry in due:
+            entry.until_s = now_s + self._lease_s
+            self._settles.append(pb.Settle(lease=entry.lease, verb=pb.Settle.EXTEND, delay_s=self._lease_s))
+        return bool(due)
+
+    def disconnected(self) -> None:
+        """The leases have ended. What is in hand is credited to the next connection when it comes again."""
+        self._settles, self._credit = [], 0
+        self._senders = {}
+        for entry in self._entries.values():
+            entry.credit = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Messages in hand."""
+        return sum(len(entry.pending) for entry in self._entries.values())

@@ -1,0 +1,399 @@
+"""The mail stream of one agent: sends, deliveries and their settling over one gRPC connection that mends itself.
+
+    stream = Stream(target, base_url=…, keys=…, time=…, admit=…, lookup=…, inbox=…, outbox=…)
+    await stream.start()
+    msg_id = await stream.send("acme/mail/b", kind="note", plaintext=b"…")     # the broker holds it durably
+    async for incoming in stream.deliveries():
+        …
+        stream.done(incoming)                                                  # or again(incoming, delay_s), reject(…)
+
+Decides when to connect, with which proof, and what goes into the next message; what may be sent and what may be
+believed is decided in `lanes`, `ledger` and `channel`. Whatever gathers while a message is being written goes with the
+next one, so batches grow with the load and a lone message waits for nobody. After a lost connection everything that the
+broker did not answer goes again as the same bytes, and what it had delivered comes again under new leases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, final
+
+import grpc
+
+from attestation.errors import CloisterError
+from broker.wire import api_pb2, channel
+from broker.wire import stream_pb2 as pb
+from broker.wire.errors import WireError
+from broker.wire.mailbox import MailboxInfo
+from enclave.channel import Outgoing, ReceivingChannels, SendingChannel
+from enclave.clock import BrokerTime
+from enclave.errors import AgentError, BrokerRefused, Code, TransportFailed
+from enclave.keys import AgentKeys
+from enclave.lanes import Announce, Item, Lane, Lanes
+from enclave.ledger import Incoming, Ledger
+from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Outbox, everyone
+from enclave.session import Admission
+
+log: Final = logging.getLogger("cloister.agent")
+METHOD: Final = "/cloister.v1.Mail/Stream"
+CREDIT: Final = 256  # messages that may be delivered and not settled
+LEASE_S: Final = 30
+MAX_MESSAGE: Final = 16 << 20  # that the broker may send
+SEND_OCTETS: Final = 2 << 20  # of batches in one message to it
+MAX_QUEUE: Final = 4096  # messages to one mailbox that wait for the broker, before `send` waits itself
+FIRST_PAUSE_S: Final = 0.1
+MAX_PAUSE_S: Final = 10.0
+IDLE_S: Final = LEASE_S / 4
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.enable_http_proxy", 0),  # the environment is the host's
+    ("grpc.enable_retries", 0),
+)
+Admit = Callable[[Admission | None], Awaitable[Admission]]
+Lookup = Callable[[str], Awaitable[MailboxInfo]]
+Call = grpc.aio.StreamStreamCall[Any, Any]
+
+
+@final
+class Stream:
+    """See the module. Runs on one event loop; `close` fails what is still waiting.
+
+    `admit(None)` is the present admission; `admit(old)` a newer one than that, which the broker no longer takes.
+    `lookup` asks the broker for a mailbox's key.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        base_url: str,
+        keys: AgentKeys,
+        time: BrokerTime,
+        admit: Admit,
+        lookup: Lookup,
+        inbox: Inbox,
+        outbox: Outbox,
+        judge: Judge = everyone,
+        receive: bool = True,
+        credit: int = CREDIT,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._target = target
+        self._url = base_url.rstrip("/") + METHOD
+        self._keys = keys
+        self._time = time
+        self._admit = admit
+        self._lookup = lookup
+        self._outbox = outbox
+        self._inbox = inbox
+        self._receive = receive
+        self._credit = credit
+        self._credentials = credentials
+        self._lanes = Lanes()
+        self._ledger = Ledger(inbox, ReceivingChannels(inbox, time, judge=judge), lease_s=LEASE_S)
+        self._incoming: deque[Incoming] = deque()
+        self._arrived = asyncio.Event()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._admission: Admission | None = None
+        self._renewal: Admission | None = None
+        self._nonce: str | None = None
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+
+    # ── for the agent ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._task = asyncio.create_task(self._run(), name="cloister-stream")
+
+    @property
+    def connected(self) -> bool:
+        return self._connected.is_set()
+
+    async def wait_connected(self) -> None:
+        await self._connected.wait()
+
+    def post(
+        self,
+        mailbox: str,
+        *,
+        kind: str,
+        plaintext: bytes,
+        labels: frozenset[str] = frozenset(),
+        in_reply_to: bytes = b"",
+        reply_to: str = "",
+        ttl_s: float = DEFAULT_TTL_S,
+        announce: Announce | None = None,
+    ) -> asyncio.Future[bytes]:
+        """Send when there is room; the future has the message's id once the broker holds it durably.
+
+        `announce` hears id and mailbox owner before an answer can come; again, with another id, if the message had to
+        be sealed anew because the broker refused the first channel. The future raises BrokerRefused, EnvelopeRefused,
+        WireError, TokenRefused, AgentError agent.not_running.
+        """
+        accepted: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        message = Outgoing(
+            kind=kind, plaintext=plaintext, labels=labels, in_reply_to=in_reply_to, reply_to=reply_to, ttl_s=ttl_s
+        )
+        if self._closed:
+            accepted.set_exception(AgentError(Code.AGENT_NOT_RUNNING, "the stream was closed"))
+            return accepted
+        self._lanes.post(mailbox, Item(message=message, accepted=accepted, announce=announce))
+        self._news.set()
+        return accepted
+
+    async def send(self, mailbox: str, *, kind: str, plaintext: bytes, **how: Any) -> bytes:
+        """`post`, once there is room for it, and wait. Raises as the future of `post` does."""
+        while self._lanes.outstanding(mailbox) >= MAX_QUEUE and not self._closed:
+            self._room.clear()
+            await self._room.wait()
+        return await self.post(mailbox, kind=kind, plaintext=plaintext, **how)
+
+    async def deliveries(self) -> AsyncIterator[Incoming]:
+        """Messages as they come, until the stream is closed. For one reader."""
+        while not self._closed:
+            while self._incoming:
+                yield self._incoming.popleft()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def receive(self, limit: int, timeout_s: float) -> list[Incoming]:
+        """What has come, up to so many; waits for a first one as long as that."""
+        if not self._incoming:
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+        return [self._incoming.popleft() for _ in range(min(limit, len(self._incoming)))]
+
+    def done(self, incoming: Incoming) -> None:
+        """Handled: it will not come again."""
+        self._ledger.done(incoming)
+        self._news.set()
+
+    def again(self, incoming: Incoming, delay_s: int = 0, code: str = "") -> None:
+        """Not handled: it comes again, no sooner than in `delay_s`."""
+        self._ledger.again(incoming, delay_s, code)
+        self._news.set()
+
+    def reject(self, incoming: Incoming, code: str) -> None:
+        """Never to be handled: to the dead letters, with that code."""
+        self._ledger.reject(incoming, code)
+        self._news.set()
+
+    def renewed(self, admission: Admission) -> None:
+        """The agent was admitted again: stream and channels go on under the newer token."""
+        self._renewal = admission
+        for lane in self._lanes:
+            lane.renew(admission)
+        self._news.set()
+
+    async def close(self) -> None:
+        """End the connection and fail what waits. What was delivered and not settled comes again elsewhere."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, *self._looking.values(), return_exceptions=True)
+        for lane in self._lanes:
+            lane.close(AgentError(Code.AGENT_NOT_RUNNING, "the stream was closed"))
+        self._arrived.set()
+        self._room.set()
+
+    # ── connecting ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE_S
+        async with self._dial() as dialled:
+            while True:
+                try:
+                    await self._connection(dialled)
+                except CloisterError as error:
+                    if self.connected:
+                        pause = FIRST_PAUSE_S
+                    log.info("mail stream: %s", error)
+                    if not await self._admitted_anew(error):
+                        continue_at_once = error.code == "dpop.nonce_required" and pause == FIRST_PAUSE_S
+                        if not continue_at_once:
+                            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
+                        pause = min(2 * pause, MAX_PAUSE_S)
+                finally:
+                    self._connected.clear()
+                    self._lanes.disconnected()
+                    self._ledger.disconnected()
+
+    def _dial(self) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._target, options=OPTIONS)
+        return grpc.aio.secure_channel(self._target, self._credentials, options=OPTIONS)
+
+    async def _admitted_anew(self, error: CloisterError) -> bool:
+        """Whether the broker no longer took the token, and there is a new one now."""
+        if not (isinstance(error, BrokerRefused) and error.status == 401 and not str(error.code).startswith("dpop.")):
+            return False
+        try:
+            await self._admit(self._admission)
+        except CloisterError as refused:
+            log.error("not admitted any more: %s", refused.code)
+            return False
+        return True
+
+    async def _connection(self, dialled: grpc.aio.Channel) -> None:
+        """One connection, until it ends; it always ends with an error."""
+        self._admission = admission = await self._admit(None)
+        self._renewal = None
+        mailbox = self._inbox.name if self._receive else ""
+        hello = pb.ToBroker(hello=pb.Hello(mailbox=mailbox, credit=self._credit, lease_s=LEASE_S))
+        first = hello.SerializeToString(deterministic=True)
+        metadata = (
+            ("authorization", f"DPoP {admission.token}"),
+            ("dpop", self._proof(admission, first)),
+        )
+        call: Call = dialled.stream_stream(METHOD)(metadata=metadata)
+        try:
+            await call.write(first)
+            reading = asyncio.create_task(self._read(call))
+            writing = asyncio.create_task(self._write(call))
+            try:
+                await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (reading, writing):
+                    task.cancel()
+                outcomes = await asyncio.gather(reading, writing, return_exceptions=True)
+            call.cancel()  # unless it has ended already
+            for outcome in outcomes:
+                if isinstance(outcome, CloisterError):
+                    raise outcome
+            raise await self._why(call)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            raise await self._why(call) from None
+        finally:
+            call.cancel()
+
+    def _proof(self, admission: Admission, body: bytes) -> str:
+        return self._keys.dpop(
+            method="POST",
+            url=self._url,
+            body=body,
+            at_s=int(self._time.now_s()),
+            nonce=self._nonce,
+            token=admission.token,
+        )
+
+    async def _why(self, call: Call) -> CloisterError:
+        """What ended the call, as the broker explains it; and the nonce for the next proof."""
+        code = await call.code()
+        found = {str(name): value for name, value in (await call.trailing_metadata()) or ()}
+        nonce = found.get("dpop-nonce")
+        self._nonce = nonce if isinstance(nonce, str) else self._nonce
+        told = found.get("grpc-status-details-bin")
+        problem = _problem(told) if isinstance(told, bytes) else None
+        if problem is None:
+            return TransportFailed(Code.CLIENT_UNREACHABLE, f"{self._target}: {code.name}")
+        return BrokerRefused(
+            status=problem.status,
+            code=problem.code,
+            detail=problem.title,
+            remedy=problem.remedy,
+            correlation_id=problem.correlation_id,
+            reasons=tuple(problem.codes),
+        )
+
+    # ── in both directions ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read(self, call: Call) -> None:
+        while isinstance(raw := await call.read(), bytes):
+            message = pb.FromBroker()
+            message.ParseFromString(raw)  # a broken one ends the connection
+            now_s = _now_s()
+            if message.HasField("welcome"):
+                self._nonce = message.welcome.nonce
+                self._connected.set()
+                self._news.set()
+            for result in message.results:
+                self._lanes.answered(result, now_s)
+            if message.results:
+                self._room.set()
+            admission = self._admission
+            if admission is not None and (message.parcels or message.openings):
+                self._incoming.extend(self._ledger.delivered(message, admission.broker, now_s))
+                if self._incoming:
+                    self._arrived.set()
+            if message.results or self._ledger.has_news:
+                self._news.set()
+
+    async def _write(self, call: Call) -> None:
+        await self._connected.wait()
+        while True:
+            now_s = _now_s()
+            message = pb.ToBroker()
+            self._ledger.take(message)
+            message.sends.extend(self._lanes.sends(now_s, SEND_OCTETS))
+            if (renewal := self._renewal) is not None:
+                self._renewal, self._admission = None, renewal
+                message.renewal.token = renewal.token
+                message.renewal.proof = self._proof(renewal, b"")
+            self._look_up(now_s)
+            if raw := message.SerializeToString():
+                await call.write(raw)
+                continue
+            self._news.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), self._idle_s(now_s))
+            if self._ledger.keep(_now_s()):
+                self._news.set()
+
+    def _idle_s(self, now_s: float) -> float:
+        """Until a pause is over, or leases want looking after."""
+        pauses = [at_s - now_s for lane in self._lanes if (at_s := lane.wakes_at_s()) is not None and at_s > now_s]
+        return min([IDLE_S, *pauses])
+
+    # ── keys of mailboxes ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _look_up(self, now_s: float) -> None:
+        for lane in self._lanes:
+            if lane.mailbox not in self._looking and lane.wants_key(now_s):
+                self._looking[lane.mailbox] = asyncio.create_task(self._find(lane))
+
+    async def _find(self, lane: Lane) -> None:
+        """Ask for the mailbox's key and open a channel to it. What cannot be proved fails what waits there."""
+        try:
+            admission = await self._admit(None)
+            found = await self._lookup(lane.mailbox)
+            lane.found(found, partial(self._open, lane.mailbox, found, admission), _now_s())
+        except (CloisterError, WireError) as error:
+            lane.fail(error)
+        finally:
+            self._looking.pop(lane.mailbox, None)
+            self._room.set()
+            self._news.set()
+
+    def _open(self, mailbox: str, found: MailboxInfo, admission: Admission) -> SendingChannel:
+        return SendingChannel.open(
+            self._outbox, found, mailbox=mailbox, admission=admission, keys=self._keys, time=self._time
+        )
+
+
+def _now_s() -> float:
+    """For pauses and leases; nothing that is proved depends on it."""
+    return asyncio.get_running_loop().time()
+
+
+def _problem(raw: bytes) -> api_pb2.Problem | None:
+    """The problem in a call's status details."""
+    status = channel.parsed(api_pb2.Status, raw, MAX_MESSAGE)
+    for detail in status.details:
+        problem = api_pb2.Problem()
+        problem.ParseFromString(detail.value)
+        return problem
+    return None
