@@ -28,6 +28,7 @@ from policies.errors import Refused
 from policies.model import Receive
 
 MAX_ATTEMPTS: Final = 5
+LEFT_MS: Final = -1  # in place of a moment: the owner has closed the mailbox
 HOLD_MS: Final = 30_000  # an owner that was not heard of for so long may be succeeded
 RENEW_MS: Final = 20_000  # what is left of a hold when it is renewed
 
@@ -124,8 +125,8 @@ class Leases:
             until_ms = now_ms + HOLD_MS
 
             def work(tx: Transaction) -> None:
-                if not tx.mail.hold(name, owner=session.subject, until_ms=until_ms):
-                    self._own(tx.mail.find(name), session, name)
+                self._own(tx.mail.find(name), session, name)
+                tx.mail.hold(name, owner=session.subject, until_ms=until_ms)
 
             await self._store.transact(work)
 
@@ -135,6 +136,8 @@ class Leases:
             raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"{name[:80]!a}")
         if record.owner != session.subject:
             raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{name} belongs to {record.owner}")
+        if record.held_until_ms == LEFT_MS:  # a request that was still waiting takes nothing for who has gone
+            raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{record.owner} has left {name}")
 
     async def permit(self, session: Session, action: Receive, at: datetime, correlation_id: str) -> None:
         """Raises Refused."""

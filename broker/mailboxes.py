@@ -17,7 +17,7 @@ from broker.deadletters import DeadLetters
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
-from broker.leases import HOLD_MS, Leases, Taken, Wanted
+from broker.leases import HOLD_MS, LEFT_MS, Leases, Taken, Wanted
 from broker.mailkeys import require_kept
 from broker.ports import AgentState, Clock, Store, Transaction
 from broker.ports_mail import LeasedMessage, MailboxRecord
@@ -127,7 +127,7 @@ class Mailboxes:
         Raises BrokerError mailbox.unknown, mailbox.not_owner.
         """
         self._dead.owned(session, name)
-        await self._store.transact(lambda tx: tx.mail.hold(name, owner=session.subject, until_ms=0))
+        await self._store.transact(lambda tx: tx.mail.hold(name, owner=session.subject, until_ms=LEFT_MS))
 
     def _opened(self, session: Session, key: MailboxKey, former: str, at: datetime, correlation_id: str) -> Entry:
         return Entry(

@@ -44,6 +44,7 @@ class Code(StrEnum):
     ENVELOPE_FUTURE = "envelope.sent_in_future"
     ENVELOPE_INCARNATION = "envelope.incarnation_mismatch"
     ENVELOPE_IN_PROGRESS = "envelope.in_progress"
+    ENVELOPE_PAYLOAD = "envelope.payload_missing"
     ENVELOPE_REPLAYED = "envelope.replayed"
     ENVELOPE_SENDER = "envelope.sender_mismatch"
     ENVELOPE_TENANT = "envelope.tenant_mismatch"
@@ -266,7 +267,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     ),
     Code.ENVELOPE_BEFORE_BOOT: (
         "The message was sent before this start, and what was received before it is lost.",
-        "It lies among the dead letters: look whether it was handled, and send it on its way again if not.",
+        "It lies among the dead letters: if it was not handled, start the agent anew and redrive it.",
     ),
     Code.ENVELOPE_BODY: (
         "The body does not open with the mailbox key: altered, or sealed to another key or header.",
@@ -289,6 +290,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "The same message is being handled right now.",
         "Leave it in the mailbox; it is acknowledged when its handler ends.",
     ),
+    Code.ENVELOPE_PAYLOAD: (
+        "The large payload that the message speaks of is not at the broker any more.",
+        "Send the message again; give it a longer life if it waits long.",
+    ),
     Code.ENVELOPE_REPLAYED: (
         "This message was accepted before, or is older than the replay window.",
         "Drop it. A repeated delivery of a message that was handled is harmless.",
@@ -301,7 +306,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "Sender and mailbox are of different tenants.",
         "Nothing crosses tenants; give both agents admission in one tenant.",
     ),
-    Code.ENVELOPE_TOO_LARGE: ("The message is larger than 1 MiB.", "Send a reference to it instead."),
+    Code.ENVELOPE_TOO_LARGE: ("The message is larger than 16 MiB.", "Send it in parts, for example as a stream."),
     Code.ENVELOPE_WRONG_MAILBOX: (
         "The envelope is for another mailbox.",
         "Drop it: it was moved here by whoever routes the mail.",

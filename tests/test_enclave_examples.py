@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from enclave.launch import stage
 from simulator.demo import vectors
 from simulator.demo.operator import Operator
 from simulator.lab import Lab
@@ -61,6 +62,31 @@ def test_the_research_pair_reads_a_sealed_report(lab: Lab) -> None:
         with run(lab, "research/analyst.py", b64encode(report).decode()) as analyst:
             assert analyst.stdout is not None
             assert analyst.stdout.readline() == "It works. (3 words, labels ['board-only'])\n"
+
+
+def lines(process: subprocess.Popen[str], count: int) -> list[str]:
+    assert process.stdout is not None
+    return [process.stdout.readline().rstrip("\n") for _ in range(count)]
+
+
+def test_the_queue_books_each_order_once_and_refuses_nonsense(lab: Lab) -> None:
+    with run(lab, "queue/worker.py") as worker:
+        wait_until_admitted(worker)
+        with run(lab, "queue/shop.py") as shop:
+            assert lines(shop, 4) == ["A-1: 97 left", "A-2: 93 left", "A-1: 97 left", "A-3: order.no_pieces"]
+
+
+def test_a_tool_is_called_only_if_it_is_the_code_that_was_named(lab: Lab) -> None:
+    corpus = b"a red fox\na blue bird\nanother fox"
+    Operator(lab.broker_url, lab.admin_key_file).put_secret("lab/tools/corpus", corpus, labels=("licensed",))
+    with stage(EXAMPLES / "tools" / "server.py") as staged:
+        digest = staged.digest.hex()
+    with run(lab, "tools/server.py") as server:
+        wait_until_admitted(server)
+        with run(lab, "tools/caller.py", digest, "fox") as caller:
+            assert lines(caller, 3) == ["1: a red fox", "3: another fox", "labels ['licensed']"]
+        with run(lab, "tools/caller.py", "00" * 48, "fox") as wary:
+            assert lines(wary, 2) == ["peer.not_accepted", "labels []"]
 
 
 def test_hello_is_short() -> None:

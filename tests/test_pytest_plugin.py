@@ -39,12 +39,12 @@ def test_the_guide_s_examples_pass_as_they_stand(pytester: pytest.Pytester) -> N
     for name, text in files.items():
         (pytester.path / name).write_text(text)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error")
-    run(pytester).assert_outcomes(passed=5)
+    run(pytester).assert_outcomes(passed=6)
 
 
 def test_the_guide_names_every_fixture(pytester: pytest.Pytester) -> None:
     listed = run(pytester, "--fixtures").stdout.str()
-    for name in ("tdx_machine", "trust_domain", "collateral", "clock", "broker"):
+    for name in ("tdx_machine", "trust_domain", "collateral", "clock", "broker", "agent", "peer", "hostile_agent"):
         assert re.search(rf"^{name}\b.*", listed, re.MULTILINE)
         assert f"`{name}`" in GUIDE.read_text()
 
