@@ -1,9 +1,12 @@
 """One call of a use-case, whichever protocol brought it: what was asked, who asks, and how that was proved.
 
-Decides what must be shown at which door. REST (http_api.py) and gRPC (rpc/) are adapters around this: both hand a
-`Call` to the same handlers, so a decision, a code or an entry of the log cannot depend on the protocol.
+Decides what must be shown at which door, and for how long a handler may work. REST (http_api.py) and gRPC (rpc/) are
+adapters around this: both hand a `Call` to the same handlers, so a decision, a code or an entry of the log cannot
+depend on the protocol.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,6 +17,7 @@ from starlette.responses import Response
 from attestation.errors import AttestationError
 from broker.config import Admin
 from broker.errors import BrokerCode, BrokerError
+from broker.rights import Act
 from broker.service import Broker
 from broker.wire.bodies import MAX_SMALL_BODY
 from broker.wire.errors import WireCode, WireError
@@ -23,6 +27,7 @@ from policies.errors import Refused
 T = TypeVar("T")
 JSON_TYPE: Final = "application/json"
 SMALL: Final = MAX_SMALL_BODY
+DEADLINE_S: Final = 30  # of a handler; the longest wait that a request can ask for is 20
 REFUSALS: Final = (AttestationError, BrokerError, WireError, Refused)
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -103,6 +108,8 @@ class Endpoint:
     max_body: int
     changes: bool  # an administrator who may only look may not
     content: str
+    act: Act | None = None  # what an administrator does here; without one, it concerns the whole broker
+    redeems: int = 0  # so many requests of strangers are given back when it goes well
 
     @property
     def name(self) -> str:
@@ -112,6 +119,11 @@ class Endpoint:
     def says(self) -> str:
         """The handler's own first line."""
         return (self.handler.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+    @property
+    def limited(self) -> bool:
+        """Probes are not: whoever floods the broker must not make it look dead."""
+        return self.path.startswith(("/v1/", "/.well-known/", "/results/"))
 
 
 def row(
@@ -124,6 +136,8 @@ def row(
     most: int | None = None,
     changes: bool = False,
     content: str = JSON_TYPE,
+    act: Act | None = None,
+    redeems: int = 0,
 ) -> Endpoint:
     """A line of the table: `row("POST /v1/challenges", challenge, Door.OPEN, ChallengeRequest, ChallengeResponse)`."""
     method, path = where.split(" ")
@@ -137,7 +151,37 @@ def row(
         max_body=(0 if method == "GET" else SMALL) if most is None else most,
         changes=changes,
         content=content,
+        act=act,
+        redeems=redeems,
     )
+
+
+def enter(broker: Broker, endpoint: Endpoint, source_ip: str | None) -> None:
+    """Before anything is read. Raises BrokerError limit.source."""
+    if endpoint.limited:
+        broker.limits.enter(source_ip, time.monotonic())
+
+
+async def answer(call: Call, endpoint: Endpoint) -> Answer:
+    """What the handler answers, within its time; who has proved himself is counted with his tenant, not his address.
+
+    Raises BrokerError limit.tenant, broker.deadline; what the handler raises.
+    """
+    at_s = time.monotonic()
+    if call.token or call.admin is not None:
+        call.broker.limits.honest(call.source_ip, at_s)
+    if call.token:
+        call.broker.limits.act(call.broker.sessions.tenant_of(call.token, call.broker.clock()), at_s)
+    try:
+        async with asyncio.timeout(DEADLINE_S) as deadline:
+            found = await endpoint.handler(call)
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise BrokerError(BrokerCode.BROKER_DEADLINE, f"{endpoint.name} took {DEADLINE_S} s", retry_after_s=1) from None
+    if endpoint.redeems:
+        call.broker.limits.honest(call.source_ip, at_s, number=endpoint.redeems)
+    return found
 
 
 @final
@@ -156,7 +200,7 @@ class Shown:
         return found[0] if len(found) == 1 else None
 
 
-def prove(broker: Broker, shown: Shown, door: Door, *, changes: bool) -> tuple[str, Admin | None]:
+def prove(broker: Broker, shown: Shown, door: Door, *, changes: bool, act: Act | None = None) -> tuple[str, Admin | None]:
     """Who is there: an agent's token, or an administrator. An agent's proof is compared with its token's key here, its
     rights later. Raises BrokerError admin.*, session.token_missing, dpop.*, policy.refused; WireError dpop.*;
     TokenRefused token.*
@@ -165,10 +209,22 @@ def prove(broker: Broker, shown: Shown, door: Door, *, changes: bool) -> tuple[s
         return "", None
     if door is Door.ADMIN or (door is Door.EITHER and shown.header("cloister-admin")):
         admin = administrator(broker, shown)
-        if changes and not admin.may_change:
-            raise BrokerError(BrokerCode.POLICY_REFUSED, f"role {admin.role} may not change anything")
+        _demand(admin, changes=changes, act=act)
         return "", admin
     return agent_token(broker, shown), None
+
+
+def _demand(admin: Admin, *, changes: bool, act: Act | None) -> None:
+    """The role here; the tenant where it is known. Acts without a name are not for those who have one tenant alone.
+
+    Raises BrokerError admin.role, admin.tenant.
+    """
+    if act is not None:
+        admin.require_role(act)
+    elif changes and not admin.may_change:
+        raise BrokerError(BrokerCode.ADMIN_ROLE, f"{admin.name} is {admin.role}, and changes nothing")
+    elif admin.tenants:
+        raise BrokerError(BrokerCode.ADMIN_TENANT, f"{admin.name} is for {', '.join(admin.tenants)}")
 
 
 def administrator(broker: Broker, shown: Shown) -> Admin:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar, final
 from urllib.parse import urlsplit
 
 from broker.errors import BrokerCode, BrokerError
+from broker.limits import Rates
 from broker.ports_mail import Quota
 from broker.rights import MARKABLE, ROLES, Admin
 from broker.rootkey.tpm import DEFAULT_TCTI
@@ -58,6 +59,7 @@ class Settings:
     console: bool | None = None  # it asks for no credentials: unless said, in the development profile alone
     log_level: str = "INFO"
     quota: Quota = field(default_factory=Quota)
+    rates: Rates = field(default_factory=Rates)
     tcti: str = DEFAULT_TCTI  # where the TPM is, in the spelling of tpm2-tss
     confirm_by: str | None = None  # who stands for the newest checkpoint at start: an operator in production
     witness_url: str | None = None
@@ -106,6 +108,10 @@ class Settings:
             ""
             if not self.spiffe_trust_domain or is_trust_domain(self.spiffe_trust_domain)
             else "identity.trust_domain has lower-case letters, digits, dots, dashes and underscores only",
+            ""
+            if min(self.rates.source_per_s, self.rates.tenant_per_s) >= 0
+            and min(self.rates.source_burst, self.rates.tenant_burst) > 0
+            else "limits must not be negative, and bursts not 0; limits.*_per_s = 0 means no limit",
             "" if self.quota.messages > 0 and self.quota.octets > 0 else "mail limits must be positive",
             *(self._admin_mistake(admin) for admin in self.admins),
             *self._rights_mistakes(),
@@ -224,9 +230,14 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "collateral.refresh_s": ("refresh_s", _number),
     "tokens.ttl_s": ("token_ttl_s", _number),
     "tokens.rotate_days": ("rotate_days", _number),
+    "limits.source_per_s": ("source_per_s", _number),
+    "limits.source_burst": ("source_burst", _number),
+    "limits.tenant_per_s": ("tenant_per_s", _number),
+    "limits.tenant_burst": ("tenant_burst", _number),
     "mail.messages": ("messages", _number),
     "mail.octets": ("octets", _number),
 }
+_RATES: Final = ("source_per_s", "source_burst", "tenant_per_s", "tenant_burst")
 _RELATIVE: Final = ("database", "root_key_file", "roots_file", "trust_file", "pcs_cache")
 
 
@@ -254,7 +265,8 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     values |= {name: home / values[name] for name in _RELATIVE if name in values}
     values["bundles"] = tuple(home / bundle for bundle in values["bundles"])
     quota = {name: values.pop(name) for name in ("messages", "octets") if name in values}
-    return Settings(**values, admins=admins, quota=Quota(**quota))
+    rates = {name: values.pop(name) for name in _RATES if name in values}
+    return Settings(**values, admins=admins, quota=Quota(**quota), rates=Rates(**rates))
 
 
 def _read(document: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:

@@ -5,6 +5,7 @@ agents, secrets or mail is taken here; who must prove what stands in calls.py. E
 dataclasses of `broker.wire`; no model library stands in the hot path.
 """
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -14,8 +15,8 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from broker.calls import JSON_TYPE, Call, Door, Endpoint, Shown, prove
-from broker.errors import BrokerError
+from broker.calls import DEADLINE_S, JSON_TYPE, Call, Door, Endpoint, Shown, answer, enter, prove
+from broker.errors import BrokerCode, BrokerError
 from broker.reasons import Refusal
 from broker.refusals import as_refusal, note
 from broker.service import Broker
@@ -46,24 +47,34 @@ def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awa
 
 
 async def _answer(broker: Broker, endpoint: Endpoint, request: Request, correlation_id: str) -> Response:
-    body = await read_body(request, endpoint.max_body) if endpoint.max_body else b""
+    source_ip = request.client.host if request.client else None
+    enter(broker, endpoint, source_ip)
+    body = await _within(read_body(request, endpoint.max_body)) if endpoint.max_body else b""
     shown = Shown(method=request.method, path=request.scope["path"], body=body, header=request.headers.getlist)
-    token, admin = prove(broker, shown, endpoint.door, changes=endpoint.changes)
+    token, admin = prove(broker, shown, endpoint.door, changes=endpoint.changes, act=endpoint.act)
     call = Call(
         broker=broker,
         body=body,
         correlation_id=correlation_id,
-        source_ip=request.client.host if request.client else None,
+        source_ip=source_ip,
         path=request.path_params,
         query=request.query_params,
         token=token,
         admin=admin,
     )
-    answer = await endpoint.handler(call)
-    if isinstance(answer, Response):
-        return answer
-    members: dict[str, Any] = {} if answer is None else answer if isinstance(answer, dict) else answer.to_dict()
+    found = await answer(call, endpoint)
+    if isinstance(found, Response):
+        return found
+    members: dict[str, Any] = {} if found is None else found if isinstance(found, dict) else found.to_dict()
     return json_response(members)
+
+
+async def _within(reading: Awaitable[bytes]) -> bytes:
+    """A body that trickles in is not waited for."""
+    try:
+        return await asyncio.wait_for(reading, DEADLINE_S)
+    except TimeoutError:
+        raise BrokerError(BrokerCode.BROKER_DEADLINE, "the body did not come") from None
 
 
 async def read_body(request: Request, most: int) -> bytes:

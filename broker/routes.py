@@ -14,6 +14,7 @@ from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.errors import BrokerCode, BrokerError
 from broker.http_api import json_response
 from broker.ports import AgentRecord, LogRow
+from broker.rights import Act
 from broker.routes_audit import AUDIT_ENDPOINTS
 from broker.routes_keys import KEY_ENDPOINTS
 from broker.routes_mail import MAIL_ENDPOINTS
@@ -121,7 +122,7 @@ async def destroy_secret(call: Call) -> Answer:
 async def list_secrets(call: Call) -> Answer:
     """Names, versions and labels of secrets; never a value."""
     found = call.broker.administration.secrets(
-        tenant=call.text("tenant"),
+        tenant=call.administrator.scope(Act.SECRET_LIST, call.text("tenant")),
         after=call.text("after") or "",
         limit=call.number("limit", 100),
     )
@@ -135,7 +136,9 @@ async def agent(call: Call) -> Answer:
     """To an agent its peer's verdict as a token, to an administrator the agent's record."""
     subject = call.name
     if call.admin is not None:
-        return record_dict(call.broker.administration.agent(subject))
+        found = call.broker.administration.agent(subject)
+        call.admin.require(Act.AGENT_LIST, found.tenant)
+        return record_dict(found)
     at = call.broker.clock()
     await call.broker.sessions.of_token(call.token, at)
     peer = await call.broker.sessions.peer(subject, at)
@@ -145,7 +148,7 @@ async def agent(call: Call) -> Answer:
 async def list_agents(call: Call) -> Answer:
     """Agents and their states."""
     found = call.broker.administration.agents(
-        tenant=call.text("tenant"),
+        tenant=call.administrator.scope(Act.AGENT_LIST, call.text("tenant")),
         after=call.text("after") or "",
         limit=call.number("limit", 100),
     )
@@ -276,12 +279,21 @@ async def log_entries(call: Call) -> Answer:
     found = call.broker.audit.page(
         start=call.number("start", 0), limit=min(call.number("limit", 100), MAX_PAGE), kind=kind, subject=subject
     )
-    return {"entries": [row_dict(row) for row in found]}
+    told = [row_dict(row) for row in found]
+    return {"entries": [item for item in told if _his(call, item["entry"])]}
 
 
 async def log_receipt(call: Call) -> Answer:
     """An entry of the log with its proof."""
-    return call.broker.audit.prove(int(call.path["index"]))
+    receipt = call.broker.audit.prove(int(call.path["index"]))
+    if not _his(call, json.loads(receipt.entry)):
+        raise BrokerError(BrokerCode.ADMIN_TENANT, "an entry about another tenant")
+    return receipt
+
+
+def _his(call: Call, entry: dict[str, Any]) -> bool:
+    """Whether the administrator who asks may read that entry."""
+    return call.administrator.sees(entry.get("tenant", ""), entry.get("subject", ""))
 
 
 def row_dict(row: LogRow) -> dict[str, Any]:
@@ -305,7 +317,13 @@ async def reload_policies(call: Call) -> Answer:
 
 async def refresh_collateral(call: Call) -> Answer:
     """Ask the collateral source now."""
-    return {"changed": await call.broker.administration.refresh_collateral()}
+    return {"changed": await call.broker.administration.refresh_collateral(call.administrator)}
+
+
+async def proposals(call: Call) -> Answer:
+    """First requests for acts that need a second administrator."""
+    call.administrator.require_everywhere(Act.STATUS_READ)
+    return {"proposals": call.broker.administration.proposals()}
 
 
 async def jwks(call: Call) -> Answer:
@@ -371,16 +389,17 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *AUDIT_ENDPOINTS,
     *RELYING_ENDPOINTS,
     row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
-    row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG),
+    # What comes back with it: the challenge, and the attestation itself.
+    row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG, redeems=2),
     row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),
     row(f"POST {_SECRET}:release", release, _AGENT, ReleaseRequest, ReleaseResponse),
-    row(f"POST {_SECRET}:rotate", rotate_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
-    row(f"POST {_SECRET}:destroy", destroy_secret, _ADMIN, changes=True),
-    row(f"PUT {_SECRET}", put_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True),
-    row("GET /v1/secrets", list_secrets, _ADMIN),
-    row(f"POST {_WHO}:revoke", revoke_agent, _ADMIN, changes=True),
-    row(f"GET {_WHO}", agent, _EITHER, None, PeerInfo),
-    row("GET /v1/agents", list_agents, _ADMIN),
+    row(f"POST {_SECRET}:rotate", rotate_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True, act=Act.SECRET_ROTATE),
+    row(f"POST {_SECRET}:destroy", destroy_secret, _ADMIN, changes=True, act=Act.SECRET_DESTROY),
+    row(f"PUT {_SECRET}", put_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True, act=Act.SECRET_PUT),
+    row("GET /v1/secrets", list_secrets, _ADMIN, act=Act.SECRET_LIST),
+    row(f"POST {_WHO}:revoke", revoke_agent, _ADMIN, changes=True, act=Act.AGENT_REVOKE),
+    row(f"GET {_WHO}", agent, _EITHER, None, PeerInfo, act=Act.AGENT_LIST),
+    row("GET /v1/agents", list_agents, _ADMIN, act=Act.AGENT_LIST),
     row(f"POST {_MAILBOX}:send", send, _AGENT, None, SendResponse, most=MAX_BATCH_BYTES, content=PROTOBUF),
     row(f"POST {_MAILBOX}:receive", receive, _AGENT, ReceiveRequest, ReceiveResponse),
     row(f"POST {_MAILBOX}:ack", acknowledge, _AGENT, AckRequest, AckResponse),
@@ -389,11 +408,12 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     row("GET /v1/log/checkpoint", checkpoint, _OPEN, content="text/plain"),
     row("GET /v1/log/tile/{tile:path}", tile, _OPEN, content="application/octet-stream"),
     row("GET /v1/log/consistency", consistency, _OPEN),
-    row("GET /v1/log/entries", log_entries, _ADMIN),
-    row("GET /v1/log/entries/{index:int}", log_receipt, _ADMIN, None, Receipt),
+    row("GET /v1/log/entries", log_entries, _ADMIN, act=Act.LOG_READ),
+    row("GET /v1/log/entries/{index:int}", log_receipt, _ADMIN, None, Receipt, act=Act.LOG_READ),
     row("GET /v1/status", status, _ADMIN),
-    row("POST /v1/policies:reload", reload_policies, _ADMIN, changes=True),
-    row("POST /v1/collateral:refresh", refresh_collateral, _ADMIN, changes=True),
+    row("GET /v1/proposals", proposals, _ADMIN),
+    row("POST /v1/policies:reload", reload_policies, _ADMIN, changes=True, act=Act.POLICY_RELOAD),
+    row("POST /v1/collateral:refresh", refresh_collateral, _ADMIN, changes=True, act=Act.COLLATERAL_REFRESH),
     row("GET /.well-known/jwks.json", jwks, _OPEN),
     row("GET /.well-known/openid-configuration", configuration, _OPEN),
     row("GET /results/.well-known/jwks.json", results_jwks, _OPEN),

@@ -44,6 +44,7 @@ from broker.kbs.token import KbsTokens
 from broker.keyring import Keyring
 from broker.labels import Ratchets
 from broker.leases import Leases
+from broker.limits import Limits
 from broker.mail import assemble as assemble_mail
 from broker.mailboxes import Mailboxes
 from broker.mailkeys import KeyDesk
@@ -93,6 +94,7 @@ class Broker:
     tokens: TokenDesk
     rotation: KeyRotation
     pool: Pool
+    limits: Limits
     labels: Ratchets
     keys: KeyDesk
     states: StateDesk
@@ -266,6 +268,7 @@ async def _assemble(
             store=store, root=root, keyring=keyring, audit=audit, clock=clock, every_days=settings.rotate_days
         ),
         pool=pool,
+        limits=Limits(settings.rates),
         labels=labels,
         keys=KeyDesk(
             store=store,

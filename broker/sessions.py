@@ -149,6 +149,10 @@ class Sessions:
         """Thumbprint of the key that the token is bound to. Raises TokenRefused token.*"""
         return self._opened(token, at).jkt
 
+    def tenant_of(self, token: str, at: datetime) -> str:
+        """Tenant of the agent that the token is for. Raises TokenRefused token.*"""
+        return self._opened(token, at).subject.split("/")[1]
+
     def _opened(self, token: str, at: datetime) -> _Token:
         """A token is verified once; its end is looked at every time."""
         known = self._tokens.get(_name(token))

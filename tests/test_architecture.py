@@ -40,7 +40,7 @@ ORDER: dict[str, str] = {
     "broker": (
         "__init__ wire ports_channels ports_mail ports_svids ports_topics ports errors points rows tree archive audit bundles "
         "generation rootkey keyring authority identity challenges dpop collateral attested platforms judging "
-        "reasons status sessions admission vault svids edges labels mailkeys states release kbs rights config bell "
+        "reasons status sessions admission vault svids edges labels mailkeys states release kbs rights limits config bell "
         "decisions auditing deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels memory_mail "
         "memory_svids memory_topics memory sql_schema sql_blobs sql_channels sql_parcel sql_mail sql_svids "
         "sql_topics sql_tables sql pool verification tokens rotation witness sealed domains administration clock "
@@ -55,7 +55,7 @@ ORDER: dict[str, str] = {
     ),
     "broker/kbs": "__init__ jwe messages keys token records desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
-    "broker/rpc": "__init__ doors members unary server",
+    "broker/rpc": "__init__ doors members unary settling stream server",
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
         "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "

@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from starlette.responses import Response
 
 from broker import routes, routes_keys, routes_mail, routes_relying, routes_svids
-from broker.calls import Call, Door, Endpoint, Handler, prove
+from broker.calls import Call, Door, Endpoint, Handler, answer, enter, prove
 from broker.errors import BrokerCode, BrokerError
 from broker.refusals import as_refusal
 from broker.rpc.doors import correlation_id, greeting, refuse, shown
@@ -131,36 +131,38 @@ def _serving(broker: Broker, twin: Twin) -> Any:
         started = time.perf_counter()
         call_id = correlation_id()
         try:
-            answer = await _answer(broker, twin, raw, context, call_id)
+            found = await _answer(broker, twin, raw, context, call_id)
         except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged by its type
             failure = as_refusal(error, call_id)
         else:
             context.set_trailing_metadata(greeting(broker, call_id))
             broker.metrics.answered(twin.full_method, 200, time.perf_counter() - started)
-            return answer
+            return found
         return await refuse(context, broker, failure, call_id, route=twin.full_method, started=started)
 
     return serve
 
 
 async def _answer(broker: Broker, twin: Twin, raw: bytes, context: Context, call_id: str) -> bytes:
+    source_ip = address_of(context.peer())
+    enter(broker, twin.endpoint, source_ip)
     if len(raw) > twin.most:
         raise WireError(WireCode.BODY_TOO_LARGE, f"{len(raw)} bytes, at most {twin.most}")
     what = shown(context.invocation_metadata(), twin.full_method, raw)
-    token, admin = prove(broker, what, twin.door, changes=twin.endpoint.changes)
+    token, admin = prove(broker, what, twin.door, changes=twin.endpoint.changes, act=twin.endpoint.act)
     asked = _read(twin, parse(twin.request, raw))
     call = Call(
         broker=broker,
         body=asked.body,
         correlation_id=call_id,
-        source_ip=address_of(context.peer()),
+        source_ip=source_ip,
         path=asked.path,
         query=asked.query,
         members=asked.members,
         token=token,
         admin=admin,
     )
-    found = await twin.endpoint.handler(call)
+    found = await answer(call, twin.endpoint)
     message = twin.answer()
     _write(message, found)
     return message.SerializeToString()
@@ -212,12 +214,12 @@ def _converted(twin: Twin, given: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _write(message: Message, answer: Any) -> None:
-    if isinstance(message, pb.Octets) and isinstance(answer, Response):
-        message.data = bytes(answer.body)
-        message.content_type = answer.headers["content-type"]
+def _write(message: Message, found: Any) -> None:
+    if isinstance(message, pb.Octets) and isinstance(found, Response):
+        message.data = bytes(found.body)
+        message.content_type = found.headers["content-type"]
         return
-    members = {} if answer is None else answer if isinstance(answer, dict) else answer.to_dict()
+    members = {} if found is None else found if isinstance(found, dict) else found.to_dict()
     if isinstance(message, pb.Document):
         fill(message.members, members)
     else:
