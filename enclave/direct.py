@@ -52,6 +52,7 @@ async def connect(keeper: SvidKeeper, host: str, port: int, *, subject: str) -> 
 
     Raises WireError svid.*; AgentError peer.not_accepted for another agent; OSError, ssl.SSLError.
     """
+    keeper.start()
     svid = await keeper.current()
     context = _context(ssl.PROTOCOL_TLS_CLIENT, svid, await keeper.bundle())
     reader, writer = await asyncio.open_connection(
@@ -70,9 +71,9 @@ async def connect(keeper: SvidKeeper, host: str, port: int, *, subject: str) -> 
 async def serve(keeper: SvidKeeper, handle: Handle, host: str, port: int, *, accepts: Accepts) -> asyncio.Server:
     """Take channels from agents that `accepts` names; everybody else's connection ends without a byte.
 
-    `keeper.run()` has to be running, for certificates and CRLs go stale otherwise. Raises as `connect`.
+    Raises as `connect`.
     """
-    await keeper.bundle()
+    keeper.start()
     context = _context(ssl.PROTOCOL_TLS_SERVER, await keeper.current(), await keeper.bundle())
 
     def newest(connection: ssl.SSLObject, _: str | None, __: ssl.SSLContext) -> None:

@@ -354,6 +354,7 @@ class Runtime(Connection):
 
     async def close(self) -> None:
         """Give the mailbox back, so that a successor need not wait for it, and end."""
+        await self.svids.stop()
         if self._published and self._admission is not None:
             with suppress(CloisterError, TimeoutError):  # then it is kept for a while, as after a crash
                 async with asyncio.timeout(CLOSE_PATIENCE_S):

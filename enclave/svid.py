@@ -58,7 +58,7 @@ class Svid:
 
 @final
 class SvidKeeper:
-    """One agent's certificate and bundle. `current` and `bundle` fetch what is due; `run` does so all the time."""
+    """One agent's certificate and bundle. `current` and `bundle` fetch what is due; `start` has it done for good."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -66,6 +66,7 @@ class SvidKeeper:
         self._bundle: TrustBundle | None = None
         self._fetching = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
         self.refused: BrokerRefused | None = None
 
     async def current(self) -> Svid:
@@ -113,8 +114,17 @@ class SvidKeeper:
         """Set at the next change of certificate, bundle or refusal. Take it first, then look, then wait for it."""
         return self._changed
 
-    async def run(self) -> None:
-        """Keep both fresh until cancelled."""
+    def start(self) -> None:
+        """Keep both fresh in the background, from the first call on until `stop`."""
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+
+    async def _keep(self) -> None:
         while True:
             try:
                 await self.current()
