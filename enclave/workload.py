@@ -13,7 +13,6 @@ Source: SPIFFE Workload API and SPIFFE Workload Endpoint.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os

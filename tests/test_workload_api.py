@@ -4,6 +4,7 @@ import asyncio
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ class Scene:
     async def raw(self, method: str, request: Any, *, header: bool = True) -> Any:
         """Without the client library, which would not leave the header out."""
         async with grpc.aio.insecure_channel(f"unix:{self.socket}") as channel:
-            call = channel.unary_stream(
+            call: Any = channel.unary_stream(
                 f"/{SERVICE}/{method}", lambda message: message.SerializeToString(), lambda raw: raw
             )
             metadata = (("workload.spiffe.io", "true"),) if header else ()
@@ -111,6 +112,10 @@ async def test_an_unmodified_client_gets_and_validates_tokens(scene: Scene) -> N
     assert validated.spiffe_id == token.spiffe_id
 
 
+def _validate(token: str, audience: str, client: WorkloadApiClient) -> JwtSvid:
+    return client.validate_jwt_svid(token, audience)
+
+
 @pytest.mark.asyncio
 async def test_a_token_for_somebody_else_or_changed_on_the_way_does_not_validate(scene: Scene) -> None:
     token = (await scene.ask(lambda client: client.fetch_jwt_svid(audience={AUDIENCE}))).token
@@ -123,7 +128,7 @@ async def test_a_token_for_somebody_else_or_changed_on_the_way_does_not_validate
         (scene.runtime.admission.token, AUDIENCE),  # an admission is no JWT-SVID
     ):
         with pytest.raises(PySpiffeError):
-            await scene.ask(lambda client, text=text, audience=audience: client.validate_jwt_svid(text, audience))
+            await scene.ask(partial(_validate, text, audience))
 
 
 @pytest.mark.asyncio
