@@ -391,39 +391,114 @@ def test_only_the_newest_keys_of_a_mailbox_are_kept(store: Store) -> None:
     assert known == [False, False] + [True] * MAX_KEYS
 
 
-@given(
-    steps=st.lists(st.tuples(st.sampled_from(["send", "lease", "ack", "nak", "later"]), st.integers(0, 5)), max_size=25)
-)
+VERBS = "send batch lease ack nak partly extend reject redrive expire take_over hold later".split()
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 5)), max_size=30))
 @settings(max_examples=40)
 def test_both_stores_tell_the_same_story(
     steps: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     stores: list[Store] = [MemoryStore(), SqlStore(tmp_path_factory.mktemp("s") / "a.db", mac_key=KEY)]
-    stories = [_story(one, steps) for one in stores]
+    stories = [_Story(one).tell(steps) for one in stores]
     for one in stores:
         one.close()
     assert stories[0] == stories[1]
 
 
-def _story(store: Store, steps: list[tuple[str, int]]) -> list[object]:
-    ready(store)
-    now_ms, count, told = 2_000, 0, list[object]()
-    for what, number in steps:
-        token = f"lease{number}"
-        if what == "send":
-            new = message(number, accepted_at_ms=now_ms, expires_at_ms=now_ms + 50_000)
-            told.append(queue(store, new, Quota(messages=3)))
-        elif what == "lease":
-            told.append(take(store, f"lease{count}", now_ms=now_ms))
-            count += 1
-        elif what == "ack":
-            told.append(acknowledge(store, token, now_ms=now_ms))
-        elif what == "nak":
-            told.append(give_back(store, token, now_ms=now_ms, visible_at_ms=now_ms + 2_000))
-        else:
-            now_ms += number * 4_000
-        told.append(store.read(lambda tx: tx.mail.waiting("acme/mail")))
-    return told
+class _Story:
+    """What a store says to a list of steps: two senders, one of whom falls when he is told to."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.now_ms, self.count = 2_000, 0
+        ready(store)
+        do(store, lambda tx: tx.agents.put(agent("agent/acme/c")))
+
+    def tell(self, steps: list[tuple[str, int]]) -> list[object]:
+        told: list[object] = []
+        for what, number in steps:
+            told.append(getattr(self, what)(number, f"lease{number}"))
+            told.append(
+                self.store.read(lambda tx: (tx.mail.waiting("acme/mail"), sorted(tx.mail.senders("acme/mail"))))
+            )
+            told.append([letter.number for letter in self.store.read(lambda tx: tx.mail.dead("acme/mail"))])
+        return told
+
+    def _new(self, number: int, **how: Any) -> NewMessage:
+        sender = "agent/acme/c" if number % 2 else "agent/acme/a"
+        end = {"accepted_at_ms": self.now_ms, "expires_at_ms": self.now_ms + 50_000}
+        return message(number, sender=sender, **(end | how))
+
+    def send(self, number: int, _: str) -> object:
+        return queue(self.store, self._new(number), Quota(messages=6, sender_messages=4))
+
+    def batch(self, number: int, _: str) -> object:
+        return queue(self.store, self._new(number, kind="batch", count=3), Quota(messages=6, sender_messages=4))
+
+    def lease(self, number: int, _: str) -> object:
+        tokens = [f"lease{self.count + i}" for i in range(2)]
+        self.count += 2
+        fallen: Any = ("hold", "deliver", "drop")[number % 3]
+        return do(
+            self.store,
+            lambda tx: tx.mail.lease(
+                "acme/mail",
+                now_ms=self.now_ms,
+                until_ms=self.now_ms + 5_000,
+                leases=tokens,
+                max_attempts=2,
+                max_messages=4,
+                fallen=fallen,
+            ),
+        )
+
+    def ack(self, _: int, token: str) -> object:
+        return acknowledge(self.store, token, now_ms=self.now_ms)
+
+    def nak(self, _: int, token: str) -> object:
+        return give_back(self.store, token, now_ms=self.now_ms, visible_at_ms=self.now_ms + 2_000)
+
+    def partly(self, number: int, token: str) -> object:
+        return do(
+            self.store,
+            lambda tx: tx.mail.give_back(
+                "acme/mail",
+                token,
+                now_ms=self.now_ms,
+                visible_at_ms=self.now_ms,
+                remaining=tuple(range(number)),
+                code="handler.failed",
+            ),
+        )
+
+    def extend(self, number: int, token: str) -> object:
+        until_ms = self.now_ms + number * 4_000
+        return do(
+            self.store,
+            lambda tx: tx.mail.extend("acme/mail", token, now_ms=self.now_ms, until_ms=until_ms, max_ms=9_000),
+        )
+
+    def reject(self, _: int, token: str) -> object:
+        return do(self.store, lambda tx: tx.mail.reject("acme/mail", token, now_ms=self.now_ms, code="no"))
+
+    def redrive(self, number: int, _: str) -> object:
+        return do(self.store, lambda tx: tx.mail.redrive("acme/mail", number, now_ms=self.now_ms))
+
+    def expire(self, number: int, _: str) -> object:
+        before = self.now_ms - number * 10_000
+        return do(self.store, lambda tx: tx.mail.expire(now_ms=self.now_ms, dead_before_ms=before))
+
+    def take_over(self, number: int, _: str) -> object:
+        record = replace(box(), owner=f"agent/acme/{number}", kind="durable" if number % 2 else "ephemeral")
+        return do(self.store, lambda tx: tx.mail.open(record))
+
+    def hold(self, number: int, _: str) -> object:
+        state = AgentState.QUARANTINED if number % 2 else AgentState.ADMITTED
+        return do(self.store, lambda tx: tx.agents.put(agent("agent/acme/c", state=state)))
+
+    def later(self, number: int, _: str) -> None:
+        self.now_ms += number * 4_000
 
 
 # ── SQLite alone ───────────────────────────────────────────────────────────────────────────────────────────────────
