@@ -60,6 +60,10 @@ class _Agents:
         ]
         return found[:limit]
 
+    def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
+        down = (AgentState.QUARANTINED, AgentState.REVOKED)
+        return [r.subject for r in self._sorted() if r.state in down and r.expires_at_s > live_at_s][:limit]
+
 
 @final
 class _Archive:

@@ -103,6 +103,9 @@ class Agents(Protocol):
     def stale(self, *, generation: int, live_at_s: int, limit: int) -> Sequence[AgentRecord]:
         """Admitted agents with an unexpired token that were last judged before this generation."""
 
+    def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
+        """Subjects of quarantined and revoked agents whose token had not expired then, in order."""
+
 
 class Archive(Protocol):
     """Blobs by their digest: evidence and collateral, so that every decision can be judged again."""

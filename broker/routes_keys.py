@@ -8,6 +8,7 @@ from typing import Final
 from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.wire.keys import KeysRequest, KeysResponse, Place
 from broker.wire.labels import HeldLabels
+from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
 
 
@@ -46,11 +47,19 @@ async def save_state(call: Call) -> Answer:
     )
 
 
+async def revocations(call: Call) -> Answer:
+    """Who may no longer speak, signed over the asking agent's nonce."""
+    wanted = call.read(RevocationsRequest.from_dict)
+    await call.broker.sessions.of_token(call.token, call.broker.clock())
+    return call.broker.standing.answer(wanted)
+
+
 _AGENT: Final = Door.AGENT
 _MAILBOX: Final = "/v1/mailboxes/{name:path}"
 
 KEY_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     row("GET /v1/labels", held_labels, _AGENT, None, HeldLabels),
+    row("POST /v1/revocations", revocations, _AGENT, RevocationsRequest, Revocations),
     row(f"POST {_MAILBOX}:keys", mailbox_keys, _AGENT, KeysRequest, KeysResponse),
     row(f"POST {_MAILBOX}:state", mailbox_state, _AGENT, StateRequest, StateResponse),
     row(f"POST {_MAILBOX}:checkpoint", save_state, _AGENT, SaveRequest, StateResponse),

@@ -38,9 +38,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.judging import Judge
-from broker.kbs.desk import KbsDesk
-from broker.kbs.keys import KbsKeys
-from broker.kbs.token import KbsTokens
+from broker.kbs.desk import KbsDesk, open_desk
 from broker.keyring import Keyring
 from broker.labels import Ratchets
 from broker.leases import Leases
@@ -58,6 +56,7 @@ from broker.rotation import KeyRotation
 from broker.routing import Router
 from broker.sessions import Session, Sessions
 from broker.sql import SqlStore
+from broker.standing import StandingDesk
 from broker.states import StateDesk
 from broker.svids import SvidDesk
 from broker.telemetry import Metrics
@@ -98,6 +97,7 @@ class Broker:
     labels: Ratchets
     keys: KeyDesk
     states: StateDesk
+    standing: StandingDesk
     releases: ReleaseDesk
     kbs: KbsDesk
     router: Router
@@ -253,6 +253,7 @@ async def _assemble(
             audit=audit,
             generation=generation,
             sessions=sessions,
+            pool=pool,
             clock=clock,
         ),
         verification=VerificationDesk(judge=judge, identity=identity, audit=audit, pool=pool, clock=clock),
@@ -279,6 +280,7 @@ async def _assemble(
             identity=identity,
             clock=clock,
         ),
+        standing=StandingDesk(store=store, generation=generation, identity=identity, clock=clock),
         states=StateDesk(
             store=store, audit=audit, edges=edges, generation=generation, identity=identity, clock=clock
         ),
@@ -298,18 +300,16 @@ async def _assemble(
         drawing=mail.drawing,
         dead=mail.dead,
         blobs=mail.blobs,
-        kbs=KbsDesk(
-            challenges=Challenges(root.derive("challenges"), "kbs"),
+        kbs=await open_desk(
+            root,
+            store,
             judge=judge,
-            tokens=KbsTokens(
-                await KbsKeys.open(store, root, at=at), issuer=f"{settings.public_url}/kbs", ttl_s=settings.token_ttl_s
-            ),
             identity=identity,
-            store=store,
             vault=vault,
             audit=audit,
             generation=generation,
             clock=clock,
+            ttl_s=settings.token_ttl_s,
         ),
         administration=administration,
         metrics=Metrics(lambda: _live(administration, store)),

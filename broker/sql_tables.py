@@ -88,6 +88,14 @@ class _Agents:
         )
         return [_agent(row) for row in rows]
 
+    def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
+        rows = self._db.execute(
+            """SELECT subject FROM agent WHERE state IN ('quarantined', 'revoked') AND expires_at_s > ?
+               ORDER BY subject LIMIT ?""",
+            (live_at_s, limit),
+        )
+        return [row[0] for row in rows]
+
 
 @final
 class _Archive:

@@ -60,13 +60,16 @@ class StateDesk:
     ) -> StateResponse:
         """Keep the next checkpoint, durably.
 
-        Raises BrokerError mailbox.name_invalid, mailbox.checkpoint_stale, generation.moved; Refused.
+        Raises BrokerError mailbox.name_invalid, mailbox.not_owner, mailbox.checkpoint_stale, generation.moved; Refused.
         """
         await self._permit(session, mailbox, correlation_id)
         digest = state_digest(request.sealed)
 
         def work(tx: Transaction) -> None:
             self._generation.expect(tx, session.generation)
+            box = tx.mail.find(mailbox)
+            if box is None or box.owner != session.subject:
+                raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{mailbox} is not {session.subject}'s")
             number, known = newest(tx, mailbox)
             if (number, known) == (request.number, digest):
                 return  # the answer was lost, and this is the same again

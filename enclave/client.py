@@ -39,6 +39,7 @@ from broker.wire.mailbox import (
 )
 from broker.wire.release import ReleaseRequest, ReleaseResponse
 from broker.wire.relying import TokenRequest, TokenResponse
+from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
 from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
 from enclave.clock import BrokerTime
@@ -145,6 +146,9 @@ class BrokerCalls:
     def keys(self, of: Place, name: str, request: KeysRequest) -> Call[KeysResponse]:
         path = f"/v1/{'topics' if of is Place.TOPIC else 'mailboxes'}/{name}:keys"
         return KeysResponse.from_dict((yield from self._json("POST", path, request.to_dict())))
+
+    def revocations(self, request: RevocationsRequest) -> Call[Revocations]:
+        return Revocations.from_dict((yield from self._json("POST", "/v1/revocations", request.to_dict())))
 
     def state(self, name: str, request: StateRequest) -> Call[StateResponse]:
         return StateResponse.from_dict(

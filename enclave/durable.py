@@ -1,10 +1,11 @@
 """A durable mailbox's reader: the keys come from the broker again, and so does the memory of what was received.
 
-Decides what happens at a start. The keys are asked for, the newest checkpoint is restored, and only then is the mailbox
-opened. A checkpoint that is missing, does not open, or is not the one that the broker's signed number names, is lost
-state: then, as declared, either mail is accepted again (`redeliver`: the handlers do not mind), or what was sent before
-this start is refused (`refuse_before_boot`). Never is it silently accepted. With a `state_file` the reader keeps the
-newest number itself too; a broker whose database was put back then shows, however well its older number is signed.
+Decides what happens at a start. The keys are asked for, the mailbox is opened, and before anything is received the
+newest checkpoint is restored. A checkpoint that is missing, does not open, or is not the one that the broker's signed
+number names, is lost state: then, as declared, either mail is accepted again (`redeliver`: the handlers do not mind),
+or what was sent before this start is refused (`refuse_before_boot`). Never is it silently accepted. With a `state_file`
+the reader keeps the newest number itself too; a broker whose database was put back then shows, however well its older
+number is signed.
 
 A message counts as received, and is acknowledged, when the checkpoint that says so is kept.
 """
@@ -37,7 +38,6 @@ log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
 OnStateLoss = Literal["redeliver", "refuse_before_boot"]
 FRESH_S: Final = 120  # keys that were made this lately have had no reader before
-_NOTHING: Final = state_digest(b"")
 
 
 class Do(Protocol):
@@ -57,7 +57,7 @@ class Durable:
 
 @final
 class DurableReader:
-    """See the module. `open` gives the statement to publish; `save` after a message was handled, before its ack."""
+    """See the module. Publish what `open` gives, then `begin`; `save` after a message was handled, before its ack."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class DurableReader:
         self._admission = admission
         self._do = do
         self._kept: KeptKeys | None = None
+        self._begun = False
         self._number = 0
         self._wanted = 0
         self._saved = 0
@@ -85,7 +86,7 @@ class DurableReader:
         self.lost: StateLost | None = None
 
     async def open(self) -> MailboxKey:
-        """Fetch the keys; the first time restore what was received. Raises what opening the keys raises."""
+        """Fetch the keys, and sign the newest for publication. Raises what opening the keys raises."""
         name, nonce = self._inbox.name, os.urandom(32)
         answer = await self._do(lambda: self._calls.keys(Place.MAILBOX, name, KeysRequest(nonce=nonce)))
         admission = self._admission()
@@ -98,12 +99,17 @@ class DurableReader:
             nonce=nonce,
             now_s=self._time.now_s(),
         )
-        statement = self._inbox.adopt(kept, admission.subject)
-        first, self._kept = self._kept is None, kept
-        if first:
-            await self._restore(kept, admission)
-            await self.save()  # from now on there is always one to compare with
-        return statement
+        self._kept = kept
+        return self._inbox.adopt(kept, admission.subject)
+
+    async def begin(self) -> None:
+        """Once the mailbox is this agent's, and before anything is received: restore what was received before."""
+        if self._begun:
+            return
+        assert self._kept is not None
+        await self._restore(self._kept, self._admission())
+        await self.save()  # from now on there is always one to compare with
+        self._begun = True
 
     async def save(self) -> None:
         """Return when a checkpoint is kept that says all that had been received when this was called."""

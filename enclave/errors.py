@@ -71,6 +71,7 @@ class Code(StrEnum):
     MESSAGE_SCHEMA = "message.schema_mismatch"
     MESSAGE_STREAM = "message.stream_mismatch"
     MESSAGE_TYPE = "message.type_unknown"
+    PEER_FALLEN = "peer.fallen"
     PEER_REFUSED = "peer.not_accepted"
     RELEASE_EXPIRED = "release.permit_expired"
     RELEASE_RECEIPT = "release.receipt_mismatch"
@@ -80,6 +81,7 @@ class Code(StrEnum):
     SESSION_QUOTE = "session.quote_mismatch"
     SESSION_STEP = "session.wrong_step"
     SESSION_UNATTESTED = "session.broker_not_attested"
+    STANDING_UNKNOWN = "standing.unknown"
     STATE_MISSING = "state.missing"
     STATE_ROLLED_BACK = "state.rolled_back"
     STATE_UNREADABLE = "state.unreadable"
@@ -395,6 +397,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "No handler takes messages of this type.",
         "Add a handler with `@agent.on_message(Type)`, or send a type that the receiver handles.",
     ),
+    Code.PEER_FALLEN: (
+        "The peer was quarantined or revoked.",
+        "Nothing to do here: the operator's log says why; whoever it was has to attest again.",
+    ),
     Code.PEER_REFUSED: (
         "The agent's own rule does not accept this peer.",
         "Compare the peer's verdict with the rule given as `Agent(peers=...)`.",
@@ -430,6 +436,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.SESSION_UNATTESTED: (
         "The trust file names measurements of the broker, and the broker did not prove its trust domain.",
         "Start it with `cloister broker serve --trust-domain`; without [broker.reference] its key alone is trusted.",
+    ),
+    Code.STANDING_UNKNOWN: (
+        "There is no list of fallen agents that is younger than a minute, so nothing is opened.",
+        "The mail waits; it is opened when the broker answers again.",
     ),
     Code.STATE_MISSING: (
         "A durable mailbox was read before, and there is no checkpoint of what was received.",

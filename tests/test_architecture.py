@@ -33,17 +33,17 @@ ORDER: dict[str, str] = {
         "forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors clock keys trustfile tdx replay messages domain packages launch session release kept mailbox blobs "
+        "errors clock keys trustfile tdx replay messages domain packages launch session release kept standing mailbox blobs "
         "padding channel lanes ledger checkpoint stream client svid durable connection runtime direct workload_messages workload declared replies context main handling "
         "agent supervise labs reload cli __init__"
     ),
     "broker": (
         "__init__ wire ports_channels ports_mail ports_svids ports_topics ports errors points rows tree archive audit bundles "
-        "generation rootkey keyring authority identity challenges dpop collateral attested platforms judging "
-        "reasons status sessions admission vault svids edges labels mailkeys states release kbs rights limits config bell "
+        "generation rootkey keyring authority identity challenges dpop collateral attested platforms pool judging "
+        "reasons status sessions admission vault svids edges labels mailkeys standing states release kbs rights limits config bell "
         "decisions auditing deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels memory_mail "
         "memory_svids memory_topics memory sql_schema sql_blobs sql_channels sql_parcel sql_mail sql_svids "
-        "sql_topics sql_tables sql pool verification tokens rotation witness sealed domains administration clock "
+        "sql_topics sql_tables sql verification tokens rotation witness sealed domains administration clock "
         "telemetry service calls refusals http_api sealed_http kbs_http openapi console routes_audit routes_keys "
         "routes_relying routes_mail routes_svids routes_opening routes rpc app opening admin_client unsealing setup "
         "rewrap hardening cli_parts audit_cli domain_cli root_cli cli"
@@ -53,7 +53,7 @@ ORDER: dict[str, str] = {
         "api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state "
         "bodies relying"
     ),
-    "broker/kbs": "__init__ jwe messages keys token records desk",
+    "broker/kbs": "__init__ jwe messages keys token records guests resources desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
     "broker/rpc": "__init__ doors members unary settling stream server",
     "simulator": (

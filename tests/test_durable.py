@@ -1,0 +1,391 @@
+"""Durable mailboxes: the key comes back by attesting, what was received stays received, and old disks are noticed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from broker.mailkeys import EPOCH_S, KEEP_S, ring_of
+from broker.wire.keys import NO_INCARNATION, KeySet, KeysRequest, Place
+from broker.wire.names import is_resource
+from enclave.checkpoint import MAX_ENTRIES, decode, encode, seal, unseal
+from enclave.durable import Durable
+from enclave.errors import Code, EnvelopeRefused, StateLost
+from enclave.replay import SIZE, Window
+from enclave.runtime import Received, Runtime
+from simulator.broker_fixture import BrokerUnderTest
+from tests.broker_world import Agent, World, outcome
+
+BOX = "lab/mail/jobs"
+KEEPING = Durable()
+
+
+class Stage:
+    """A broker under test and the agents of one test, which end with it."""
+
+    def __init__(self, broker: BrokerUnderTest) -> None:
+        self.broker = broker
+        self.running: list[Runtime] = []
+
+    async def start(self, mailbox: str = BOX, durable: Durable | None = KEEPING) -> Runtime:
+        runtime = Runtime(
+            domain=self.broker.machine.launch("durable"),
+            trust=self.broker.trust,
+            broker_url=self.broker.url,
+            mailbox=mailbox,
+            durable=durable,
+        )
+        self.running.append(runtime)
+        await runtime.attest()
+        await runtime.publish()
+        return runtime
+
+    async def crash(self, runtime: Runtime) -> None:
+        """The process is gone; that nobody waits for its mailbox is this helper's doing."""
+        self.running.remove(runtime)
+        owner = runtime.admission.subject
+        await self.inside(lambda tx: tx.mail.hold(runtime.inbox.name, owner=owner, until_ms=0))
+        await runtime._client.aclose()
+
+    async def inside(self, work: Callable[[Any], Any]) -> Any:
+        """Work on the broker's store, as a program with full access to it could."""
+        return await asyncio.to_thread(self.broker.run, self.broker.broker.store.transact(work))
+
+
+@pytest_asyncio.fixture
+async def place(broker: BrokerUnderTest) -> AsyncIterator[Stage]:
+    made = Stage(broker)
+    yield made
+    for runtime in made.running:
+        await runtime.close()
+
+
+async def tell(sender: Runtime, text: bytes) -> None:
+    await sender.send(BOX, kind="job", plaintext=text)
+
+
+async def texts(reader: Runtime) -> list[bytes]:
+    return [received.plaintext for received in await reader.receive(16)]
+
+
+# ── the key comes back ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_mail_that_was_unread_is_read_by_the_next_process(place: Stage) -> None:
+    first = await place.start()
+    sender = await place.start("lab/mail/sender", durable=None)
+    await tell(sender, b"one")
+    await place.crash(first)
+    await tell(sender, b"two")
+    second = await place.start()
+    assert second.keys.jkt != first.keys.jkt
+    assert await texts(second) == [b"one", b"two"]
+
+
+@pytest.mark.asyncio
+async def test_what_was_received_stays_received(place: Stage) -> None:
+    """Somebody puts the acknowledged parcel back into the queue, byte by byte: no process takes it a second time."""
+    first = await place.start()
+    sender = await place.start("lab/mail/sender", durable=None)
+    await tell(sender, b"one")
+    parcel = await place.inside(lambda tx: _stored(tx))
+    (received,) = await first.receive(16)
+    await first.finish(received)
+    await place.inside(lambda tx: _put_back(tx, parcel))
+    await tell(sender, b"two")
+    assert await texts(first) == [b"two"]
+    await place.crash(first)
+    await place.inside(lambda tx: _put_back(tx, parcel))
+    second = await place.start()
+    assert second._durable is not None
+    assert second._durable.lost is None
+    assert b"one" not in await texts(second)
+
+
+def _stored(tx: Any) -> Any:
+    """The one parcel that waits, as it lies there."""
+    (found,) = [parcel for parcel in tx.mail._parcels.rows.values() if parcel.new.mailbox == BOX]
+    return found.new
+
+
+def _put_back(tx: Any, new: Any) -> None:
+    """What the store would not do by itself: the same parcel again, forgotten among the ids that were seen."""
+    for key in [key for key in tx.mail._seen.rows if key[0] == BOX]:
+        tx.mail._seen.drop(key)
+    tx.mail.queue(new, _quota())
+
+
+def _quota() -> Any:
+    from broker.ports_mail import Quota
+
+    return Quota()
+
+
+# ── lost state is never silently accepted ──────────────────────────────────────────────────────────────────────────
+
+
+async def restarted(place: Stage, how: Durable, tamper: Callable[[Any], None]) -> tuple[Runtime, list[bytes]]:
+    """A reader that handled one message and has another waiting ends; the store is changed; it starts again."""
+    first = await place.start(durable=how)
+    sender = await place.start("lab/mail/sender", durable=None)
+    await tell(sender, b"one")
+    parcel = await place.inside(_stored)
+    before = await place.inside(lambda tx: (tx.marks.get(f"state/{BOX}"), tx.states.get(BOX)))
+    (received,) = await first.receive(16)
+    await first.finish(received)
+    await place.crash(first)
+    await place.inside(lambda tx: _put_back(tx, parcel))
+    await place.inside(lambda tx: tamper((tx, before)))
+    second = await place.start(durable=how)
+    return second, await texts(second)
+
+
+def _rolled_back(given: Any) -> None:
+    tx, (mark, sealed) = given
+    tx.marks.put(f"state/{BOX}", mark)
+    tx.states.put(BOX, sealed)
+
+
+def _bytes_alone(given: Any) -> None:
+    tx, (_, sealed) = given
+    tx.states.put(BOX, sealed)
+
+
+def _flipped(given: Any) -> None:
+    tx, _ = given
+    sealed = tx.states.get(BOX)
+    changed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    tx.states.put(BOX, changed)
+
+
+def _flipped_and_signed(given: Any) -> None:
+    """Even where the number's mark is made to fit: the bytes do not open."""
+    from broker.wire.state import state_digest
+
+    tx, _ = given
+    _flipped(given)
+    number = tx.marks.get(f"state/{BOX}").partition(" ")[0]
+    tx.marks.put(f"state/{BOX}", f"{number} {state_digest(tx.states.get(BOX)).hex()}")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("tamper", "code"),
+    [
+        (_bytes_alone, Code.STATE_ROLLED_BACK),
+        (_flipped, Code.STATE_ROLLED_BACK),
+        (_flipped_and_signed, Code.STATE_UNREADABLE),
+    ],
+)
+async def test_a_checkpoint_that_is_not_the_newest_one_refuses_what_was_sent_before(
+    place: Stage, tamper: Callable[[Any], None], code: Code
+) -> None:
+    reader, found = await restarted(place, KEEPING, tamper)
+    assert reader._durable is not None
+    assert reader._durable.lost is not None
+    assert reader._durable.lost.code is code
+    assert found == []
+    (dead,) = await place.inside(lambda tx: tx.mail.dead(BOX))
+    assert dead.code == Code.ENVELOPE_BEFORE_BOOT
+
+
+@pytest.mark.asyncio
+async def test_a_reader_that_minds_no_repetition_takes_the_mail_again(place: Stage) -> None:
+    reader, found = await restarted(place, Durable(on_state_loss="redeliver"), _bytes_alone)
+    assert reader._durable is not None
+    assert reader._durable.lost is not None
+    assert found == [b"one"]
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_was_put_back_shows_to_a_reader_with_a_file_of_its_own(
+    place: Stage, tmp_path: Path
+) -> None:
+    """Mark and bytes are genuine, only older. The reader's own number says so; without one only a witness could."""
+    how = Durable(state_file=tmp_path / "state.json")
+    reader, found = await restarted(place, how, _rolled_back)
+    assert reader._durable is not None
+    assert reader._durable.lost is not None
+    assert reader._durable.lost.code is Code.STATE_ROLLED_BACK
+    assert found == []
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_puts_back_the_readers_own_file_gains_nothing(place: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    how = Durable(state_file=file)
+    first = await place.start(durable=how)
+    old = file.read_text()
+    sender = await place.start("lab/mail/sender", durable=None)
+    await tell(sender, b"one")
+    (received,) = await first.receive(16)
+    await first.finish(received)
+    assert json.loads(file.read_text())[BOX] > json.loads(old)[BOX]
+    await place.crash(first)
+    file.write_text(old)
+    second = await place.start(durable=how)
+    assert second._durable is not None
+    assert second._durable.lost is None
+    assert second.inbox.windows()
+
+
+@pytest.mark.asyncio
+async def test_many_messages_share_a_checkpoint(place: Stage) -> None:
+    reader = await place.start()
+    sender = await place.start("lab/mail/sender", durable=None)
+    for number in range(8):
+        await tell(sender, b"%d" % number)
+    received: list[Received] = await reader.receive(16)
+    assert reader._durable is not None
+    before = reader._durable._number
+    await asyncio.gather(*(reader.finish(one) for one in received))
+    assert reader._durable._number - before <= 3
+    assert await place.inside(lambda tx: tx.mail.waiting(BOX)) == 0
+
+
+# ── who gets a key ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = await World.make(tmp_path, database=True)
+    yield made
+    await made.broker.close()
+
+
+def ask(agent: Agent, name: str = "acme/mail/b") -> Awaitable[Any]:
+    keys = agent.world.broker.keys
+    request = KeysRequest(nonce=bytes(32))
+    return agent.acting(lambda s: keys.grant(s, Place.MAILBOX, name, request))
+
+
+@pytest.mark.asyncio
+async def test_keys_are_for_those_who_may_receive_there(world: World) -> None:
+    eve = await world.admitted("eve")
+    assert await outcome(ask(eve)) == "ok"
+    assert (await outcome(ask(eve, "acme/private/b"))).startswith("refused")
+    assert await outcome(ask(eve, "~mailbox/acme/mail/b")) == "mailbox.name_invalid"
+    assert [kind for kind in world.kinds() if kind.startswith("keys.")] == ["keys.made", "keys.released"]
+
+
+@pytest.mark.asyncio
+async def test_no_other_door_leads_to_a_kept_key(world: World) -> None:
+    eve = await world.admitted("eve")
+    await ask(eve)
+    names = world.broker.store.read(lambda tx: [row.name for row in tx.secrets.page(limit=100)])
+    assert names == ["~mailbox/acme/mail/b", "~state/mailbox/acme/mail/b"]
+    assert not any(map(is_resource, names))
+    assert world.broker.administration.secrets(tenant=None, after="", limit=100) == []
+    admin = world.settings.admins[0]
+    for name in names:
+        assert await outcome(eve.release(name)) == "secret.name_invalid"
+        assert await outcome(world.broker.administration.destroy_secret(admin, name, None)) == "secret.name_invalid"
+    assert world.settings.database is not None
+    seed = _seed(world)
+    assert all(seed not in file.read_bytes() for file in world.settings.database.parent.glob("broker.db*"))
+
+
+def _seed(world: World) -> bytes:
+    record = world.broker.store.read(lambda tx: tx.secrets.get("~mailbox/acme/mail/b"))
+    assert record is not None
+    return world.broker.keys._vault._open(record)
+
+
+@pytest.mark.asyncio
+async def test_the_answer_opens_for_the_agent_that_asked_and_names_its_request(world: World) -> None:
+    eve, other = await world.admitted("eve"), await world.admitted("other")
+    answer = await ask(eve)
+    from broker.wire.keys import grant_digest
+
+    keys = KeySet.from_bytes(eve.sealing.open(answer.sealed, grant_digest(answer.grant)))
+    assert keys.epochs[0].seed == _seed(world)
+    assert await outcome(_opens(other, answer.sealed, grant_digest(answer.grant))) == "sealing.open_failed"
+
+
+async def _opens(agent: Agent, sealed: bytes, context: bytes) -> None:
+    agent.sealing.open(sealed, context)
+
+
+@pytest.mark.asyncio
+async def test_a_durable_mailbox_is_opened_under_a_kept_key_alone_and_stays_durable(world: World) -> None:
+    eve = await world.admitted("eve")
+    foreign = {"kind": "durable", "incarnation": NO_INCARNATION}
+    assert await outcome(eve.open("acme/mail/b", **foreign)) == "mailbox.key_not_kept"
+    await ask(eve)
+    assert await outcome(eve.open("acme/mail/b", **foreign)) == "mailbox.key_not_kept"
+    assert await outcome(eve.open("acme/mail/b")) == "mailbox.kind_mismatch"
+
+
+@pytest.mark.asyncio
+async def test_an_epoch_rolls_at_half_of_its_life_and_is_destroyed_when_nothing_can_need_it(world: World) -> None:
+    eve = await world.admitted("eve")
+    await ask(eve)
+    assert numbers(world) == [1]
+    world.machine.clock.advance(timedelta(seconds=EPOCH_S // 2 + 1))
+    await world.broker.keys.current(Place.MAILBOX, "acme/mail/b", world.broker.clock())
+    assert numbers(world) == [1, 2]
+    world.machine.clock.advance(timedelta(seconds=EPOCH_S // 2 + KEEP_S))
+    await world.broker.keys.purge(world.broker.clock())
+    assert numbers(world) == [2]
+    gone = world.broker.store.read(lambda tx: tx.secrets.get("~mailbox/acme/mail/b", 1))
+    assert gone is not None
+    assert gone.destroyed
+
+
+def numbers(world: World) -> list[int]:
+    ring = world.broker.store.read(lambda tx: ring_of(tx, Place.MAILBOX, "acme/mail/b"))
+    return [epoch.number for epoch in ring]
+
+
+# ── checkpoints ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+KEY, JKT = bytes(range(32)), "j" * 43
+
+
+def test_a_checkpoint_says_what_the_window_said() -> None:
+    window = Window()
+    for seq in [*range(1, 1500), 1502, 1504]:
+        window.check(seq, seq.to_bytes(16, "big"))
+        window.begin(seq, seq.to_bytes(16, "big"))
+        if seq != 1499:
+            window.finish(seq)
+    restored = decode(encode({(KEY, JKT): window}))[KEY, JKT]
+    for seq in (1, 400, 1498, 1502, 1504):
+        assert _code(restored, seq) == Code.ENVELOPE_REPLAYED
+    for seq in (1499, 1503, 1505):  # in the middle of being handled, never seen, new
+        assert _code(restored, seq) == "ok"
+
+
+def _code(window: Window, seq: int) -> str:
+    try:
+        window.check(seq, bytes(16))
+    except EnvelopeRefused as error:
+        return str(error.code)
+    return "ok"
+
+
+def test_a_checkpoint_opens_for_its_mailbox_number_and_key_alone() -> None:
+    sealed = seal(KEY, BOX, 7, {(KEY, JKT): Window.of(5, {5})})
+    assert unseal(KEY, BOX, 7, sealed)[KEY, JKT].state() == (5, frozenset({5}))
+    for key, box, number, blob in (
+        (bytes(32), BOX, 7, sealed),
+        (KEY, "lab/mail/other", 7, sealed),
+        (KEY, BOX, 8, sealed),
+        (KEY, BOX, 7, sealed[:-1]),
+        (KEY, BOX, 7, b""),
+    ):
+        with pytest.raises(StateLost):
+            unseal(key, box, number, blob)
+
+
+def test_a_checkpoint_has_room_for_so_many_senders_and_no_more() -> None:
+    many = {(KEY, f"{number:043}"): Window.of(SIZE, set()) for number in range(MAX_ENTRIES)}
+    assert len(decode(encode(many))) == MAX_ENTRIES
+    with pytest.raises(EnvelopeRefused):
+        encode({**many, (KEY, JKT): Window()})
