@@ -22,6 +22,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity, Issued, Proof
 from broker.judging import Judge, Judged, chain_holds, circumstances_of
+from broker.pool import Pool
 from broker.ports import Clock, Transaction
 from broker.reasons import codes_of, told
 from broker.sessions import Session, Sessions, record_of, require_unrevoked
@@ -60,6 +61,7 @@ class AdmissionDesk:
         audit: Audit,
         generation: Generation,
         sessions: Sessions,
+        pool: Pool,
         clock: Clock,
     ) -> None:
         self._challenges = challenges
@@ -68,6 +70,7 @@ class AdmissionDesk:
         self._audit = audit
         self._generation = generation
         self._sessions = sessions
+        self._pool = pool
         self._clock = clock
 
     def challenge(self, request: ChallengeRequest, proof: Proof | None = None) -> ChallengeResponse:
@@ -119,7 +122,9 @@ class AdmissionDesk:
 
     async def _admit(self, attempt: _Attempt, at: datetime) -> AttestationResponse:
         generation = self._generation.current
-        judged = self._judge.judge(attempt.evidence, attempt.quote, at=at, source_ip=attempt.source_ip)
+        judged = await self._judge.judge_on(
+            self._pool, attempt.evidence, attempt.quote, at=at, source_ip=attempt.source_ip
+        )
         issued = self._identity.admission(
             judged.verdict, at=at, appraisal=judged.appraisal, policy=judged.bundle.digest
         )

@@ -12,6 +12,7 @@ from typing import Final, final
 
 from attestation.chains import claimed_platform, judge_pck_chain
 from attestation.checks import Check
+from attestation.collateral import Collateral
 from attestation.ear import Appraisal, Executables
 from attestation.errors import Code, VerificationFailed
 from attestation.eventlog import EventLog
@@ -21,16 +22,18 @@ from attestation.quote import Quote
 from attestation.recent import Recent
 from attestation.tcb import ANY_TCB
 from attestation.verdict import Verdict
-from attestation.verifier import Verifier
+from attestation.verifier import VerifiedQuote, Verifier
 from broker.bundles import Bundles
 from broker.collateral import CollateralCache
 from broker.platforms import Platforms
+from broker.pool import Pool
 from policies.bundle import Bundle
 from policies.engine import decide
 from policies.model import Admit, Context
 from policies.permit import Permit
 
 KEPT_LOGS: Final = 512
+KEPT_PROOFS: Final = 4096
 OUTDATED: Final = frozenset(
     {
         Code.COLLATERAL_EXPIRED,
@@ -76,6 +79,7 @@ class Judge:
         self._roots = roots
         self._verifier = Verifier(roots)
         self._logs: Recent[EventLog] = Recent(KEPT_LOGS)
+        self._proved: Recent[bool] = Recent(KEPT_PROOFS)
         self.bundles: Final = bundles
         self.collateral: Final = collateral
         self.platforms: Final = Platforms()
@@ -90,18 +94,47 @@ class Judge:
             self.require_chain(quote)
             raise self.collateral.wanted(quote)
         try:
-            verified = self._verifier.verify(
-                quote,
-                collateral,
-                report_data=evidence.binding,
-                at=at,
-                accept=ANY_TCB,
-                allow=bundle.allowances(at),
-            )
+            verified = self._verified(evidence, quote, collateral, bundle, at)
         except VerificationFailed as error:
-            if error.code in OUTDATED:
-                self.collateral.outdated(quote)
-            raise
+            raise self._told(error, quote) from None
+        return self._concluded(evidence, verified, bundle, at, source_ip)
+
+    async def judge_on(
+        self, pool: Pool, evidence: Evidence, quote: Quote, *, at: datetime, source_ip: str | None = None
+    ) -> Judged:
+        """As `judge`; but what vouches for a key that was never proved here is judged on the pool's threads, so that
+        garbage takes no turn of those who are known. Raises BrokerError broker.busy as well.
+        """
+        name = hashlib.sha256(quote.certified).digest()
+        if self._proved.get(name):
+            return self.judge(evidence, quote, at=at, source_ip=source_ip)
+        bundle = self.bundles.of(evidence.binding.tenant)
+        collateral = self.collateral.find(quote)
+        if collateral is None:
+            await pool.run(self.require_chain, quote)
+            raise self.collateral.wanted(quote)
+        try:
+            verified = await pool.run(self._verified, evidence, quote, collateral, bundle, at)
+        except VerificationFailed as error:
+            raise self._told(error, quote) from None
+        self._proved.put(name, True)
+        return self._concluded(evidence, verified, bundle, at, source_ip)
+
+    def _verified(
+        self, evidence: Evidence, quote: Quote, collateral: Collateral, bundle: Bundle, at: datetime
+    ) -> VerifiedQuote:
+        return self._verifier.verify(
+            quote, collateral, report_data=evidence.binding, at=at, accept=ANY_TCB, allow=bundle.allowances(at)
+        )
+
+    def _told(self, error: VerificationFailed, quote: Quote) -> VerificationFailed:
+        if error.code in OUTDATED:
+            self.collateral.outdated(quote)
+        return error
+
+    def _concluded(
+        self, evidence: Evidence, verified: VerifiedQuote, bundle: Bundle, at: datetime, source_ip: str | None
+    ) -> Judged:
         log = self._log(evidence.event_log)
         verdict = Verdict.of(verified, event_log=log, binding=evidence.binding)
         addresses = self.platforms.see(verdict.ppid, source_ip, at)
