@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attestation.errors import MalformedEvidence
 from attestation.pki import TrustRoots
 from attestation.terminal import FINE, MALFORMED, REFUSED, USAGE, UsageError, moment, paint, plain, read_file
 from attestation.transparency import LogError, parse_verifier_key
-
-if TYPE_CHECKING:
-    from policies.decided import Finding
 
 _MAX_PEM = 64 << 10
 _MAX_KEY = 4096
@@ -46,7 +43,7 @@ def verify(path: str, *, log_key: str | None, root: str | None, as_json: bool) -
     return FINE if finding.stands and finding.permitted else REFUSED
 
 
-def members(finding: Finding) -> dict[str, Any]:
+def members(finding: Any) -> dict[str, Any]:
     """The JSON object. `ok`: a yes that stands; `stands`: yes or no, it would be taken again."""
     failed = finding.failed
     code = failed.code if failed else next(iter(finding.codes), None)
@@ -68,7 +65,7 @@ def members(finding: Finding) -> dict[str, Any]:
     }
 
 
-def lines(finding: Finding) -> Iterator[str]:
+def lines(finding: Any) -> Iterator[str]:
     """For people: the answer first."""
     about = " ".join(part for part in (finding.kind, finding.subject, finding.resource) if part)
     if not finding.stands:

@@ -20,7 +20,7 @@ from attestation.errors import VerificationFailed
 from broker.calls import REFUSALS
 from broker.errors import BrokerCode, BrokerError
 from broker.http_api import read_body
-from broker.kbs.desk import Caller
+from broker.kbs.guests import Caller
 from broker.kbs.messages import COOKIE, MAX_BODY, session_of
 from broker.reasons import Refusal, codes_of, told
 from broker.service import Broker

@@ -2,55 +2,43 @@
 
 Decides the order, which is that of admission and release: cheap checks and the nonce first; then the PCK chain, which
 alone admits a fetch of collateral, and here the request waits for it, because guests send no proof of possession; then
-verdict, `Admit`, audit, token. A guest belongs to every tenant whose bundle admits it over this protocol. A secret is
-encrypted to the key in REPORT_DATA, after its entry is durable, where a rule of the tenant names `via == "kbs"`.
+verdict, `Admit`, audit, token. How guests are judged stands in guests.py, how secrets go out in resources.py.
 """
 
-import asyncio
 import base64
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, TypeVar, final
+from typing import Final, final
 
-from attestation.encoding import b64url, strict_json
-from attestation.errors import Code, VerificationFailed
-from attestation.guest import GuestEvidence
-from attestation.quote import Quote, Tee
+from attestation.encoding import strict_json
+from attestation.errors import VerificationFailed
+from attestation.quote import Quote
 from attestation.records import VIA_KBS as VIA
 from attestation.records import pack_guest
-from attestation.tcb import ANY_TCB
-from attestation.verdict import Verdict
 from broker.archive import keep, unpack_guest
 from broker.audit import Audit, Entry, Kind
 from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
-from broker.judging import OUTDATED, Judge, Judged, chain_holds, circumstances_of, released_by
-from broker.kbs.jwe import TeeKey
+from broker.judging import Judge, Judged, chain_holds
+from broker.kbs.guests import Caller, Gauge, Guest, again_while_moving, platform_of, subject_of
+from broker.kbs.keys import KbsKeys
 from broker.kbs.messages import AttestBody, read_request
 from broker.kbs.records import key_of
+from broker.kbs.resources import Resources, resource_name
 from broker.kbs.token import KbsTokens, Ticket
-from broker.ports import Clock, SecretRecord, Store, Transaction
+from broker.ports import Clock, Store, Transaction
 from broker.reasons import codes_of, told
-from broker.vault import Vault, checked_name, find
-from broker.wire.names import tenant_of
-from policies.bundle import Bundle
-from policies.engine import decide
+from broker.rootkey.root import RootKey
+from broker.vault import Vault
 from policies.errors import Refused
-from policies.model import Admit, Context, ReleaseSecret
-from policies.permit import Permit
 
-T = TypeVar("T")
 SESSION_S: Final = 300
-COLLATERAL_S: Final = 20.0  # how long a request waits for the first collateral of a platform
 MAX_GUESTS: Final = 16_384
-MAX_RETRIES: Final = 3
-SEGMENTS: Final = 3
 logger = logging.getLogger("cloister.broker.kbs")
 
 
@@ -65,40 +53,6 @@ class Opened:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Where a request comes from, and under which id the operator finds it."""
-
-    source_ip: str | None = None
-    correlation_id: str = ""
-
-
-@final
-@dataclass(slots=True, kw_only=True)
-class Guest:
-    """A guest that may act now. `admitted`: tenant → judgement under its bundle, in this generation."""
-
-    ticket: Ticket
-    key: TeeKey
-    generation: int
-    admitted: Mapping[str, Judged]
-    token: str = field(default="", repr=False)
-
-    @property
-    def subject(self) -> str:
-        return subject_of(self.key)
-
-    @property
-    def valid_until(self) -> datetime:
-        return min(judged.verdict.valid_until for judged in self.admitted.values())
-
-
-def subject_of(key: TeeKey) -> str:
-    """How log entries name a guest: by the thumbprint of the key that it has things sealed to."""
-    return f"kbs/{b64url(key.thumbprint)}"
-
-
-@final
 class KbsDesk:
     """Serves guests of Confidential Containers."""
 
@@ -108,9 +62,8 @@ class KbsDesk:
         challenges: Challenges,
         judge: Judge,
         tokens: KbsTokens,
-        identity: Identity,
+        resources: Resources,
         store: Store,
-        vault: Vault,
         audit: Audit,
         generation: Generation,
         clock: Clock,
@@ -118,9 +71,9 @@ class KbsDesk:
         self._challenges = challenges
         self._judge = judge
         self._tokens = tokens
-        self._identity = identity
+        self._gauge = Gauge(judge)
+        self._resources = resources
         self._store = store
-        self._vault = vault
         self._audit = audit
         self._generation = generation
         self._clock = clock
@@ -157,10 +110,10 @@ class KbsDesk:
             raise BrokerError(BrokerCode.KBS_SESSION, "no session cookie, or several")
         body = AttestBody.read(raw)
         claim = self._challenges.claim(body.raw_nonce, bytes.fromhex(session), at)
-        quote = self._quote(body.evidence)
-        await self._have_collateral(quote)
+        quote = self._gauge.quote(body.evidence)
+        await self._gauge.have_collateral(quote)
         try:
-            guest = await self._again_while_moving(lambda: self._admit(body, quote, claim, caller, at))
+            guest = await again_while_moving(lambda: self._admit(body, quote, claim, caller, at))
         except (VerificationFailed, Refused) as error:
             if isinstance(error, Refused) or chain_holds(error):
                 await self._note_refusal(body, claim, error, caller, at)
@@ -172,28 +125,9 @@ class KbsDesk:
             self._sessions.popitem(last=False)
         return guest.token, ends
 
-    def _quote(self, evidence: GuestEvidence) -> Quote:
-        """A TD's quote about these very runtime data: what is not costs nothing more."""
-        quote = Quote.parse(evidence.quote)
-        if quote.tee is not Tee.TDX:
-            raise BrokerError(BrokerCode.KBS_TEE, f"a quote of {quote.tee}")
-        if quote.report_data != evidence.report_data:
-            detail = "REPORT_DATA is not the SHA-384 of the runtime data and sixteen zeros"
-            raise VerificationFailed(Code.BINDING_REPORT_DATA, detail)
-        return quote
-
-    async def _have_collateral(self, quote: Quote) -> None:
-        """Wait for the first collateral of a platform whose PCK chain holds.
-
-        Raises VerificationFailed chain.*; CollateralUnavailable; BrokerError collateral.pending.
-        """
-        if self._judge.collateral.find(quote) is None:
-            self._judge.require_chain(quote)
-            await self._judge.collateral.wait_for(quote, COLLATERAL_S)
-
     async def _admit(self, body: AttestBody, quote: Quote, claim: Claim, caller: Caller, at: datetime) -> Guest:
         generation = self._generation.current
-        admitted = self._judged(body.evidence, quote, caller, at)
+        admitted = self._gauge.judged(body.evidence, quote, caller, at)
         packed = pack_guest(body.evidence)
         ends = min(int(at.timestamp()) + self._tokens.ttl_s, *(_ends(judged) for judged in admitted.values()))
         guest = Guest(
@@ -224,54 +158,10 @@ class KbsDesk:
             permit=first.permit.digest.hex(),
             generation=generation,
             correlation_id=caller.correlation_id,
-            more={"via": VIA, "tenants": list(admitted), **_platform(first, caller)},
+            more={"via": VIA, "tenants": list(admitted), **platform_of(first, caller)},
         )
         await self._audit.record(entry, work)
         return guest
-
-    def _judged(self, evidence: GuestEvidence, quote: Quote, caller: Caller, at: datetime) -> dict[str, Judged]:
-        """Every bundle's judgement that is a yes. Raises the refusal, of all bundles together, when there is none."""
-        admitted: dict[str, Judged] = {}
-        refusals: list[Refused] = []
-        failure: VerificationFailed | None = None
-        for bundle in self._judge.bundles.all:
-            try:
-                admitted[bundle.tenant] = self._judge_under(bundle, evidence, quote, caller, at)
-            except Refused as error:
-                refusals.append(error)
-            except VerificationFailed as error:
-                failure = failure or error
-        if admitted:
-            return admitted
-        if refusals:
-            raise Refused(tuple(reason for error in refusals for reason in error.reasons))
-        raise failure or VerificationFailed(Code.BINDING_REPORT_DATA, "no bundle judges anybody here")
-
-    def _judge_under(
-        self, bundle: Bundle, evidence: GuestEvidence, quote: Quote, caller: Caller, at: datetime
-    ) -> Judged:
-        collateral = self._judge.collateral.find(quote)
-        if collateral is None:
-            raise self._judge.collateral.wanted(quote)
-        try:
-            verified = self._judge.verifier.verify(
-                quote,
-                collateral,
-                report_data=evidence.report_data,
-                at=at,
-                accept=ANY_TCB,
-                allow=bundle.allowances(at),
-            )
-        except VerificationFailed as error:
-            if error.code in OUTDATED:
-                self._judge.collateral.outdated(quote)
-            raise
-        verdict = Verdict.of(verified, event_log=evidence.log())
-        if not evidence.init_data_hold(quote):
-            raise BrokerError(BrokerCode.KBS_INIT_DATA, "init data are not those of MRCONFIGID")
-        addresses = self._judge.platforms.see(verdict.ppid, caller.source_ip, at)
-        permit = decide(bundle, verdict, Admit(), context=_context(caller, at, addresses))
-        return Judged(verdict=verdict, permit=permit, bundle=bundle, platform_addresses=addresses)
 
     async def _note_refusal(
         self, body: AttestBody, claim: Claim, error: VerificationFailed | Refused, caller: Caller, at: datetime
@@ -308,11 +198,14 @@ class KbsDesk:
 
         Raises BrokerError kbs.*, secret.*, policy.refused; Refused; VerificationFailed; CollateralUnavailable.
         """
-        if name.count("/") != SEGMENTS - 1:
-            raise BrokerError(BrokerCode.SECRET_NAME, "three segments over KBS")
-        checked_name(name)
-        guest = self._of_session(session) or self._of_token(token)
-        return await self._again_while_moving(lambda: self._release(guest, name, caller))
+        wanted = resource_name(name)
+        ticket = self._of_session(session) or self._of_token(token)
+
+        async def act() -> dict[str, str]:
+            at = self._clock()
+            return await self._resources.release(self._current(ticket, caller, at), wanted, caller, at)
+
+        return await again_while_moving(act)
 
     def _of_session(self, session: str | None) -> Ticket | None:
         found, ends = self._sessions.get(session or "", ("", datetime.fromtimestamp(0, UTC)))
@@ -333,98 +226,10 @@ class KbsDesk:
             return guest
         generation = self._generation.current
         evidence = self._store.read(lambda tx: unpack_guest(tx, ticket.evidence))
-        admitted = self._judged(evidence, self._quote(evidence), caller, at)
+        admitted = self._gauge.judged(evidence, self._gauge.quote(evidence), caller, at)
         fresh = Guest(ticket=ticket, key=key_of(evidence), generation=generation, admitted=admitted)
         self._keep(fresh)
         return fresh
-
-    async def _release(self, ticket: Ticket, name: str, caller: Caller) -> dict[str, str]:
-        at = self._clock()
-        guest = self._current(ticket, caller, at)
-        record = self._store.read(lambda tx: tx.secrets.get(name))
-        permit = await self._permit(guest, name, record, caller, at)
-        if record is None:
-            record = self._store.read(lambda tx: find(tx, name, None))
-        bound = permit.bind(
-            broker_id=self._identity.broker_id.hex(),
-            jkt=b64url(guest.key.thumbprint),
-            sealing_thumbprint=guest.key.thumbprint.hex(),
-            suite=guest.key.alg,
-            nonce=base64.b64decode(ticket.nonce).hex(),
-            version=record.version,
-        )
-        version = record.version
-
-        def still(tx: Transaction) -> SecretRecord:
-            self._generation.expect(tx, guest.generation)
-            return find(tx, name, version)
-
-        entry = self._entry(Kind.SECRET_RELEASED, guest, name, version, caller, at, labels=record.labels, permit=bound)
-        current, _ = await self._audit.record(entry, still)
-        return guest.key.encrypt(self._vault.open_permitted(bound, current))
-
-    async def _permit(
-        self, guest: Guest, name: str, record: SecretRecord | None, caller: Caller, at: datetime
-    ) -> Permit:
-        version = record.version if record else 0
-        action = ReleaseSecret(name, version, frozenset(record.labels if record else ()))
-        error: Refused | BrokerError
-        judged = guest.admitted.get(tenant_of(name))
-        try:
-            if judged is None:
-                raise BrokerError(BrokerCode.POLICY_REFUSED, f"tenant {tenant_of(name)} did not admit the guest")
-            return decide(judged.bundle, judged.verdict, action, context=_context(caller, at))
-        except (Refused, BrokerError) as refusal:
-            error = refusal
-        labels = record.labels if record else ()
-        entry = self._entry(Kind.SECRET_REFUSED, guest, name, version, caller, at, labels=labels, error=error)
-        await self._audit.record(entry, lambda _: None)
-        logger.warning(
-            "secret.refused",
-            extra={"subject": guest.subject, "resource": name, "reasons": told(error), "via": VIA},
-        )
-        raise error
-
-    def _entry(
-        self,
-        kind: Kind,
-        guest: Guest,
-        name: str,
-        version: int,
-        caller: Caller,
-        at: datetime,
-        *,
-        labels: tuple[str, ...] = (),
-        permit: Permit | None = None,
-        error: Refused | BrokerError | None = None,
-    ) -> Entry:
-        judged = guest.admitted.get(tenant_of(name))
-        return Entry(
-            kind=kind,
-            at=at,
-            subject=guest.subject,
-            tenant=tenant_of(name) if judged else "",
-            resource=name,
-            codes=codes_of(error) if error else (),
-            policy=judged.bundle.digest if judged else "",
-            evidence=guest.ticket.evidence.hex(),
-            collateral=judged.verdict.collateral_digest if judged else "",
-            permit=permit.digest.hex() if permit else "",
-            generation=guest.generation,
-            correlation_id=caller.correlation_id,
-            more={
-                "via": VIA,
-                **({"reasons": told(error)} if error else {}),
-                **(self._about(judged, version, labels, permit, caller) if judged else {}),
-            },
-        )
-
-    @staticmethod
-    def _about(
-        judged: Judged, version: int, labels: tuple[str, ...], permit: Permit | None, caller: Caller
-    ) -> dict[str, str | int | list[str]]:
-        nonce = permit.nonce if permit else ""
-        return released_by(judged.verdict, version=version, labels=labels, nonce=nonce, source_ip=caller.source_ip)
 
     # ── both ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -434,33 +239,32 @@ class KbsDesk:
         if len(self._guests) > MAX_GUESTS:
             self._guests.popitem(last=False)
 
-    @staticmethod
-    async def _again_while_moving(act: Callable[[], Awaitable[T]]) -> T:
-        """Judge and act anew when the generation rises under way."""
-        for _ in range(MAX_RETRIES):
-            try:
-                return await act()
-            except BrokerError as error:
-                if error.code is not BrokerCode.GENERATION_MOVED:
-                    raise
-                await asyncio.sleep(0)
-        return await act()
-
-
-def _context(caller: Caller, at: datetime, addresses: int = 1) -> Context:
-    return Context(at=at, via=VIA, source_ip=caller.source_ip, platform_addresses=addresses)
-
 
 def _ends(judged: Judged) -> int:
     return int(judged.verdict.valid_until.timestamp())
 
 
-def _platform(judged: Judged, caller: Caller) -> dict[str, str | int | list[str]]:
-    verdict = judged.verdict
-    return {
-        "ppid": verdict.ppid,
-        "fmspc": verdict.fmspc,
-        "mr_td": verdict.mr_td,
-        "simulated": int(verdict.simulated),
-        **circumstances_of(caller.source_ip, judged.platform_addresses),
-    }
+async def open_desk(
+    root: RootKey,
+    store: Store,
+    *,
+    judge: Judge,
+    identity: Identity,
+    vault: Vault,
+    audit: Audit,
+    generation: Generation,
+    clock: Clock,
+    ttl_s: int,
+) -> KbsDesk:
+    """The desk with its own keys, issuer and nonces. Raises BrokerError root.wrong_key, store.*"""
+    keys = await KbsKeys.open(store, root, at=clock())
+    return KbsDesk(
+        challenges=Challenges(root.derive("challenges"), "kbs"),
+        judge=judge,
+        tokens=KbsTokens(keys, issuer=f"{identity.issuer}/kbs", ttl_s=ttl_s),
+        resources=Resources(store=store, vault=vault, audit=audit, generation=generation, identity=identity),
+        store=store,
+        audit=audit,
+        generation=generation,
+        clock=clock,
+    )
