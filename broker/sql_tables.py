@@ -163,11 +163,13 @@ class _Secrets:
         return [_secret(row) for row in rows]
 
     def destroy(self, name: str, version: int | None = None) -> int:
+        self._db.execute("PRAGMA secure_delete = ON")  # every page that held it is overwritten
         done = self._db.execute(
             """UPDATE secret SET wrapped_key = x'', ciphertext = x''
                WHERE name = ? AND (? IS NULL OR version = ?) AND wrapped_key <> x''""",
             (name, version, version),
         )
+        self._db.execute("PRAGMA secure_delete = FAST")
         return done.rowcount
 
 

@@ -540,6 +540,24 @@ def test_the_database_is_nobody_elses_to_read(tmp_path: Path) -> None:
     assert set(modes.values()) == {0o600}, modes
 
 
+def test_of_a_destroyed_secret_no_byte_is_left_in_the_files(tmp_path: Path) -> None:
+    store = SqlStore(tmp_path / "a.db", mac_key=KEY)
+    marks = [b"key-%d-" % number * 8 for number in range(2)] + [b"value-%d-" % number * 2000 for number in range(2)]
+    for number in range(2):
+        kept = replace(secret(version=number + 1), wrapped_key=marks[number], ciphertext=marks[2 + number])
+        put(store, kept)
+    assert store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert all(mark in (tmp_path / "a.db").read_bytes() for mark in (b"key-0-", b"value-0-value"))
+    do(store, lambda tx: tx.secrets.destroy("acme/a", 1))
+    assert store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    left = b"".join(path.read_bytes() for path in tmp_path.glob("a.db*"))
+    store.close()
+    assert [mark in left for mark in (b"key-0-", b"value-0-value", b"key-1-", b"value-1-value")] == [
+        *(False, False),
+        *(True, True),
+    ]
+
+
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store = SqlStore(tmp_path / "a.db", mac_key=KEY)
     store.close()
