@@ -208,11 +208,11 @@ def test_diff_tells_meaning_and_effect(run: Ran, dev: Path, tmp_path: Path) -> N
     reworded = changed(tmp_path, files("dev", bundle=("# Development", "# For development")), "reworded")
     status, told = run("diff", dev, reworded)
     assert (status, told.strip()) == (0, "nothing changes in meaning (the text differs)")
-    wider = changed(tmp_path, files("dev", rules=('principal.tcb_status == "UpToDate" && ', "")), "wider")
+    wider = changed(tmp_path, files("dev", rules=('"current" && context.via == "cloister"', '"current"')), "wider")
     status, told = run("diff", dev, wider)
     assert status == 1
-    assert "wider    release-dev-secrets: conditions  (policy.cedar:" in told
-    assert "no secret on a platform that needs hardening (a case of the old bundle): refuse becomes permit" in told
+    assert "wider    talk-to-each-other: conditions  (policy.cedar:" in told
+    assert "nobody sends mail over KBS (a case of the old bundle): refuse becomes permit" in told
     status, found = run.json("diff", wider, dev)
     assert (status, found["wider"], found["changes"][0]["effect"]) == (1, False, "narrower")
 
