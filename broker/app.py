@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.background import Background
 from broker.errors import BrokerCode, BrokerError
 from broker.http_api import asgi_endpoint, json_response, refusal
 from broker.kbs_http import routes as kbs_routes
@@ -25,7 +26,7 @@ from broker.openapi import document
 from broker.routes import ENDPOINTS
 from broker.rpc.server import GrpcServer
 from broker.rpc.server import start as start_grpc
-from broker.service import Background, Broker, build
+from broker.service import Broker, build
 
 __all__ = ["Background", "Broker", "build", "create_app", "listen", "serve"]
 
@@ -33,6 +34,7 @@ TITLE: Final = "Cloister broker"
 VERSION: Final = "1"
 BACKLOG: Final = 2048
 STOP_S: Final = 10
+TLS_POLL_S: Final = 5
 SWITCH_S: Final = 0.0005  # how long the store's thread waits for its turn behind a busy loop, at most
 logger = logging.getLogger("cloister.broker")
 
@@ -112,37 +114,52 @@ async def serve(
     ready: Callable[[], None] = lambda: None,
     stop: asyncio.Event | None = None,
     on_grpc: Callable[[str], None] = lambda _: None,
+    tls: Tls | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until `stop` is set; `ready` is called when connections are taken, before it
     `on_grpc` with the address of the gRPC server where the settings want one.
 
-    Without a socket the settings' host and port are bound. Raises OSError when they cannot be.
+    Without a socket the settings' host and port are bound; without `tls`, what the settings name is read. Raises
+    OSError when nothing can be bound; BrokerError config.invalid.
     """
     sys.setswitchinterval(SWITCH_S)
+    tls = tls or Tls.of(broker.settings)
     bound = sock or listen(broker.settings.host, broker.settings.port)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    if tls is not None:
+        context = tls.context
+        options["ssl_context_factory"] = lambda *_: context
     config = uvicorn.Config(
         create_app(broker), timeout_graceful_shutdown=STOP_S, timeout_keep_alive=75, lifespan="on", **options
     )
-    grpc = await _grpc(broker)
+    grpc = await _grpc(broker, tls)
     if grpc is not None:
         on_grpc(grpc.address)
     server = Server(config, broker, ready, grpc)
-    watcher = asyncio.create_task(_watch(stop, server)) if stop else None
+    watching = [asyncio.create_task(_watch(stop, server))] if stop else []
+    watching += [asyncio.create_task(_follow(tls))] if tls else []
     try:
         await server.serve(sockets=[bound])
     finally:
-        if watcher:
-            watcher.cancel()
+        for task in watching:
+            task.cancel()
         if grpc is not None:
             await grpc.stop(None)
 
 
-async def _grpc(broker: Broker) -> GrpcServer | None:
+async def _grpc(broker: Broker, tls: Tls | None) -> GrpcServer | None:
     settings = broker.settings
     if settings.grpc_port is None:
         return None
-    return await start_grpc(broker, settings.grpc_host or settings.host, settings.grpc_port)
+    credentials = tls.grpc() if tls else None
+    return await start_grpc(broker, settings.grpc_host or settings.host, settings.grpc_port, credentials=credentials)
+
+
+async def _follow(tls: Tls) -> None:
+    """New files count within seconds; nobody has to say so."""
+    while True:
+        await asyncio.sleep(TLS_POLL_S)
+        tls.refresh()
 
 
 async def _watch(stop: asyncio.Event, server: Server) -> None:

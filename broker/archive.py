@@ -5,7 +5,7 @@ agent, a platform family or a tenant still rests on it. The stored form of evide
 policies are kept as the very bytes that their digest is of. The log itself is never cut.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from attestation.evidence import Evidence
@@ -61,13 +61,12 @@ def blob(tx: Transaction, digest: bytes) -> bytes:
 
 
 def prune(
-    tx: Transaction, bundles: Iterable[Bundle], collateral: Mapping[str, tuple[str, ...]], *, at: datetime, keep_s: int
+    tx: Transaction, bundles: Iterable[Bundle], collateral: Iterable[bytes], *, at: datetime, keep_s: int
 ) -> int:
-    """Drop what nothing younger than `keep_s` was decided by; how many blobs. `collateral` names what is at hand."""
+    """Drop what nothing younger than `keep_s` was decided by; how many blobs. `collateral` is what is at hand."""
     now_s = int(at.timestamp())
     needed = [bytes.fromhex(bundle.digest) for bundle in bundles]
-    needed += [bytes.fromhex(digest) for digests in collateral.values() for digest in digests]
-    tx.archive.touch([*needed, *_of_agents(tx, now_s)], at_s=now_s)
+    tx.archive.touch([*needed, *collateral, *_of_agents(tx, now_s)], at_s=now_s)
     return tx.archive.prune(before_s=now_s - keep_s)
 
 

@@ -32,7 +32,11 @@ SALT_LEN: Final = 16
 class Kind(StrEnum):
     """What happened. Public and stable: add, never rename or reuse."""
 
+    ADMIN_PROPOSED = "admin.proposed"
+    ARCHIVE_PRUNED = "archive.pruned"
     BROKER_STARTED = "broker.started"
+    BROKER_ATTESTED = "broker.attested"
+    EARLY_WARNING = "collateral.early_warning"
     GENERATION_CHANGED = "generation.changed"
     AGENT_ADMITTED = "agent.admitted"
     AGENT_REFUSED = "agent.refused"
@@ -45,6 +49,9 @@ class Kind(StrEnum):
     SECRET_REFUSED = "secret.refused"
     SECRET_PUT = "secret.put"
     SECRET_DESTROYED = "secret.destroyed"
+    KEY_DERIVED = "key.derived"
+    KEY_REFUSED = "key.refused"
+    LEASE_ENDED = "lease.ended"
     MAILBOX_OPENED = "mailbox.opened"
     MAILBOX_REFUSED = "mailbox.refused"
     MAIL_DIED = "mail.died"

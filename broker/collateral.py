@@ -56,12 +56,12 @@ class CollateralCache:
 
     def find(self, quote: Quote) -> Collateral | None:
         """What is at hand for the platform that the quote claims. Raises MalformedEvidence chain.*."""
-        known = self._known.get(_family(quote))
+        known = self._known.get(family_of(quote))
         return known.collateral if known else None
 
     def wanted(self, quote: Quote) -> BrokerError | AttestationError:
         """Have it fetched, and say what to answer meanwhile. Only for quotes whose PCK chain holds."""
-        family = _family(quote)
+        family = family_of(quote)
         failed = self._failed.get(family)
         if failed is not None and self._clock().timestamp() - failed[0] < PAUSE_S:
             return failed[1]
@@ -75,7 +75,7 @@ class CollateralCache:
         Raises CollateralUnavailable; BrokerError collateral.pending when it takes too long.
         """
         answer = self.wanted(quote)
-        fetching = self._fetching.get(_family(quote))
+        fetching = self._fetching.get(family_of(quote))
         if fetching is None:
             raise answer
         await asyncio.wait([fetching], timeout=patience_s)
@@ -95,7 +95,7 @@ class CollateralCache:
 
     async def prefetch(self, quote: Quote) -> None:
         """Fetch now, for callers that prepare a platform before its first agent. Raises CollateralUnavailable."""
-        family = _family(quote)
+        family = family_of(quote)
         await self._fetch(family, quote)
         if family not in self._known:
             raise self._failed[family][1]
@@ -104,6 +104,16 @@ class CollateralCache:
     def families(self) -> dict[str, str]:
         """Family → hex digest of its collateral."""
         return {family: known.collateral.digest.hex() for family, known in self._known.items()}
+
+    @property
+    def quotes(self) -> dict[str, Quote]:
+        """Family → a quote that asks for its collateral."""
+        return {family: known.quote for family, known in self._known.items()}
+
+    @staticmethod
+    def archived(tx: Transaction) -> list[bytes]:
+        """What the archive must keep for this: each family's set, and the quote that asks for it."""
+        return [bytes.fromhex(digest) for value in tx.marks.under(_MARK).values() for digest in json.loads(value)]
 
     def stop(self) -> None:
         for task in self._fetching.values():
@@ -152,8 +162,8 @@ class CollateralCache:
         logger.info("collateral.kept", extra={"family": family, "digest": found.digest.hex()})
 
 
-def _family(quote: Quote) -> str:
-    """Raises MalformedEvidence chain.*, VerificationFailed chain.not_in_quote."""
+def family_of(quote: Quote) -> str:
+    """TEE, FMSPC and CA: what collateral is asked for by. Raises MalformedEvidence chain.*, VerificationFailed chain.not_in_quote."""
     key = (quote.tee, quote.certification_type, quote.certification_data)
     known = _FAMILIES.get(key)
     if known is None:

@@ -43,6 +43,9 @@ class Settings:
     port: int = 8443
     grpc_host: str | None = None  # the same as `host`
     grpc_port: int | None = None  # no gRPC; 0 takes a free port
+    tls_cert: Path | None = None  # PEM, with the chain; without one the broker speaks plain HTTP, for a proxy before it
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # PEM: then clients need a certificate of its, at every door
     database: Path | None = None  # in memory
     root_key_file: Path | None = None  # a fresh root key, with the database in memory only
     roots_file: Path | None = None  # Intel's root
@@ -53,6 +56,8 @@ class Settings:
     pcs_url: str = "https://api.trustedservices.intel.com"
     pcs_cache: Path | None = None  # a folder beside the database
     refresh_s: int = 3600
+    early: bool = True  # judge by Intel's early collateral too, and warn
+    archive_days: int = 400  # how long evidence is kept that nobody needs any more
     token_ttl_s: int = 300
     rotate_days: int = 30  # age at which token keys get successors; 0: when an administrator says so
     admins: tuple[Admin, ...] = ()
@@ -100,9 +105,12 @@ class Settings:
             else "policy.bundles must name at least one bundle: `cloister policy init DIR` writes one",
             "" if 0 < self.port < 65536 else "server.port must be 1 to 65535",
             "" if self.grpc_port is None or 0 <= self.grpc_port < 65536 else "grpc.port must be 0 to 65535",
+            "" if (self.tls_cert is None) == (self.tls_key is None) else "tls.cert and tls.key go together",
+            "" if self.tls_cert or not self.tls_client_ca else "tls.client_ca wants tls.cert and tls.key",
             "" if 30 <= self.token_ttl_s <= 300 else "tokens.ttl_s must be 30 to 300",
             "" if 0 <= self.rotate_days <= 3650 else "tokens.rotate_days must be 0 to 3650",
             "" if 1 <= self.refresh_s <= 86_400 else "collateral.refresh_s must be 1 to 86400",
+            "" if 1 <= self.archive_days <= 36_500 else "archive.days must be 1 to 36500",
             "" if self.trust_domain in DOMAINS else f"server.trust_domain must be one of {', '.join(DOMAINS)}",
             "" if self.trust_domain == "none" or self.trust_file else "trust.file must be named with a trust domain",
             ""
@@ -213,6 +221,9 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "server.trust_domain": ("trust_domain", _text),
     "grpc.host": ("grpc_host", _text),
     "grpc.port": ("grpc_port", _number),
+    "tls.cert": ("tls_cert", _path),
+    "tls.key": ("tls_key", _path),
+    "tls.client_ca": ("tls_client_ca", _path),
     "store.database": ("database", _path),
     "root.key_file": ("root_key_file", _path),
     "root.tcti": ("tcti", _text),
@@ -228,6 +239,8 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "collateral.pcs_url": ("pcs_url", _text),
     "collateral.cache": ("pcs_cache", _path),
     "collateral.refresh_s": ("refresh_s", _number),
+    "collateral.early": ("early", _flag),
+    "archive.days": ("archive_days", _number),
     "tokens.ttl_s": ("token_ttl_s", _number),
     "tokens.rotate_days": ("rotate_days", _number),
     "limits.source_per_s": ("source_per_s", _number),
@@ -238,7 +251,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "mail.octets": ("octets", _number),
 }
 _RATES: Final = ("source_per_s", "source_burst", "tenant_per_s", "tenant_burst")
-_RELATIVE: Final = ("database", "root_key_file", "roots_file", "trust_file", "pcs_cache")
+_RELATIVE: Final = ("tls_cert", "tls_key", "tls_client_ca", "database", "root_key_file", "roots_file", "trust_file", "pcs_cache")
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:

@@ -20,6 +20,7 @@ from broker.routes_keys import KEY_ENDPOINTS
 from broker.routes_mail import MAIL_ENDPOINTS
 from broker.routes_opening import OPENING_ENDPOINTS
 from broker.routes_relying import RELYING_ENDPOINTS
+from broker.routes_secrets import SECRET_ENDPOINTS
 from broker.routes_svids import SVID_ENDPOINTS
 from broker.wire.bodies import (
     MAX_EVIDENCE_BODY,
@@ -306,7 +307,12 @@ def row_dict(row: LogRow) -> dict[str, Any]:
 
 async def status(call: Call) -> Answer:
     """Numbers for the operator."""
-    return call.broker.administration.overview()
+    upkeep = call.broker.upkeep
+    return {
+        **call.broker.administration.overview(),
+        "platforms_elsewhere": upkeep.elsewhere(),
+        "early_warnings": upkeep.warnings(),
+    }
 
 
 async def reload_policies(call: Call) -> Answer:
@@ -317,7 +323,8 @@ async def reload_policies(call: Call) -> Answer:
 
 async def refresh_collateral(call: Call) -> Answer:
     """Ask the collateral source now."""
-    return {"changed": await call.broker.administration.refresh_collateral(call.administrator)}
+    call.administrator.require_everywhere(Act.COLLATERAL_REFRESH)
+    return {"changed": await call.broker.administration.refresh_collateral()}
 
 
 async def proposals(call: Call) -> Answer:
@@ -358,10 +365,11 @@ async def healthz(call: Call) -> Answer:
 
 
 async def readyz(call: Call) -> Answer:
-    """It can decide: the clock is right, the store writes, the log is whole. Raises what is wrong."""
+    """It can decide: the clock is right, the store writes, its own evidence is at hand. Raises what is wrong."""
     call.broker.clock()
     if call.broker.bell.stopping:
         raise BrokerError(BrokerCode.BROKER_STOPPING, "stopping")
+    await call.broker.attestor.proof()
     await call.broker.store.transact(lambda tx: tx.log.size())
     return {"ok": True, "generation": call.broker.generation.current}
 
@@ -386,6 +394,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *MAIL_ENDPOINTS,
     *SVID_ENDPOINTS,
     *OPENING_ENDPOINTS,
+    *SECRET_ENDPOINTS,
     *AUDIT_ENDPOINTS,
     *RELYING_ENDPOINTS,
     row("POST /v1/challenges", challenge, _OPEN, ChallengeRequest, ChallengeResponse),
@@ -393,7 +402,15 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     row("POST /v1/attestations", attest, _OPEN, AttestationRequest, AttestationResponse, most=_BIG, redeems=2),
     row("POST /v1/verifications", verify, _OPEN, VerificationRequest, VerificationResponse, most=_BIG),
     row(f"POST {_SECRET}:release", release, _AGENT, ReleaseRequest, ReleaseResponse),
-    row(f"POST {_SECRET}:rotate", rotate_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True, act=Act.SECRET_ROTATE),
+    row(
+        f"POST {_SECRET}:rotate",
+        rotate_secret,
+        _ADMIN,
+        PutSecretRequest,
+        SecretInfo,
+        changes=True,
+        act=Act.SECRET_ROTATE,
+    ),
     row(f"POST {_SECRET}:destroy", destroy_secret, _ADMIN, changes=True, act=Act.SECRET_DESTROY),
     row(f"PUT {_SECRET}", put_secret, _ADMIN, PutSecretRequest, SecretInfo, changes=True, act=Act.SECRET_PUT),
     row("GET /v1/secrets", list_secrets, _ADMIN, act=Act.SECRET_LIST),

@@ -6,12 +6,11 @@ from this; tests and demonstrations use it as it is.
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Self, TypeVar, final
+from typing import Final, Literal, TypeVar, final
 
 from attestation import sealing
 from attestation.evidence import MLKEM768_X25519
@@ -30,6 +29,7 @@ from broker.clock import SteadyClock, wall_clock
 from broker.collateral import CollateralCache
 from broker.config import Admin, Settings
 from broker.deadletters import DeadLetters
+from broker.derivation import DerivationDesk
 from broker.domains import trust_file_digest
 from broker.dpop import Gate
 from broker.drawing import Drawing
@@ -42,6 +42,7 @@ from broker.kbs.desk import KbsDesk, open_desk
 from broker.keyring import Keyring
 from broker.labels import Ratchets
 from broker.leases import Leases
+from broker.leasing import Leasing
 from broker.limits import Limits
 from broker.mail import assemble as assemble_mail
 from broker.mailboxes import Mailboxes
@@ -54,6 +55,7 @@ from broker.rootkey.methods import load as load_root
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
 from broker.routing import Router
+from broker.second import SecondPerson
 from broker.sessions import Session, Sessions
 from broker.sql import SqlStore
 from broker.standing import StandingDesk
@@ -61,14 +63,12 @@ from broker.states import StateDesk
 from broker.svids import SvidDesk
 from broker.telemetry import Metrics
 from broker.tokens import TokenDesk
+from broker.upkeep import DAY_S, Upkeep
 from broker.vault import Vault
 from broker.verification import VerificationDesk
 from policies.bundle import Bundle, load_bundle
 
 T = TypeVar("T")
-SWEEP_S: Final = 30
-COUNT_S: Final = 60
-ROTATE_S: Final = 3600  # how often the age of the token keys is looked at
 MAX_RETRIES: Final = 3
 logger = logging.getLogger("cloister.broker")
 
@@ -100,6 +100,7 @@ class Broker:
     standing: StandingDesk
     releases: ReleaseDesk
     kbs: KbsDesk
+    upkeep: Upkeep
     router: Router
     channels: Channels
     mailboxes: Mailboxes
@@ -108,6 +109,8 @@ class Broker:
     dead: DeadLetters
     blobs: Blobs
     administration: Administration
+    leasing: Leasing
+    derivation: DerivationDesk
     metrics: Metrics
     bell: Bell
     svids: SvidDesk
@@ -167,13 +170,32 @@ async def build(
     try:
         source = collateral or _pcs(settings, trusted, clock)
         built = await _assemble(settings, clock, source, trusted, root, store, confirm or _nobody(settings))
+        if collateral is None and settings.early:
+            built.upkeep.watch(_pcs(settings, trusted, clock, "early"))
         if domain is not None and settings.trust_file is not None:
             told = trust_file_digest(settings.trust_file, built.identity, trusted.sha256, settings.admins)
-            await built.attestor.begin(domain, told)
+            await begin_attested(built, domain, told)
         return built
     except BaseException:
         store.close()
         raise
+
+
+async def begin_attested(broker: Broker, domain: TrustDomain, trust_file_digest: bytes) -> None:
+    """Have the broker prove its trust domain from now on, and say so in the log. Raises what quoting raises."""
+    quote = await broker.attestor.begin(domain, trust_file_digest)
+    entry = Entry(
+        kind=Kind.BROKER_ATTESTED,
+        at=broker.clock(),
+        more={
+            "domain": domain.name,
+            "simulated": int(domain.simulated),
+            "mr_td": quote.td.mr_td.hex(),
+            "rtmrs": [rtmr.hex() for rtmr in quote.td.rtmrs],
+            "trust_file": trust_file_digest.hex(),
+        },
+    )
+    await broker.audit.record(entry, lambda _: None)
 
 
 async def _assemble(
@@ -223,6 +245,9 @@ async def _assemble(
         collateral=cache,
         clock=clock,
         reload=lambda: _load_bundles(settings),
+        second=SecondPerson(
+            store=store, audit=audit, key=root.derive("second-person"), marked=settings.two_person, clock=clock
+        ),
     )
     svids = await SvidDesk.open(
         root=root,
@@ -281,9 +306,7 @@ async def _assemble(
             clock=clock,
         ),
         standing=StandingDesk(store=store, generation=generation, identity=identity, clock=clock),
-        states=StateDesk(
-            store=store, audit=audit, edges=edges, generation=generation, identity=identity, clock=clock
-        ),
+        states=StateDesk(store=store, audit=audit, edges=edges, generation=generation, identity=identity, clock=clock),
         releases=ReleaseDesk(
             store=store,
             vault=vault,
@@ -300,6 +323,14 @@ async def _assemble(
         drawing=mail.drawing,
         dead=mail.dead,
         blobs=mail.blobs,
+        upkeep=Upkeep(
+            store=store,
+            audit=audit,
+            judge=judge,
+            collateral=cache,
+            clock=clock,
+            retention_s=settings.archive_days * DAY_S,
+        ),
         kbs=await open_desk(
             root,
             store,
@@ -312,6 +343,8 @@ async def _assemble(
             ttl_s=settings.token_ttl_s,
         ),
         administration=administration,
+        leasing=Leasing(store=store, vault=vault, audit=audit, clock=clock),
+        derivation=DerivationDesk(root=root, audit=audit, generation=generation, identity=identity, clock=clock),
         metrics=Metrics(lambda: _live(administration, store)),
         bell=bell,
         svids=svids,
@@ -362,13 +395,15 @@ def collateral_source(settings: Settings, clock: Clock) -> CollateralSource:
     return _pcs(settings, _roots(settings), clock)
 
 
-def _pcs(settings: Settings, roots: TrustRoots, clock: Clock) -> CollateralSource:
+def _pcs(
+    settings: Settings, roots: TrustRoots, clock: Clock, channel: Literal["standard", "early"] = "standard"
+) -> CollateralSource:
     from attestation.net.pcs import PcsClient
 
     home = settings.database.parent if settings.database else None
     cache = settings.pcs_cache or (home / "collateral" if home else None)
     age_s = float(settings.refresh_s)
-    return PcsClient(settings.pcs_url, cache, roots=roots, now=clock, max_age_s=age_s)
+    return PcsClient(settings.pcs_url, cache, roots=roots, channel=channel, now=clock, max_age_s=age_s)
 
 
 def _load_bundles(settings: Settings) -> Sequence[Bundle]:
@@ -393,67 +428,3 @@ async def _note_start(
         },
     )
     await audit.record(entry, lambda _: None)
-
-
-@final
-class Background:
-    """The broker's tasks. `async with Background(broker):` runs them."""
-
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
-        self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> Self:
-        self._broker.generation.on_change(self._changed.set)
-        works = (self._refresh(), self._sweep(), self._rotate(), self._count())
-        self._tasks = [asyncio.create_task(work) for work in works]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _refresh(self) -> None:
-        while True:
-            await asyncio.sleep(self._broker.settings.refresh_s)
-            await _carefully("collateral.refresh", self._broker.collateral.refresh)
-
-    async def _sweep(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SWEEP_S):
-                    await self._changed.wait()
-            self._changed.clear()
-            await _carefully("sessions.sweep", self._broker.sessions.sweep)
-
-    async def _rotate(self) -> None:
-        while True:
-            await _carefully("keys.rotate", self._broker.rotation.rotate_if_due)
-            await asyncio.sleep(ROTATE_S)
-
-    async def _count(self) -> None:
-        while True:
-            await asyncio.sleep(COUNT_S)
-            await _carefully("refusals.count", self.write_refusals)
-            await _carefully("mail.expire", self._broker.dead.sweep)
-            await _carefully("svids.maintain", self._broker.svids.maintain)
-
-    async def write_refusals(self) -> bool:
-        """One entry for all the refusals since the last one; False when there were none."""
-        found = self._broker.metrics.take_refusals()
-        if not found:
-            return False
-        counted = [f"{code} {number}" for code, number in sorted(found.items())]
-        entry = Entry(kind=Kind.REFUSALS_COUNTED, at=self._broker.clock(), more={"counted": counted})
-        await self._broker.audit.record(entry, lambda _: None)
-        return True
-
-
-async def _carefully(name: str, work: Callable[[], Awaitable[object]]) -> None:
-    """A background task that fails is logged, and tried again at its next turn."""
-    try:
-        await work()
-    except Exception as error:  # noqa: BLE001  # the task must outlive whatever one turn ran into
-        logger.error("background.failed", extra={"task": name, "error": type(error).__name__})

@@ -160,11 +160,25 @@ def _evidence(decision: Decision, facts: dict[str, Any]) -> AgentEvidence | Gues
         digest = bytes.fromhex(str(facts.get("evidence", "")))
         found = unpack(digest, decision.evidence.__getitem__)
         checked(digest, decision.evidence.__getitem__)
-        if isinstance(found, AgentEvidence):
+        if isinstance(found, GuestEvidence):
+            found.key()
+        else:
             verify_proof(found.evidence, client_nonce=found.client_nonce)
     except (LookupError, ValueError, VerificationFailed) as error:
         raise _Differs("evidence", DecisionCode.EVIDENCE, str(error)) from error
+    subject = _subject(found)
+    if facts.get("subject") != subject:
+        detail = f"the evidence is that of {subject}, the entry speaks of {facts.get('subject')}"
+        raise _Differs("evidence", DecisionCode.EVIDENCE, detail)
     return found
+
+
+def _subject(evidence: AgentEvidence | GuestEvidence) -> str:
+    """Whose evidence it is, as log entries name him."""
+    if isinstance(evidence, GuestEvidence):
+        return f"kbs/{b64url(jwk_thumbprint(evidence.key()))}"
+    binding = evidence.evidence.binding
+    return f"{binding.role}/{binding.tenant}/{binding.jkt}"
 
 
 def _key(decision: Decision, evidence: AgentEvidence | GuestEvidence, log_key: bytes | None) -> Step:

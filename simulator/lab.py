@@ -45,7 +45,7 @@ from attestation.quote import Quote
 from broker.app import listen, serve
 from broker.config import Admin, Settings
 from broker.rootkey import keyfile
-from broker.service import Broker, build
+from broker.service import Broker, begin_attested, build
 from broker.telemetry import log_to
 from broker.wire.jose import thumbprint
 from broker.wire.log import verifier_key
@@ -211,7 +211,9 @@ class _Serving:
         self.grpc_address = ""
         self._settings = settings
         self._machine = machine
-        self._source = PcsClient(pcs_url, cache, roots=machine.roots, now=machine.clock.now, max_age_s=0)
+        options: dict[str, Any] = {"roots": machine.roots, "now": machine.clock.now, "max_age_s": 0}
+        self._source = PcsClient(pcs_url, cache, **options)
+        self._early = PcsClient(pcs_url, cache, channel="early", **options)
         self._door = door
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="lab-broker")
@@ -252,9 +254,10 @@ class _Serving:
         self.broker = await build(
             self._settings, clock=self._machine.clock.now, collateral=self._source, roots=self._machine.roots
         )
+        self.broker.upkeep.watch(self._early)
         for platform in range(len(self._machine.platforms)):
             await self._prefetch(platform)
-        await self.broker.attestor.begin(*self._introduce(self.broker))
+        await begin_attested(self.broker, *self._introduce(self.broker))
         await serve(
             self.broker, sock=self._door, ready=self._started.set, stop=self._ending, on_grpc=self._grpc_listens
         )
