@@ -19,7 +19,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.ports import Store, Transaction
 from broker.reasons import codes_of
 from broker.sessions import Session
-from broker.wire.channel import ChannelBatch
+from broker.wire.channel import labels_of
 from broker.wire.envelope import LABEL, Envelope, Header
 from broker.wire.errors import WireCode, WireError
 from policies.model import Declassify, Send
@@ -38,7 +38,7 @@ def held(tx: Transaction, subject: str) -> Labels:
 def labels_in(kind: str, raw: bytes) -> Labels:
     """Of an envelope, or of all messages of a channel's batch, as they lie in a queue."""
     if kind == "batch":
-        return NOTHING.union(*(frame.shape.labels for frame in ChannelBatch.from_bytes(raw).frames()))
+        return labels_of(raw)
     return frozenset(Header.from_bytes(Envelope.from_bytes(raw).header).labels)
 
 

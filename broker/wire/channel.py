@@ -289,6 +289,20 @@ def channel_of(batch: bytes) -> bytes:
     return batch[2 : 2 + CHANNEL_LEN]
 
 
+def labels_of(batch: bytes) -> frozenset[str]:
+    """The labels of all messages of a batch that was taken in, each shape of header read once.
+
+    Raises WireError: channel.malformed.
+    """
+    message = pb.ChannelBatch()
+    try:
+        message.ParseFromString(batch)
+    except DecodeError:
+        raise _bad("batch is not protobuf") from None
+    shapes = {header[_HEAD.size :] for header in message.headers}
+    return frozenset(label for shape in shapes for label in _shape_from(shape).labels)
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSend:
