@@ -27,6 +27,7 @@ from broker.routes import ENDPOINTS
 from broker.rpc.server import GrpcServer
 from broker.rpc.server import start as start_grpc
 from broker.service import Broker, build
+from broker.tls import Tls
 
 __all__ = ["Background", "Broker", "build", "create_app", "listen", "serve"]
 

@@ -62,8 +62,9 @@ class Attestor:
             raise BrokerError(BrokerCode.BROKER_EVIDENCE, "this broker was not started in a trust domain")
         return self._sealing
 
-    async def begin(self, domain: TrustDomain, trust_file_digest: bytes) -> None:
-        """Attest from now on. Raises what the domain raises when it cannot quote; absent collateral is fetched."""
+    async def begin(self, domain: TrustDomain, trust_file_digest: bytes) -> Quote:
+        """Attest from now on; the first quote. Absent collateral is fetched. Raises what the domain raises when it
+        cannot quote."""
         self._sealing = SealingKey.generate(MLKEM768_X25519)
         self._domain, self._trust_file_digest = domain, trust_file_digest
         await self._quote()
@@ -82,6 +83,7 @@ class Attestor:
                 "trust_file": trust_file_digest.hex(),
             },
         )
+        return quote
 
     async def proof(self) -> Proof | None:
         """What to show now; None outside a trust domain. Raises BrokerError broker.evidence_pending, clock.behind."""

@@ -18,7 +18,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar, final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import httpx2
 
@@ -37,6 +38,9 @@ from enclave.replies import OWN, Waiting, Waits
 from enclave.runtime import Runtime
 from enclave.trustfile import TrustFile
 
+if TYPE_CHECKING:
+    from enclave.workload import WorkloadApi
+
 log: Final = logging.getLogger("cloister.agent")
 H = TypeVar("H", bound=Handler)
 
@@ -49,6 +53,7 @@ class _Life:
     runtime: Runtime
     waiting: Waiting = field(default_factory=Waiting)
     handling: Handling | None = None
+    workload: WorkloadApi | None = None
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     receiving: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -57,12 +62,14 @@ class _Life:
 class Agent:
     """One agent. `peers` says, from its verdict, whether a sender or a mailbox's owner is one to talk to."""
 
-    def __init__(self, name: str, *, peers: Judge = everyone) -> None:
+    def __init__(self, name: str, *, peers: Judge = everyone, spiffe_socket: str | Path | None = None) -> None:
+        """`spiffe_socket` is where SPIFFE's Workload API is served to programs in the same trust domain."""
         self.name = name
         self._judge = peers
         self._handlers: dict[str, Declared] = {}
         self._types: dict[type, MessageType] = dict(OWN)
         self._on_start: list[Handler] = []
+        self._spiffe_socket = Path(spiffe_socket) if spiffe_socket is not None else None
         self._life: _Life | None = None
 
     # --- what authors call ---
@@ -127,6 +134,8 @@ class Agent:
         try:
             admission = await runtime.attest()
             await runtime.publish()
+            if self._spiffe_socket is not None:
+                life.workload = await _serve_spiffe(runtime, self._spiffe_socket)
         except BaseException:
             await self.stop()
             raise
@@ -144,6 +153,8 @@ class Agent:
         await _end(life.tasks)
         if life.handling is not None:
             await life.handling.close()
+        if life.workload is not None:
+            await life.workload.close()
         await _end(life.receiving)
         await life.runtime.close()
         self._life = None
@@ -243,6 +254,12 @@ class Agent:
     def _address(name: str, tenant: str) -> str:
         """The mailbox of an agent's name; a name with slashes is a mailbox already."""
         return name if "/" in name else f"{tenant}/mail/{name}"
+
+
+async def _serve_spiffe(runtime: Runtime, path: Path) -> WorkloadApi:
+    from enclave.workload import WorkloadApi  # brings gRPC, which agents without such a socket do not need
+
+    return await WorkloadApi(runtime.svids, path).open()
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -1,7 +1,7 @@
 """SPIFFE's Workload API inside the trust domain: a Unix socket where unmodified clients get the agent's identity.
 
-    async with WorkloadApi(agent.running.svids, Path("/run/agent/spiffe.sock")):
-        ...                                  # SPIFFE_ENDPOINT_SOCKET=unix:///run/agent/spiffe.sock
+    agent = Agent("worker", spiffe_socket="/run/agent/spiffe.sock")
+                                      # clients: SPIFFE_ENDPOINT_SOCKET=unix:///run/agent/spiffe.sock
 
 Decides what clients are told: the certificate with its key, the bundle with its CRLs, again whenever one of them
 changes; JWT-SVIDs for one audience each, if policy says so; and nothing once the broker no longer takes this agent.
@@ -51,7 +51,7 @@ class WorkloadApi:
         self._path = path
         self._server: grpc.aio.Server | None = None
 
-    async def __aenter__(self) -> Self:
+    async def open(self) -> Self:
         """Raises BrokerRefused, TransportFailed, WireError svid.* when there is no certificate; OSError."""
         await self._keeper.current()
         await self._keeper.bundle()
@@ -69,9 +69,15 @@ class WorkloadApi:
         self._server = server
         return self
 
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         if self._server is not None:
             await self._server.stop(GRACE_S)
         self._path.unlink(missing_ok=True)

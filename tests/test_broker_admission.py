@@ -17,12 +17,13 @@ from attestation.errors import Code, CollateralUnavailable
 from attestation.evidence import Evidence, Role
 from attestation.quote import Quote
 from attestation.verdict import open_token
+from broker.background import Background
 from broker.bundles import Bundles
 from broker.config import Admin
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import AgentState
 from broker.rootkey.root import RootKey
-from broker.service import Background, build
+from broker.service import build
 from broker.wire.bodies import AttestationRequest, VerificationRequest, peer_audience
 from broker.wire.challenge import ChallengeRequest
 from policies.bundle import load_bundle

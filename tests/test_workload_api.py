@@ -17,6 +17,7 @@ from spiffe import JwtSvid, SpiffeId, TrustDomain, WorkloadApiClient
 from spiffe.errors import PySpiffeError
 
 from broker.app import create_app
+from enclave.agent import Agent
 from enclave.errors import BrokerRefused
 from enclave.runtime import Runtime
 from enclave.trustfile import TrustFile, render
@@ -203,3 +204,22 @@ async def test_t30_nothing_is_handed_out_once_the_broker_has_revoked_the_agent(s
     keeper._refuse(refused.value)
     with pytest.raises(PySpiffeError, match=r"agent\.revoked"):
         await scene.ask(lambda client: client.fetch_x509_svid())
+
+
+@pytest.mark.asyncio
+async def test_an_agent_serves_it_by_naming_a_socket(scene: Scene, tmp_path: Path) -> None:
+    socket = tmp_path / "agent.sock"
+    agent = Agent("named", spiffe_socket=socket)
+    await agent.start(
+        domain=scene.world.machine.launch("named"),
+        trust=scene.runtime.trust,
+        broker_url=URL,
+        transport=httpx2.ASGITransport(create_app(scene.world.broker, background=False)),
+    )
+    try:
+        there = Scene(scene.world, agent.running, socket)
+        svid = await there.ask(lambda client: client.fetch_x509_svid())
+        assert svid.spiffe_id == SpiffeId(f"spiffe://{DOMAIN.name}/{agent.verdict.subject}")
+    finally:
+        await agent.stop()
+    assert not socket.exists()
