@@ -26,8 +26,9 @@ from attestation.quote import Quote
 from benchmarks.bench_broker import ADMIN, AT_ONCE, SECRET, Guest, make_broker
 from benchmarks.harness import Row, memory_mib
 from broker.app import create_app
+from broker.background import Background
 from broker.errors import BrokerError
-from broker.service import Background, Broker
+from broker.service import Broker
 from broker.wire.bodies import AttestationRequest, PutSecretRequest
 from broker.wire.challenge import ChallengeRequest
 from broker.wire.release import ReleaseRequest
