@@ -135,6 +135,7 @@ async def serve(
     )
     grpc = await _grpc(broker, tls)
     if grpc is not None:
+        broker.ports.grpc = grpc.port
         on_grpc(grpc.address)
     server = Server(config, broker, ready, grpc)
     watching = [asyncio.create_task(_watch(stop, server))] if stop else []

@@ -251,7 +251,8 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "mail.octets": ("octets", _number),
 }
 _RATES: Final = ("source_per_s", "source_burst", "tenant_per_s", "tenant_burst")
-_RELATIVE: Final = ("tls_cert", "tls_key", "tls_client_ca", "database", "root_key_file", "roots_file", "trust_file", "pcs_cache")
+_TLS: Final = ("tls_cert", "tls_key", "tls_client_ca")
+_RELATIVE: Final = (*_TLS, "database", "root_key_file", "roots_file", "trust_file", "pcs_cache")
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:

@@ -34,7 +34,7 @@ ORDER: dict[str, str] = {
     ),
     "enclave": (
         "errors clock keys trustfile tdx replay messages domain packages launch session release kept standing mailbox blobs "
-        "padding channel lanes ledger checkpoint stream client svid durable connection runtime direct workload_messages workload declared replies context main handling "
+        "padding channel lanes ledger checkpoint stream client svid durable connection received peers runtime direct workload_messages workload declared replies context main handling "
         "agent supervise labs reload cli __init__"
     ),
     "broker": (
@@ -53,7 +53,7 @@ ORDER: dict[str, str] = {
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal release labels "
         "api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state "
-        "bodies relying"
+        "peers revocations bodies relying"
     ),
     "broker/kbs": "__init__ jwe messages keys token records guests resources desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
