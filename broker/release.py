@@ -10,12 +10,16 @@ from datetime import datetime, timedelta
 from typing import Final, final
 
 from attestation.sealing import seal
+from attestation.verdict import Verdict
 from broker.audit import Audit, Entry, Kind
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.judging import released_by
 from broker.labels import Ratchets
+from broker.leasing import take
+from broker.points import reached
 from broker.ports import Clock, SecretRecord, Store, Transaction
+from broker.ports_releases import FactKind, Released
 from broker.reasons import codes_of, told
 from broker.sessions import Session
 from broker.vault import Vault, checked_name, find
@@ -76,12 +80,17 @@ class ReleaseDesk:
             version=record.version,
         )
         statement = self._statement(session, bound, record, request, at).to_bytes()
+        reached("release.permitted")
 
         def still(tx: Transaction) -> SecretRecord:
             self._generation.expect(tx, session.generation)
             if request.version is None:
                 find(tx, name, None)
             found = find(tx, name, record.version)
+            evidence = session.record.evidence.hex()
+            note_release(
+                tx, bound, session.verdict, subject=session.subject, evidence=evidence, version=found.version, at=at
+            )
             self._labels.raise_in(tx, session, found.labels, why=name, at=at)
             return found
 
@@ -97,10 +106,13 @@ class ReleaseDesk:
             permit=bound,
         )
         current, receipt = await self._audit.record(entry, still)
+        reached("release.recorded")
         sealed = seal(session.verdict, self._vault.open_permitted(bound, current), context=permit_digest(statement))
-        return ReleaseResponse.sign(
+        answer = ReleaseResponse.sign(
             self._identity.key, sealed=sealed.blob, suite=sealed.suite, permit=statement, receipt=receipt
         )
+        reached("release.sealed")
+        return answer
 
     async def _permit(
         self,
@@ -198,6 +210,29 @@ class ReleaseDesk:
                 ),
             },
         )
+
+
+def note_release(
+    tx: Transaction, permit: Permit, verdict: Verdict, *, subject: str, evidence: str, version: int, at: datetime
+) -> None:
+    """Under a lease, where the secret is lent; so that it can be found by who got what. The entry that is about to be
+    appended is the record of it. Raises BrokerError secret.lease_ended.
+    """
+    take(tx, permit.resource, version, subject, int(at.timestamp()))
+    launches = (launch.digest for launch in verdict.launches)
+    facts: list[tuple[FactKind, str]] = [("workload", workload) for workload in permit.workloads]
+    facts += [("measurement", value) for value in (verdict.mr_td, *verdict.rtmrs, *launches)]
+    facts += [("platform", value) for value in (verdict.ppid, verdict.piid, verdict.fmspc) if value]
+    released = Released(
+        entry=tx.log.size(),
+        at_ms=int(at.timestamp() * 1000),
+        name=permit.resource,
+        version=version,
+        subject=subject,
+        ground=f"{evidence}/{permit.policy}",
+        via=permit.via,
+    )
+    tx.releases.record(released, facts)
 
 
 def _thumbprint(session: Session) -> bytes:

@@ -63,10 +63,14 @@ class Admin:
     def may_change(self) -> bool:
         return self.role != "auditor"
 
-    def require(self, act: Act, tenant: str) -> None:
-        """Raises BrokerError admin.role, admin.tenant."""
+    def require_role(self, act: Act) -> None:
+        """Raises BrokerError admin.role."""
         if act not in MAY.get(self.role, frozenset()):
             raise BrokerError(BrokerCode.ADMIN_ROLE, f"{self.name} is {self.role}: no {act}")
+
+    def require(self, act: Act, tenant: str) -> None:
+        """Raises BrokerError admin.role, admin.tenant."""
+        self.require_role(act)
         if self.tenants and tenant not in self.tenants:
             raise BrokerError(BrokerCode.ADMIN_TENANT, f"{self.name} is for {', '.join(self.tenants)}, not {tenant!a}")
 
@@ -74,10 +78,14 @@ class Admin:
         """For what concerns the whole broker. Raises BrokerError admin.role, admin.tenant."""
         self.require(act, "")
 
-    def scope(self, act: Act, tenant: str | None) -> tuple[str, ...] | None:
-        """The tenants whose things a listing may show; None for all. Raises BrokerError admin.role, admin.tenant."""
-        if tenant is None and self.tenants:
-            self.require(act, self.tenants[0])
-            return self.tenants
+    def scope(self, act: Act, tenant: str | None) -> str | None:
+        """The tenant whose things a listing may show; None for all. Raises BrokerError admin.role, admin.tenant."""
+        if tenant is None and len(self.tenants) == 1:
+            tenant = self.tenants[0]
         self.require(act, tenant or "")
-        return None if tenant is None else (tenant,)
+        return tenant
+
+    def sees(self, tenant: str, subject: str = "") -> bool:
+        """Whether an entry of the log about that tenant or agent is his to read."""
+        his = (f"agent/{name}/" for name in self.tenants)
+        return not self.tenants or tenant in self.tenants or any(subject.startswith(prefix) for prefix in his)

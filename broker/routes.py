@@ -345,7 +345,7 @@ async def results_jwks(call: Call) -> Answer:
 
 async def configuration(call: Call) -> Answer:
     """Discovery for admission tokens."""
-    return _cacheable(call.broker.identity.configuration())
+    return _cacheable({**call.broker.identity.configuration(), "cloister_grpc_port": call.broker.ports.grpc})
 
 
 async def results_configuration(call: Call) -> Answer:

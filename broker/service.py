@@ -8,7 +8,7 @@ from this; tests and demonstrations use it as it is.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal, TypeVar, final
 
@@ -74,6 +74,14 @@ logger = logging.getLogger("cloister.broker")
 
 
 @final
+@dataclass(slots=True)
+class Ports:
+    """Where the broker can be reached beside its public URL, known once it listens; 0 is nowhere."""
+
+    grpc: int = 0
+
+
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
     """Everything that a broker does."""
@@ -114,6 +122,7 @@ class Broker:
     metrics: Metrics
     bell: Bell
     svids: SvidDesk
+    ports: Ports = field(default_factory=Ports)
 
     async def acting(self, token: str, act: Callable[[Session], Awaitable[T]]) -> T:
         """Let whoever holds the token act; judged anew when the generation rises under way. Raises what `act` does."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, final
@@ -330,7 +331,16 @@ class Sessions:
             raise BrokerError(BrokerCode.AGENT_EXPIRED, subject)
         return session
 
-    async def revoke(self, subject: str, *, why: str, by: str, at: datetime) -> None:
+    async def revoke(
+        self,
+        subject: str,
+        *,
+        why: str,
+        by: str,
+        at: datetime,
+        also: Callable[[Transaction], None] = lambda _: None,
+        second: str = "",
+    ) -> None:
         """End an agent's rights for good: its key is never admitted again. Raises BrokerError agent.unknown."""
         generation = self._generation.current + 1
 
@@ -338,6 +348,7 @@ class Sessions:
             record = tx.agents.get(subject)
             if record is None:
                 raise BrokerError(BrokerCode.AGENT_UNKNOWN, subject)
+            also(tx)
             tx.marks.put(REVOKED_MARK + subject, json.dumps({"at_s": int(at.timestamp()), "by": by}))
             tx.agents.put(replace(record, state=AgentState.REVOKED, codes=(BrokerCode.AGENT_REVOKED.value,)))
 
@@ -347,7 +358,7 @@ class Sessions:
             subject=subject,
             codes=(BrokerCode.AGENT_REVOKED,),
             generation=generation,
-            more={"why": why[:256], "by": by},
+            more={"why": why[:256], "by": by, "second": second},
         )
         await self._generation.rise("revocation", work, at=at, entry=entry)
         self._live.pop(subject, None)

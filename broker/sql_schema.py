@@ -5,6 +5,8 @@ Decides how rows look. A migration is numbered by its place in the list: append,
 
 from typing import Final
 
+from broker.sql_releases import RELEASES_SCHEMA
+
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         "CREATE TABLE nonce (nonce BLOB PRIMARY KEY, expires_at_s INTEGER NOT NULL) WITHOUT ROWID",
@@ -161,4 +163,5 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX svid_end ON svid (expires_at_s)",
         "CREATE INDEX agent_fallen ON agent (subject) WHERE state <> 'admitted'",
     ),
+    RELEASES_SCHEMA,
 )

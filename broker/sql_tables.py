@@ -17,6 +17,7 @@ from broker.rows import element, head_of
 from broker.sql_blobs import SqlBlobs
 from broker.sql_channels import SqlChannels
 from broker.sql_mail import SqlMail
+from broker.sql_releases import SqlReleases
 from broker.sql_svids import SqlSvids
 from broker.sql_topics import SqlStates, SqlTopics
 
@@ -320,6 +321,7 @@ class SqlTransaction:
         self.blobs = SqlBlobs(db)
         self.channels = SqlChannels(db)
         self.svids = SqlSvids(db)
+        self.releases = SqlReleases(db)
         self.topics = SqlTopics(db)
         self.states = SqlStates(db)
         self.log = _Log(db, remember=remember)

@@ -19,6 +19,7 @@ from broker.judging import Judged, released_by
 from broker.kbs.guests import Caller, Guest, context_of
 from broker.ports import SecretRecord, Store, Transaction
 from broker.reasons import codes_of, told
+from broker.release import note_release
 from broker.vault import Vault, checked_name, find
 from broker.wire.names import tenant_of
 from policies.engine import decide
@@ -66,7 +67,11 @@ class Resources:
 
         def still(tx: Transaction) -> SecretRecord:
             self._generation.expect(tx, guest.generation)
-            return find(tx, name, version)
+            find(tx, name, None)
+            found = find(tx, name, version)
+            evidence, judged = guest.ticket.evidence.hex(), guest.admitted[tenant_of(name)].verdict
+            note_release(tx, bound, judged, subject=guest.subject, evidence=evidence, version=version, at=at)
+            return found
 
         entry = self._entry(Kind.SECRET_RELEASED, guest, name, version, caller, at, labels=record.labels, permit=bound)
         current, _ = await self._audit.record(entry, still)

@@ -12,6 +12,7 @@ from broker.wire.jose import b64u
 from broker.wire.log import Receipt
 from broker.wire.names import MAX_RESOURCE, MAX_SUBJECT, RESOURCE, SUBJECT
 from broker.wire.release import MAX_LABEL, MAX_LABELS, MAX_SECRET, MAX_VERSION
+from broker.wire.terms import SecretTerms
 
 NONCE_LEN: Final = 32
 MAX_TOKEN: Final = 64 * 1024
@@ -174,11 +175,14 @@ class PutSecretRequest:
 
     value: bytes | None = field(repr=False, default=None)
     labels: tuple[str, ...] = ()
+    terms: SecretTerms | None = None  # none: those that the secret has
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"labels": list(self.labels)}
         if self.value is not None:
             found["value"] = b64u(self.value)
+        if self.terms is not None:
+            found["terms"] = self.terms.to_dict()
         return found
 
     @classmethod
@@ -187,9 +191,15 @@ class PutSecretRequest:
         made = cls(
             value=read.raw_or_none("value", max_len=MAX_SECRET),
             labels=read.texts("labels", max_items=MAX_LABELS, max_len=MAX_LABEL),
+            terms=_terms(value, read),
         )
         read.end()
         return made
+
+
+def _terms(value: object, read: Reader) -> SecretTerms | None:
+    given = isinstance(value, dict) and value.get("terms") is not None
+    return SecretTerms.from_dict(read.mapping("terms")) if given else None
 
 
 @final
@@ -202,15 +212,17 @@ class SecretInfo:
     labels: tuple[str, ...]
     created_at_s: int
     destroyed: bool
+    terms: SecretTerms | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "name": self.name,
             "version": self.version,
             "labels": list(self.labels),
             "created_at_s": self.created_at_s,
             "destroyed": self.destroyed,
         }
+        return found if self.terms is None else found | {"terms": self.terms.to_dict()}
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -221,6 +233,7 @@ class SecretInfo:
             labels=read.texts("labels", max_items=MAX_LABELS, max_len=MAX_LABEL),
             created_at_s=read.number("created_at_s"),
             destroyed=read.flag("destroyed"),
+            terms=_terms(value, read),
         )
 
 
