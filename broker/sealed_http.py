@@ -28,6 +28,7 @@ from broker.ports import Clock
 from broker.reasons import told
 from broker.sealed import Unsealing
 from broker.status import headers_of, problem_of
+from broker.tls import Tls
 from broker.wire.bodies import PROBLEM_TYPE
 from broker.wire.challenge import ChallengeRequest
 from broker.wire.errors import WireCode, WireError
@@ -45,7 +46,7 @@ class SealedDoors:
     """The endpoints over one `Unsealing`."""
 
     def __init__(self, desk: Unsealing, settings: Settings, clock: Clock) -> None:
-        self._desk, self._settings, self._clock = desk, settings, clock
+        self._desk, self.settings, self._clock = desk, settings, clock
         self._gate = Gate(settings.public_url)
 
     def app(self) -> Starlette:
@@ -105,7 +106,7 @@ class SealedDoors:
         if text is None:
             raise BrokerError(BrokerCode.ADMIN_PROOF_MISSING, "no Cloister-Admin header, or several")
         proof = self._gate.check(text, method=shown.method, path=shown.path, body=shown.body, at=self._clock())
-        for admin in self._settings.admins:
+        for admin in self.settings.admins:
             if admin.jkt == proof.jkt:
                 return admin
         raise BrokerError(BrokerCode.ADMIN_KEY_UNKNOWN, f"key {proof.jkt}")
@@ -138,6 +139,9 @@ async def serving_sealed(
 ) -> AsyncIterator["asyncio.Task[None]"]:
     """Serve the sealed doors on a copy of the socket while the block runs. The task ends early on a signal."""
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    if (tls := Tls.of(doors.settings)) is not None:
+        context = tls.context
+        options["ssl_context_factory"] = lambda *_: context
     config = uvicorn.Config(doors.app(), lifespan="off", timeout_graceful_shutdown=2, **options)
     server = _Server(config, ready)
     running = asyncio.create_task(server.serve(sockets=[bound.dup()]))
