@@ -23,6 +23,7 @@ from broker.labels import Labels, Ratchets, labels_in
 from broker.ports import Clock, Store, Transaction
 from broker.ports_mail import MAX_OCTETS, NO_LIMIT, EndedParcel, LeasedMessage, MailboxRecord
 from broker.sessions import Session, Sessions
+from broker.wire.errors import WireError
 from broker.wire.leases import DEFAULT_LEASE_S, MAX_LEASE_S, AckRequest, AckResponse
 from policies.errors import Refused
 from policies.model import Receive
@@ -183,8 +184,13 @@ class Leases:
         labels: Labels = frozenset()
         readable: list[LeasedMessage] = []
         denied: list[LeasedMessage] = []
+        broken: list[LeasedMessage] = []
         for message in leased:
-            found = labels_in(message.kind, message.envelope)
+            try:
+                found = labels_in(message.kind, message.envelope)
+            except WireError:  # it was well formed when it was taken in: somebody has been at the database
+                broken.append(message)
+                continue
             if await self._ask(session, Receive(name, found), at, correlation_id):
                 denied.append(message)
                 continue
@@ -192,6 +198,8 @@ class Leases:
             labels |= found
         if denied:
             await self._reject(name, denied, at, code=BrokerCode.POLICY_REFUSED)
+        if broken:
+            await self._reject(name, broken, at, code=BrokerCode.STORE_ROW_FORGED)
         await self._labels.delivered(session, labels, why=name, at=at)
         return readable
 
