@@ -12,14 +12,18 @@ from datetime import datetime
 from typing import Final, final
 
 from attestation.collateral import Collateral
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, VerificationFailed
 from attestation.evidence import MLKEM768_X25519
+from attestation.pki import TrustRoots
 from attestation.ports import TrustDomain
 from attestation.quote import Quote
 from attestation.sealing import SealingKey
+from attestation.tcb import ANY_TCB
+from attestation.verifier import NOT_COMPARED, Verifier
 from broker.collateral import CollateralCache
 from broker.errors import BrokerCode, BrokerError
 from broker.identity import Identity, Proof
+from broker.judging import OUTDATED
 from broker.ports import Clock
 from broker.wire.attested import MAX_AGE_S, binding_of
 from broker.wire.challenge import BrokerKeys
@@ -35,7 +39,10 @@ logger = logging.getLogger("cloister.broker.attested")
 class Attestor:
     """Keeps a quote of the broker's keys at hand. Until `begin`, there is nothing to prove."""
 
-    def __init__(self, *, identity: Identity, collateral: CollateralCache, clock: Clock) -> None:
+    def __init__(
+        self, *, identity: Identity, collateral: CollateralCache, clock: Clock, roots: TrustRoots | None = None
+    ) -> None:
+        """With `roots`, evidence whose collateral has ended is renewed before anybody sees it."""
         self._identity = identity
         self._collateral = collateral
         self._clock = clock
@@ -45,6 +52,8 @@ class Attestor:
         self._quoted: tuple[BrokerKeys, bytes, bytes | None] | None = None
         self._proof: Proof | None = None
         self._collateral_in_proof: Collateral | None = None
+        self._verifier = Verifier(roots) if roots else None
+        self._valid_until: datetime | None = None
         self._renewing: asyncio.Task[None] | None = None
 
     @property
@@ -93,12 +102,12 @@ class Attestor:
             at = self._clock()
             renewing = None if self._fresh(at) else self._renew()
             if self._quoted is not None and self._usable(at):
-                return self._complete(*self._quoted)  # an older quote serves while the next is being made
+                return self._complete(*self._quoted, at)  # an older quote serves while the next is being made
             if renewing is not None:
                 await asyncio.shield(renewing)
         if self._quoted is None or not self._usable(self._clock()):
             raise _pending("the trust domain made no quote", RETRY_S)
-        return self._complete(*self._quoted)
+        return self._complete(*self._quoted, self._clock())
 
     def stop(self) -> None:
         if self._renewing is not None:
@@ -136,10 +145,12 @@ class Attestor:
         event_log = await asyncio.to_thread(self._domain.event_log)
         self._quoted, self._proof = (keys, quote, event_log or None), None
 
-    def _complete(self, keys: BrokerKeys, quote: bytes, event_log: bytes | None) -> Proof:
+    def _complete(self, keys: BrokerKeys, quote: bytes, event_log: bytes | None, at: datetime) -> Proof:
         """The quote with today's collateral: made anew when either changes."""
         parsed = Quote.parse(quote)
         found = self._collateral.find(parsed)
+        if found is not None and (self._proof is None or self._collateral_in_proof is not found or self._ended(at)):
+            self._demand_in_force(parsed, found, at)
         if found is None:
             why = self._collateral.wanted(parsed)
             raise _pending(f"no collateral of this broker's own platform: {why.code}", RETRY_S)
@@ -155,6 +166,27 @@ class Attestor:
             self._proof = Proof(keys=keys, evidence=evidence, digest=evidence.digest)
             self._collateral_in_proof = found
         return self._proof
+
+    def _ended(self, at: datetime) -> bool:
+        return self._valid_until is not None and at > self._valid_until
+
+    def _demand_in_force(self, quote: Quote, collateral: Collateral, at: datetime) -> None:
+        """What fresh collateral would mend is mended before it is shown; all else is for the readers to judge.
+
+        Raises BrokerError broker.evidence_pending.
+        """
+        if self._verifier is None:
+            return
+        try:
+            verified = self._verifier.verify(quote, collateral, report_data=NOT_COMPARED, at=at, accept=ANY_TCB)
+        except VerificationFailed as error:
+            if error.code in OUTDATED:
+                self._collateral.outdated(quote)
+                raise _pending(f"{error.code}: {error.detail}", RETRY_S) from None
+            logger.error("broker.evidence_refused", extra={"code": error.code, "why": error.detail})
+            self._valid_until = at
+        else:
+            self._valid_until = verified.valid_until
 
 
 def _pending(detail: str, retry_after_s: int) -> BrokerError:

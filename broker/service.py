@@ -275,7 +275,7 @@ async def _assemble(
         store=store,
         audit=audit,
         identity=identity,
-        attestor=Attestor(identity=identity, collateral=cache, clock=clock),
+        attestor=Attestor(identity=identity, collateral=cache, clock=clock, roots=roots),
         generation=generation,
         collateral=cache,
         sessions=sessions,

@@ -7,6 +7,7 @@ moment the store says so. The identity key may not serve as TLS key: TLS signs w
 
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self, final
@@ -22,7 +23,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.ports import AgentState, Clock, Store, Transaction
-from broker.ports_svids import FallenSvid, SvidRecord
+from broker.ports_svids import MAX_FALLEN, FallenSvid, SvidRecord
 from broker.rootkey.root import RootKey
 from broker.sessions import Session, require_unrevoked
 from broker.wire.errors import WireCode, WireError
@@ -197,12 +198,15 @@ class SvidDesk:
         now_s = int(at.timestamp())
         if self._published is None or self._published.at_s != now_s:
             fallen = self._store.read(lambda tx: tx.svids.fallen(now_s=now_s))
-            self._published = self._publish(at, [(one.authority, _revoked(one)) for one in fallen])
+            self._published = self._publish(at, fallen)
         return self._published
 
-    def _publish(self, at: datetime, revoked: list[tuple[str, x509.RevokedCertificate]]) -> _Published:
+    def _publish(self, at: datetime, fallen: Sequence[FallenSvid]) -> _Published:
+        """More certificates to revoke than are looked up: no CRL then, and nobody believes any certificate."""
+        complete = len(fallen) < MAX_FALLEN
+        revoked = [(one.authority, _revoked(one)) for one in fallen] if complete else []
         crls: dict[str, bytes] = {}
-        for kid in self._authority.kids(at):
+        for kid in self._authority.kids(at) if complete else ():
             signer = self._authority.find(kid, at)
             assert signer is not None  # it has just been named
             crls[kid] = self._authority.crl(signer, [found for by, found in revoked if by == kid], at)

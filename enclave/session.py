@@ -145,7 +145,8 @@ class Session:
             raise ValueError(f"the nonce must have {NONCE_LEN} bytes")
         self._step(Step.ASK)
         self._client_nonce, self._binding, self._broker = nonce, None, None
-        return ChallengeRequest(client_nonce=nonce, known=self._judged.digest if self._judged else None)
+        known = self._judged if self._judged and self._time.now() < self._judged.valid_until else None
+        return ChallengeRequest(client_nonce=nonce, known=known.digest if known else None)
 
     def challenged(self, answer: ChallengeResponse) -> bytes:
         """Verify the broker, then bind: the 64 bytes that the quote must carry.

@@ -40,15 +40,15 @@ ORDER: dict[str, str] = {
     "broker": (
         "__init__ wire ports_channels ports_mail ports_svids ports_topics ports_releases ports errors points rows "
         "tree archive audit bundles generation rootkey keyring authority identity challenges dpop collateral "
-        "attested platforms pool judging reasons status sessions admission vault svids edges labels mailkeys "
+        "platforms pool judging attested reasons status sessions admission vault svids edges labels mailkeys "
         "standing states rights second leasing release derivation kbs limits config tls bell decisions auditing "
         "deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels "
         "memory_mail memory_svids memory_topics memory_releases memory sql_releases sql_schema sql_blobs "
         "sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables sql verification tokens rotation witness "
-        "sealed domains administration clock telemetry upkeep service background calls refusals http_api sealed_http "
-        "kbs_http openapi console routes_audit routes_keys routes_relying routes_mail routes_svids routes_opening "
-        "routes_secrets routes rpc app opening admin_client unsealing setup rewrap hardening cli_parts audit_cli "
-        "domain_cli root_cli cli"
+        "sealed domains administration clock telemetry upkeep service background calls refusals http_api "
+        "sealed_http kbs_http openapi console routes_audit routes_keys routes_relying routes_mail routes_svids "
+        "routes_opening routes_secrets routes rpc app opening admin_client unsealing setup rewrap hardening "
+        "cli_parts audit_cli domain_cli root_cli cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal terms release derive labels "

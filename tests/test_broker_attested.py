@@ -23,8 +23,10 @@ from broker.attested import Attestor
 from broker.config import load
 from broker.domains import open_domain
 from broker.errors import BrokerCode, BrokerError
+from broker.rpc.members import fill, members_of, parse
 from broker.service import build
 from broker.setup import initialise
+from broker.wire import api_pb2 as pb
 from broker.wire.attested import MAX_AGE_S, RENEW_S, BrokerReference, judge
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.errors import WireCode, WireError
@@ -426,6 +428,34 @@ async def test_without_collateral_of_its_own_platform_no_challenge_is_answered(t
         assert await outcome(world.broker.attestor.proof()) == BrokerCode.BROKER_EVIDENCE
     finally:
         await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_collateral_that_has_ended_is_renewed_before_anybody_is_shown_it(attested: Attested) -> None:
+    trust = attested.trust()
+    await attested.begin(trust)
+    assert await challenged(attested, session_of(trust)) == "ok"
+    attested.world.machine.clock.advance(40 * 86_400)
+    attestor = attested.world.broker.attestor
+    assert await outcome(attestor.proof()) == BrokerCode.BROKER_EVIDENCE
+    await asyncio.gather(*attested.world.broker.collateral._fetching.values())
+    assert await challenged(attested, session_of(trust)) == "ok"
+
+
+@pytest.mark.asyncio
+async def test_the_evidence_is_the_same_over_grpc(attested: Attested) -> None:
+    trust = attested.trust()
+    await attested.begin(trust)
+    session = session_of(trust)
+    question = session.ask(os.urandom(32))
+    asked, told = pb.ChallengeRequest(), pb.ChallengeResponse()
+    fill(asked, question.to_dict())
+    proof = await attested.world.broker.attestor.proof()
+    answer = attested.world.broker.admission.challenge(ChallengeRequest.from_dict(members_of(asked)), proof)
+    fill(told, answer.to_dict())
+    carried = parse(pb.ChallengeResponse, told.SerializeToString())
+    session.challenged(ChallengeResponse.from_dict(members_of(carried)))
+    assert session.state is State.CHALLENGED
 
 
 @pytest.mark.asyncio

@@ -221,6 +221,18 @@ async def test_a_quarantined_agents_certificate_is_on_hold_until_it_passes_again
 
 
 @pytest.mark.asyncio
+async def test_with_more_fallen_agents_than_a_crl_takes_nobody_is_believed(
+    plain: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.svids.MAX_FALLEN", 1)
+    agent, other = await plain.admitted("a"), await plain.admitted("b")
+    answer, _ = await issued(other), await issued(agent)
+    await plain.broker.administration.revoke(plain.settings.admins[0], agent.subject, "gone")
+    plain.machine.clock.advance(1)
+    assert judged(plain, answer) == WireCode.SVID_CRL_STALE
+
+
+@pytest.mark.asyncio
 async def test_crl_numbers_rise_and_a_crl_lasts_a_minute(plain: World) -> None:
     answer = await issued(await plain.admitted())
     before = x509.load_der_x509_crl(answer.bundle.crls[0])
