@@ -25,6 +25,7 @@ import httpx2
 
 from attestation.errors import CloisterError
 from attestation.ports import TrustDomain
+from attestation.tcb import TcbStates
 from attestation.verdict import Verdict
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, check_arguments, declare
@@ -33,6 +34,8 @@ from enclave.handling import MAX_PAUSE_S, Handling, call
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
 from enclave.main import run_agent
 from enclave.messages import MessageType
+from enclave.peers import ASKED, ProofAsked, ProofGiven, Prover, prove_peer
+from enclave.peers import TYPES as PROOF_TYPES
 from enclave.release import Secret
 from enclave.replies import OWN, Waiting, Waits
 from enclave.runtime import Runtime
@@ -67,10 +70,14 @@ class Agent:
         self.name = name
         self._judge = peers
         self._handlers: dict[str, Declared] = {}
-        self._types: dict[type, MessageType] = dict(OWN)
+        self._types: dict[type, MessageType] = {**OWN, **PROOF_TYPES}
+        self._handlers[ASKED.name] = declare(
+            ASKED, self._prove, retry=None, deadline_s=None, idempotent=True, durable=False
+        )
         self._on_start: list[Handler] = []
         self._spiffe_socket = Path(spiffe_socket) if spiffe_socket is not None else None
         self._life: _Life | None = None
+        self._prover: Prover | None = None
 
     # --- what authors call ---
 
@@ -134,6 +141,7 @@ class Agent:
         try:
             admission = await runtime.attest()
             await runtime.publish()
+            await runtime.connect()
             if self._spiffe_socket is not None:
                 life.workload = await _serve_spiffe(runtime, self._spiffe_socket)
         except BaseException:
@@ -227,6 +235,23 @@ class Agent:
         if self._life is not None:
             self._life.waiting.forget(waits)
 
+    async def prove(self, to: str, *, judge: Judge, accept: TcbStates, timeout_s: float) -> Verdict:
+        runtime = self.running
+        mailbox = self._address(to, runtime.trust.tenant)
+
+        async def ask(asked: ProofAsked) -> ProofGiven:
+            return await Context(self).ask(mailbox, asked, ProofGiven, timeout_s=timeout_s)
+
+        return await prove_peer(runtime, mailbox, ask, judge=judge, accept=accept)
+
+    async def _prove(self, ctx: Context, asked: ProofAsked) -> ProofGiven:
+        """The framework's own answer to a peer that does not want to take the broker's word."""
+        runtime = self.running
+        if self._prover is None or self._prover.keys is not runtime.keys:
+            self._prover = Prover(runtime.domain, runtime.keys, runtime.trust, runtime.time)
+        assert ctx.peer is not None
+        return await self._prover.prove(asked, ctx.peer)
+
     # --- what runs by itself ---
 
     async def _begin(self, handler: Handler) -> None:
@@ -239,6 +264,7 @@ class Agent:
             await asyncio.sleep(runtime.renewal_due_s() if runtime.admitted else pause)
             try:
                 await runtime.attest(instead_of=runtime.admission if runtime.admitted else None)
+                runtime.renewed()
                 await runtime.publish()
                 pause = 1.0
             except CloisterError as error:

@@ -37,6 +37,7 @@ from broker.wire.mailbox import (
     ReceiveResponse,
     SendResponse,
 )
+from broker.wire.peers import PeerCollateral
 from broker.wire.release import ReleaseRequest, ReleaseResponse
 from broker.wire.relying import TokenRequest, TokenResponse
 from broker.wire.revocations import Revocations, RevocationsRequest
@@ -133,6 +134,12 @@ class BrokerCalls:
     def publish(self, key: MailboxKey) -> Call[None]:
         yield from self._json("PUT", f"/v1/mailboxes/{key.mailbox}", key.to_dict())
 
+    def grpc_port(self) -> Call[int]:
+        """Where the broker has its mail stream, on the same host; 0 for nowhere."""
+        found = yield from self._json("GET", "/.well-known/openid-configuration", None, signed=False, repeat=False)
+        port = found.get("cloister_grpc_port")
+        return port if type(port) is int and 0 < port < 65536 else 0
+
     def leave(self, name: str) -> Call[None]:
         """This agent reads the mailbox no more; another may open it at once."""
         yield from self._json("POST", f"/v1/mailboxes/{name}:close", None, repeat=False)
@@ -146,6 +153,9 @@ class BrokerCalls:
     def keys(self, of: Place, name: str, request: KeysRequest) -> Call[KeysResponse]:
         path = f"/v1/{'topics' if of is Place.TOPIC else 'mailboxes'}/{name}:keys"
         return KeysResponse.from_dict((yield from self._json("POST", path, request.to_dict())))
+
+    def peer_collateral(self, subject: str) -> Call[PeerCollateral]:
+        return PeerCollateral.from_dict((yield from self._json("GET", f"/v1/agents/{subject}:collateral", None)))
 
     def revocations(self, request: RevocationsRequest) -> Call[Revocations]:
         return Revocations.from_dict((yield from self._json("POST", "/v1/revocations", request.to_dict())))

@@ -13,13 +13,14 @@ from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
 from attestation.errors import CloisterError
+from attestation.tcb import UP_TO_DATE, TcbStates
 from attestation.verdict import Verdict
 from enclave.errors import AgentError, Code
-from enclave.mailbox import DEFAULT_TTL_S
+from enclave.mailbox import DEFAULT_TTL_S, Judge
 from enclave.messages import MessageType
+from enclave.received import Received
 from enclave.release import Secret
 from enclave.replies import Inflow, Single, StreamState, Waits
-from enclave.runtime import Received
 
 T = TypeVar("T")
 ASK_TIMEOUT_S: Final = 30.0
@@ -49,6 +50,8 @@ class Host(Protocol):
     ) -> bytes: ...
 
     def forget(self, waits: Waits) -> None: ...
+
+    async def prove(self, to: str, *, judge: Judge, accept: TcbStates, timeout_s: float) -> Verdict: ...
 
 
 @final
@@ -129,6 +132,16 @@ class Context:
 
     async def _tell_state(self, to: str, msg_id: bytes, state: StreamState) -> None:
         await self._host.deliver(to, state, labels=self._labels, in_reply_to=msg_id)
+
+    async def prove(
+        self, to: str, *, judge: Judge, accept: TcbStates = UP_TO_DATE, timeout_s: float = ASK_TIMEOUT_S
+    ) -> Verdict:
+        """Have a peer quote over a nonce of now, and judge the quote here: the broker's word counts for nothing.
+
+        `judge` says from the verdict whether its measurements are good. Raises EnvelopeRefused peer.*,
+        VerificationFailed, MessageError message.no_answer.
+        """
+        return await self._host.prove(to, judge=judge, accept=accept, timeout_s=timeout_s)
 
     async def reply(self, message: object) -> None:
         """Answer the sender, at the mailbox that it named for answers."""

@@ -72,6 +72,8 @@ class Code(StrEnum):
     MESSAGE_STREAM = "message.stream_mismatch"
     MESSAGE_TYPE = "message.type_unknown"
     PEER_FALLEN = "peer.fallen"
+    PEER_PROOF = "peer.proof_refused"
+    PEER_PROOF_MISMATCH = "peer.proof_mismatch"
     PEER_REFUSED = "peer.not_accepted"
     RELEASE_EXPIRED = "release.permit_expired"
     RELEASE_RECEIPT = "release.receipt_mismatch"
@@ -400,6 +402,14 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.PEER_FALLEN: (
         "The peer was quarantined or revoked.",
         "Nothing to do here: the operator's log says why; whoever it was has to attest again.",
+    ),
+    Code.PEER_PROOF: (
+        "The peer does not quote for this asker now.",
+        "Ask again in a second, with a nonce of 32 bytes.",
+    ),
+    Code.PEER_PROOF_MISMATCH: (
+        "The peer's quote was made for another nonce, asker, tenant or broker, or binds another key than it speaks with.",
+        "Do not believe this peer: somebody passed on what another one proved.",
     ),
     Code.PEER_REFUSED: (
         "The agent's own rule does not accept this peer.",

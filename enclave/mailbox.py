@@ -39,6 +39,7 @@ from enclave.kept import KeptKeys
 from enclave.keys import AgentKeys
 from enclave.replay import Window
 from enclave.session import Admission, Broker
+from enclave.standing import Standing
 
 EPOCH_S: Final = 2 * 3600  # a key's life; a new one is published at half of it
 MAX_PLAINTEXT: Final = 256 * 1024 - 4
@@ -165,6 +166,7 @@ class Inbox:
         suite: str = MLKEM768_X25519,
         judge: Judge = everyone,
         durable: bool = False,
+        standing: Standing | None = None,
     ) -> None:
         self.name = name
         self.refuse_before_ms = 0  # what was sent earlier is refused
@@ -172,6 +174,7 @@ class Inbox:
         self._time = time
         self._suite = suite
         self._judge = judge
+        self._standing = standing  # without one a sender's token is believed for its whole life
         self._incarnation = NO_INCARNATION if durable else os.urandom(INCARNATION_LEN)
         self._epochs: dict[bytes, _Epoch] = {}
         self._newest: MailboxKey | None = None
@@ -271,23 +274,25 @@ class Inbox:
         When that was, the broker has signed, which is checked before anything rests on it.
         """
         if token is not None:
-            return peer_verdict(token, broker, self._time)
+            sender = peer_verdict(token, broker, self._time)
+            if self._standing is not None:
+                self._standing.require(sender.subject)
+            return sender
         if not delivery.sender_token:
             raise EnvelopeRefused(Code.ENVELOPE_SENDER, "no admission of its sender came with it")
         then = datetime.fromtimestamp(delivery.accepted_at_ms / 1000, UTC)
         return peer_verdict(delivery.sender_token, broker, self._time, at=min(then, self._time.now()))
 
-    def open_beside(self, envelope: Envelope, header: Header, message: Opened) -> bytes:
+    def open_beside(self, envelope: Envelope, header: Header, sender: Verdict) -> bytes:
         """What came beside an opened message, which names its digest: of the same sender, for the same mailbox.
 
         Raises WireError envelope.signature_invalid, EnvelopeRefused envelope.*. No window: the message has one.
         """
-        told = message.header
-        if (header.sender, header.sender_jkt, header.tenant) != (told.sender, told.sender_jkt, told.tenant):
-            raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"beside a message of {told.sender}, from {header.sender!a}")
+        if (header.sender, header.sender_jkt, header.tenant) != (sender.subject, sender.jkt, sender.tenant):
+            raise EnvelopeRefused(Code.ENVELOPE_SENDER, f"beside a message of {sender.subject}, from {header.sender!a}")
         if header.mailbox != self.name or header.type != BLOB_TYPE:
             raise EnvelopeRefused(Code.ENVELOPE_WRONG_MAILBOX, f"a {header.type} for {header.mailbox}")
-        envelope.verify(p256_from_spki(message.sender.identity_key))
+        envelope.verify(p256_from_spki(sender.identity_key))
         return _unseal(self._epoch(header), envelope)
 
     def done(self, header: Header) -> None:

@@ -11,13 +11,15 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Final, final
+from dataclasses import replace
+from typing import Any, Final, final
+from urllib.parse import urlsplit
 
+import grpc
 import httpx2
 
+from attestation.collateral import Collateral
 from attestation.errors import AttestationError, CloisterError, TokenRefused
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
@@ -26,15 +28,20 @@ from broker.wire.blob import BLOB_TYPE
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.leases import AckRequest, Extension, Nak, Rejection
-from broker.wire.mailbox import Delivery, MailboxInfo, ReceiveRequest, SendStatus
+from broker.wire.mailbox import MailboxInfo, ReceiveRequest, SendStatus
 from broker.wire.release import ReleaseRequest
+from broker.wire.revocations import RevocationsRequest
 from enclave import blobs
 from enclave.connection import Connection
 from enclave.durable import Durable, DurableReader
 from enclave.errors import BrokerRefused, Code, EnvelopeRefused, TransportFailed
+from enclave.lanes import Announce
 from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, Outbox, everyone
+from enclave.received import Received
 from enclave.release import Secret, open_release
 from enclave.session import Admission
+from enclave.standing import Standing
+from enclave.stream import Stream
 from enclave.svid import SvidKeeper
 from enclave.trustfile import TrustFile
 
@@ -44,56 +51,14 @@ TAKEN_PATIENCE_S: Final = 45.0  # a little longer than a broker keeps a mailbox 
 CLOSE_PATIENCE_S: Final = 2.0
 KEY_CACHE_S: Final = 30.0
 WAIT_S: Final = 10
+HOLD_S: Final = 5
+HOLDING: Final = frozenset({Code.STANDING_UNKNOWN, Code.PEER_FALLEN})  # the message waits for a better moment
+STREAM_PATIENCE_S: Final = 5.0
 BLOB_SLACK_S: Final = 60  # that a payload outlives the message that speaks of it
 LEASE_S: Final = 30
 # The owner has restarted or rolled its key; its token has ended since it was fetched; its key has ended.
 KEY_CODES: Final = frozenset({"mailbox.key_stale", "token.expired", "mailbox.key_signature_invalid"})
 LOWERED: Final = "message.labels_lowered"
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    """An opened message and the lease under which it came."""
-
-    opened: Opened = field(repr=False)
-    lease: str
-    attempt: int
-    blob: str = ""  # the name of the large payload that came with it
-
-    @property
-    def type(self) -> str:
-        return self.opened.header.type
-
-    @property
-    def sender(self) -> str:
-        """The subject in the sender's verdict."""
-        return self.opened.header.sender
-
-    @property
-    def peer(self) -> Verdict:
-        return self.opened.sender
-
-    @property
-    def msg_id(self) -> bytes:
-        return self.opened.header.msg_id
-
-    @property
-    def in_reply_to(self) -> bytes:
-        return self.opened.header.in_reply_to
-
-    @property
-    def reply_to(self) -> str:
-        """The mailbox where the sender waits for an answer, or nothing."""
-        return self.opened.header.reply_to
-
-    @property
-    def labels(self) -> frozenset[str]:
-        return frozenset(self.opened.header.labels)
-
-    @property
-    def plaintext(self) -> bytes:
-        return self.opened.plaintext
 
 
 @final
@@ -113,7 +78,18 @@ class Runtime(Connection):
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         super().__init__(domain=domain, trust=trust, broker_url=broker_url, suite=suite, transport=transport)
-        self.inbox = Inbox(mailbox, self.keys, self.time, suite=suite, judge=judge, durable=durable is not None)
+        self.standing = Standing(self.time)
+        self.standing.on_due = self._renew_standing
+        self._renewing_standing: asyncio.Task[None] | None = None
+        self.inbox = Inbox(
+            mailbox,
+            self.keys,
+            self.time,
+            suite=suite,
+            judge=judge,
+            durable=durable is not None,
+            standing=self.standing,
+        )
         self._outbox = Outbox(self.keys, self.time, judge=judge)
         self._durable: DurableReader | None = None
         if durable is not None:
@@ -129,6 +105,9 @@ class Runtime(Connection):
         self.svids = SvidKeeper(self)
         self._sending: dict[str, asyncio.Lock] = {}
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
+        self._judge = judge
+        self._stream: Stream | None = None
+        self._met: set[str] = set()  # mailboxes that were written to before
         self._published = False
         self._labels: frozenset[str] = frozenset()
 
@@ -177,6 +156,48 @@ class Runtime(Connection):
         if self._durable:
             await self._durable.begin()
 
+    async def connect(self) -> None:
+        """Open the mail stream, where the broker has one that can be reached; without it mail goes over REST."""
+        try:
+            port = await self._client.do(self._calls.grpc_port())
+        except CloisterError as error:
+            log.info("no mail stream: %s", error.code)
+            return
+        url = urlsplit(self._calls.base_url)
+        if not port or not url.hostname:
+            return
+        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+        stream = Stream(
+            f"{host}:{port}",
+            base_url=self._calls.base_url,
+            keys=self.keys,
+            time=self.time,
+            admit=self._admit,
+            lookup=self._mailbox,
+            inbox=self.inbox,
+            outbox=self._outbox,
+            judge=self._judge,
+            receive=self._durable is None,
+            credentials=grpc.ssl_channel_credentials() if url.scheme == "https" else None,
+        )
+        await stream.start()
+        try:
+            async with asyncio.timeout(STREAM_PATIENCE_S):
+                await stream.wait_connected()
+        except TimeoutError:
+            log.warning("no mail stream at %s:%d; mail goes over REST", host, port)
+            await stream.close()
+            return
+        self._stream = stream
+
+    async def _admit(self, instead_of: Admission | None) -> Admission:
+        return await self._admitted() if instead_of is None else await self.attest(instead_of=instead_of)
+
+    def renewed(self) -> None:
+        """The admission is a newer one: the stream goes on under it."""
+        if self._stream is not None and self._admission is not None:
+            self._stream.renewed(self._admission)
+
     async def send(
         self,
         mailbox: str,
@@ -188,7 +209,7 @@ class Runtime(Connection):
         in_reply_to: bytes = b"",
         reply_to: str = "",
         ttl_s: float = DEFAULT_TTL_S,
-        announce: Callable[[bytes, str], None] | None = None,
+        announce: Announce | None = None,
     ) -> bytes:
         """Seal and send one message; returns its id once the broker holds it durably. `announce` gets the id and the
         mailbox's owner before anything is sent, so that an answer cannot come too early.
@@ -198,37 +219,39 @@ class Runtime(Connection):
 
         Raises BrokerRefused, EnvelopeRefused, WireError, TokenRefused, TransportFailed.
         """
-        # One at a time per mailbox: the order of sequence numbers is the order of sending.
-        async with self._sending.setdefault(mailbox, asyncio.Lock()):
-            for last in (False, True):
-                admission = await self._admitted()
-                found = await self._mailbox(mailbox)
-                try:
-                    body = plaintext
-                    if blobs.is_large(plaintext):
-                        marks = (labels | self._labels) - without
-                        body = await self._beside(found, mailbox, admission, plaintext, marks, ttl_s)
-                    envelope = self._outbox.seal(
-                        found,
-                        mailbox=mailbox,
-                        admission=admission,
-                        kind=kind,
-                        plaintext=body,
-                        labels=(labels | self._labels) - without,
-                        in_reply_to=in_reply_to,
-                        reply_to=reply_to,
-                        ttl_s=ttl_s,
-                    )
-                    if announce is not None:
-                        announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
-                    return await self._send(mailbox, envelope)
-                except (BrokerRefused, TokenRefused, WireError) as error:
-                    self._found.pop(mailbox, None)
-                    behind = error.code == LOWERED and await self._catch_up()
-                    if last or not (behind or error.code in KEY_CODES):
-                        raise
-                    # What was at hand about the mailbox no longer holds: ask, and seal to its present key.
-            raise AssertionError("the second attempt returns or raises")
+        for last in (False, True):
+            marks = (labels | self._labels) - without
+            how = {"kind": kind, "labels": marks, "in_reply_to": in_reply_to, "reply_to": reply_to, "ttl_s": ttl_s}
+            try:
+                # One at a time per mailbox: the order of sequence numbers is the order of sending.
+                async with self._sending.setdefault(mailbox, asyncio.Lock()):
+                    sent = await self._post(mailbox, plaintext, how, announce)
+                return sent if isinstance(sent, bytes) else await sent
+            except (BrokerRefused, TokenRefused, WireError) as error:
+                self._found.pop(mailbox, None)
+                behind = error.code == LOWERED and await self._catch_up()
+                if last or not (behind or error.code in KEY_CODES):
+                    raise
+                # What was at hand about the mailbox no longer holds: ask, and seal to its present key.
+        raise AssertionError("the second attempt returns or raises")
+
+    async def _post(
+        self, mailbox: str, plaintext: bytes, how: dict[str, Any], announce: Announce | None
+    ) -> bytes | asyncio.Future[bytes]:
+        """The message's id, or who will have it: whoever writes often to a mailbox does so on a channel."""
+        admission = await self._admitted()
+        found = await self._mailbox(mailbox)
+        large, often = blobs.is_large(plaintext), mailbox in self._met
+        self._met.add(mailbox)
+        if self._stream is not None and often and not large and found.key.kind == "ephemeral":
+            self._outbox.verify_key(found, mailbox, admission)
+            return self._stream.post(mailbox, plaintext=plaintext, announce=announce, **how)
+        if large:
+            plaintext = await self._beside(found, mailbox, admission, plaintext, how["labels"], how["ttl_s"])
+        envelope = self._outbox.seal(found, mailbox=mailbox, admission=admission, plaintext=plaintext, **how)
+        if announce is not None:
+            announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
+        return await self._send(mailbox, envelope)
 
     async def _catch_up(self) -> bool:
         """Ask the broker for its account of this agent's labels; whether it knew of any more."""
@@ -279,82 +302,131 @@ class Runtime(Connection):
 
     async def receive(self, limit: int) -> list[Received]:
         """Wait for mail and open what can be proved. What cannot becomes a dead letter, and is logged with its code."""
+        if self._stream is not None and self._durable is None:
+            return await self._streamed(self._stream, limit)
         name = self.inbox.name
         request = ReceiveRequest(max_messages=limit, wait_s=WAIT_S, lease_s=LEASE_S)
         response = await self._authorised(lambda: self._calls.receive(name, request))
-        received, again, dropped = [], list[str](), list[Rejection]()
+        if response.deliveries and self.standing.due:
+            await self.learn_standing()
+        received, again, dropped, held = [], list[str](), list[Rejection](), list[Nak]()
         for delivery in response.deliveries:
             try:
-                received.append(await self._open(delivery, response.senders))
+                opened = self.inbox.open(delivery, response.senders, self.admission.broker)
+                found = Received.enveloped(opened, lease=delivery.lease, attempt=delivery.attempt)
+                received.append(await self._whole(found))
             except (EnvelopeRefused, AttestationError, WireError) as error:
                 if error.code is Code.ENVELOPE_REPLAYED:  # handled, and the acknowledgement was lost; or put back
                     again.append(delivery.lease)
+                elif error.code in HOLDING:
+                    log.warning("message held: %s", error.code)
+                    held.append(Nak(lease=delivery.lease, delay_s=HOLD_S, code=str(error.code)))
                 elif error.code is not Code.ENVELOPE_IN_PROGRESS:
                     log.warning("message refused: %s", error.code)
                     dropped.append(Rejection(lease=delivery.lease, code=str(error.code)))
-        if dropped or again:
+        if dropped or again or held:
             with suppress(BrokerRefused):  # the leases have ended meanwhile; they will be refused again
-                await self._settle(AckRequest(ack=tuple(again), reject=tuple(dropped)))
+                await self._settle(AckRequest(ack=tuple(again), reject=tuple(dropped), nak=tuple(held)))
         return received
 
-    async def _open(self, delivery: Delivery, senders: Mapping[str, str]) -> Received:
-        """One message, with the large payload that it may speak of."""
-        opened = self.inbox.open(delivery, senders, self.admission.broker)
+    async def _streamed(self, stream: Stream, limit: int) -> list[Received]:
+        received = []
+        for incoming in await stream.receive(limit, WAIT_S):
+            try:
+                received.append(await self._whole(Received.streamed(incoming)))
+            except (EnvelopeRefused, AttestationError, WireError) as error:
+                log.warning("message refused: %s", error.code)
+                stream.reject(incoming, str(error.code))
+        return received
+
+    async def _whole(self, received: Received) -> Received:
+        """With the large payload that the message may speak of."""
         try:
-            ref = blobs.referred(opened.plaintext)
+            ref = blobs.referred(received.plaintext)
             if ref is not None:
                 raw = await self._authorised(lambda: self._calls.fetch_blob(ref.sha256))
-                opened = replace(opened, plaintext=blobs.open_blob(self.inbox, ref, raw, opened))
+                payload = blobs.open_blob(self.inbox, ref, raw, sender=received.peer, labels=received.labels)
+                received = replace(received, plaintext=payload, blob=ref.sha256)
         except BrokerRefused as refusal:
-            self.inbox.again(opened.header)
+            self._unopened(received)
             raise EnvelopeRefused(Code.ENVELOPE_PAYLOAD, f"the broker says {refusal.code}") from None
         except BaseException:
-            self.inbox.again(opened.header)
+            self._unopened(received)
             raise
-        self._labels |= frozenset(opened.header.labels)
-        return Received(
-            opened=opened, lease=delivery.lease, attempt=delivery.attempt, blob=ref.sha256 if ref is not None else ""
-        )
+        self._labels |= received.labels
+        return received
 
-    async def acknowledge(self, *leases: str) -> None:
-        await self._settle(AckRequest(ack=leases))
+    def _unopened(self, received: Received) -> None:
+        if isinstance(received.origin, Opened):
+            self.inbox.again(received.origin.header)
 
     async def finish(self, received: Received) -> None:
         """Handled: never again."""
-        await self._received(received)
-        await self.acknowledge(received.lease)
+        if isinstance(received.origin, Opened):
+            self.inbox.done(received.origin.header)
+            if self._durable:
+                await self._durable.save()  # of a durable mailbox not even after a restart
+            await self._settle(AckRequest(ack=(received.lease,)))
+        elif self._stream is not None:
+            self._stream.done(received.origin)
         if received.blob:
             with suppress(CloisterError):  # it ends by itself
                 await self._authorised(lambda: self._calls.drop_blob(received.blob))
 
-    async def _received(self, received: Received) -> None:
-        """It will not be opened again; of a durable mailbox not even after a restart."""
-        self.inbox.done(received.opened.header)
-        if self._durable:
-            await self._durable.save()
-
     async def refuse(self, received: Received, code: str) -> None:
         """No attempt will help: a dead letter, whose reason is the code."""
-        self.inbox.again(received.opened.header)  # it was not handled: an operator can send it on its way again
-        await self._settle(AckRequest(reject=(Rejection(lease=received.lease, code=code),)))
+        if isinstance(received.origin, Opened):
+            self.inbox.again(received.origin.header)  # not handled: an operator can send it on its way again
+            await self._settle(AckRequest(reject=(Rejection(lease=received.lease, code=code),)))
+        elif self._stream is not None:
+            self._stream.reject(received.origin, code)
 
     async def give_back(self, received: Received, delay_s: int, code: str = "") -> None:
         """To be delivered again, after `delay_s`; `code` says why."""
-        self.inbox.again(received.opened.header)
-        await self._settle(AckRequest(nak=(Nak(lease=received.lease, delay_s=delay_s, code=code),)))
+        if isinstance(received.origin, Opened):
+            self.inbox.again(received.origin.header)
+            await self._settle(AckRequest(nak=(Nak(lease=received.lease, delay_s=delay_s, code=code),)))
+        elif self._stream is not None:
+            self._stream.again(received.origin, delay_s, code)
 
     async def keep(self, held: list[Received]) -> None:
-        """Extend the leases of what is being handled."""
-        await self._settle(
-            AckRequest(extend=tuple(Extension(lease=received.lease, lease_s=LEASE_S) for received in held))
-        )
+        """Extend the leases of what is being handled; a stream does so by itself."""
+        leases = [received.lease for received in held if isinstance(received.origin, Opened)]
+        if leases:
+            await self._settle(AckRequest(extend=tuple(Extension(lease=lease, lease_s=LEASE_S) for lease in leases)))
 
     async def _settle(self, request: AckRequest) -> None:
         await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
 
+    async def owner_of(self, mailbox: str) -> Verdict:
+        """Who reads there: as the broker says, and as the mailbox's key confirms. Raises as `send` does."""
+        return self._outbox.verify_key(await self._mailbox(mailbox), mailbox, await self._admitted())
+
+    async def collateral_for(self, subject: str) -> Collateral:
+        """For that peer's platform; whoever uses it verifies it. Raises BrokerRefused, MalformedEvidence."""
+        found = await self._authorised(lambda: self._calls.peer_collateral(subject))
+        return Collateral.from_json(found.collateral)
+
+    async def learn_standing(self) -> None:
+        """Ask who has fallen. What goes wrong leaves the list as old as it is, and mail waiting."""
+        nonce, asked_s = os.urandom(32), self.time.now_s()
+        try:
+            answer = await self._authorised(lambda: self._calls.revocations(RevocationsRequest(nonce=nonce)))
+            self.standing.learn(answer, self.admission.broker, nonce=nonce, asked_s=asked_s)
+        except CloisterError as error:
+            log.warning("no list of fallen agents: %s", error.code)
+
+    def _renew_standing(self) -> None:
+        if self._renewing_standing is None or self._renewing_standing.done():
+            self._renewing_standing = asyncio.create_task(self.learn_standing())
+
     async def close(self) -> None:
         """Give the mailbox back, so that a successor need not wait for it, and end."""
         await self.svids.stop()
+        if self._renewing_standing is not None:
+            self._renewing_standing.cancel()
+        if self._stream is not None:
+            await self._stream.close()
         if self._published and self._admission is not None:
             with suppress(CloisterError, TimeoutError):  # then it is kept for a while, as after a crash
                 async with asyncio.timeout(CLOSE_PATIENCE_S):

@@ -1,11 +1,12 @@
 """Whether a peer may still speak, by a list that the broker signed for this agent less than a minute ago.
 
-Decides when the list is too old to open anything by: mail then waits (`standing.unknown`), it is not refused. Whoever is
-on the list is refused (`peer.fallen`), however long its token lives.
+Decides when the list is too old to open anything by: mail then waits (`standing.unknown`), it is not refused. Whoever
+is on the list is refused (`peer.fallen`), however long its token lives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, final
 
 from broker.wire.revocations import Revocations
@@ -19,12 +20,13 @@ RENEW_S: Final = 20.0
 
 @final
 class Standing:
-    """The newest list. `learn` it from an answer to a fresh nonce."""
+    """The newest list. `learn` it from an answer to a fresh nonce; `on_due` says that a newer one would be good."""
 
     def __init__(self, time: BrokerTime) -> None:
         self._time = time
         self._asked_s: float | None = None
         self._at_s = 0
+        self.on_due: Callable[[], None] | None = None
         self._fallen: frozenset[str] = frozenset()
 
     @property
@@ -43,6 +45,8 @@ class Standing:
 
     def require(self, subject: str) -> None:
         """Raises EnvelopeRefused: standing.unknown, peer.fallen."""
+        if self.on_due is not None and self.due:
+            self.on_due()
         if self._asked_s is None or self._time.now_s() - self._asked_s > MAX_AGE_S:
             raise EnvelopeRefused(Code.STANDING_UNKNOWN, "no list of the broker's that is younger than a minute")
         if subject in self._fallen:

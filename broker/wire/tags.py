@@ -28,6 +28,7 @@ class Tag(StrEnum):
     KEYS_RELEASE = "cloister/keys-release/v1"  # broker: grant and ciphertext of kept keys
     KEY_GRANT = "cloister/key-grant/v1"  # digest of a grant, HPKE info of kept keys
     MAILBOX_KEY = "cloister/mailbox-key/v1"  # owner: a mailbox's epoch key
+    PEER_PROOF = "cloister/peer-proof/v1"  # nonce in the binding of a quote that one agent makes for another
     PERMIT = "cloister/permit/v1"  # digest of a release permit, HPKE info of a release
     RELEASE = "cloister/release/v1"  # broker: permit and ciphertext
     UNSEAL = "cloister/unseal/v1"  # HPKE info of a share on its way to a sealed broker
