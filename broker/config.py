@@ -8,7 +8,7 @@ root other than Intel's must be asked for twice: by naming its file and by sayin
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 from urllib.parse import urlsplit
@@ -120,7 +120,7 @@ class Settings:
             if min(self.rates.source_per_s, self.rates.tenant_per_s) >= 0
             and min(self.rates.source_burst, self.rates.tenant_burst) > 0
             else "limits must not be negative, and bursts not 0; limits.*_per_s = 0 means no limit",
-            "" if self.quota.messages > 0 and self.quota.octets > 0 else "mail limits must be positive",
+            "" if min(astuple(self.quota)) > 0 else "mail limits must be positive",
             *(self._admin_mistake(admin) for admin in self.admins),
             *self._rights_mistakes(),
             "" if len({admin.jkt for admin in self.admins}) == len(self.admins) else "two admins have one key",
@@ -211,6 +211,7 @@ def _flag(value: object) -> bool:
     return found
 
 
+_QUOTAS: Final = tuple(item.name for item in fields(Quota))
 _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "server.profile": ("profile", _text),
     "server.public_url": ("public_url", _text),
@@ -247,8 +248,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "limits.source_burst": ("source_burst", _number),
     "limits.tenant_per_s": ("tenant_per_s", _number),
     "limits.tenant_burst": ("tenant_burst", _number),
-    "mail.messages": ("messages", _number),
-    "mail.octets": ("octets", _number),
+    **{f"mail.{name}": (name, _number) for name in _QUOTAS},
 }
 _RATES: Final = ("source_per_s", "source_burst", "tenant_per_s", "tenant_burst")
 _TLS: Final = ("tls_cert", "tls_key", "tls_client_ca")
@@ -278,7 +278,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
     home = path.resolve().parent
     values |= {name: home / values[name] for name in _RELATIVE if name in values}
     values["bundles"] = tuple(home / bundle for bundle in values["bundles"])
-    quota = {name: values.pop(name) for name in ("messages", "octets") if name in values}
+    quota = {name: values.pop(name) for name in _QUOTAS if name in values}
     rates = {name: values.pop(name) for name in _RATES if name in values}
     return Settings(**values, admins=admins, quota=Quota(**quota), rates=Rates(**rates))
 

@@ -8,6 +8,7 @@ One transaction takes a whole batch.
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final, final
 
 from broker.audit import Audit, Entry
@@ -30,6 +31,7 @@ from policies.model import Send
 
 SKEW_MS: Final = 60_000  # how far a sender's clock may be ahead
 FULL_RETRY_S: Final = 1
+identity_of = lru_cache(4096)(p256_from_spki)  # public keys of senders, read once
 
 
 @final
@@ -114,7 +116,7 @@ class Router:
             header = Header.from_bytes(envelope.header)
             msg_id = header.msg_id
             belongs(header, session, mailbox, at)
-            envelope.verify(p256_from_spki(session.verdict.identity_key))
+            envelope.verify(identity_of(session.verdict.identity_key))
         except (BrokerError, WireError) as error:
             return Checked(msg_id=msg_id, message=None, refusal=error)
         action = Send(mailbox, header.type, frozenset(header.labels))

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from attestation.verdict import open_token
-from broker.errors import BrokerCode
+from broker.config import load
+from broker.errors import BrokerCode, BrokerError
 from broker.ports_mail import Quota
 from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope
@@ -388,3 +389,14 @@ async def test_the_bundle_may_let_a_mailbox_be_taken_at_once(tmp_path: Path) -> 
     assert await outcome(successor.open(BOX)) == "ok"
     assert await outcome(b.receive()) == BrokerCode.MAILBOX_NOT_OWNER
     await world.broker.close()
+
+
+def test_every_limit_of_mail_is_a_setting(tmp_path: Path) -> None:
+    wanted = {item.name: number for number, item in enumerate(fields(Quota), start=1)}
+    lines = ['[server]\npublic_url = "http://127.0.0.1:1"', '[policy]\nbundles = ["bundle"]', "[mail]"]
+    lines += [f"{name} = {number}" for name, number in wanted.items()]
+    (tmp_path / "broker.toml").write_text("\n".join(lines))
+    assert asdict(load(tmp_path / "broker.toml", {}).quota) == wanted
+    (tmp_path / "broker.toml").write_text("\n".join(lines).replace("dead = ", "dead = -"))
+    with pytest.raises(BrokerError, match="mail limits"):
+        load(tmp_path / "broker.toml", {})
