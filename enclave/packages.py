@@ -25,7 +25,7 @@ from typing import Final, final
 from enclave.errors import Code, LaunchFailed
 
 # What this package and those that it imports need at run time; not the command line's or the broker's needs.
-RUNTIME: Final = ("cryptography", "pyjwt", "cedarpy", "httpx2", "protobuf")
+RUNTIME: Final = ("cryptography", "pyjwt", "cedarpy", "httpx2", "protobuf", "grpcio")
 FRAMEWORK: Final = ("attestation", "policies", "enclave", "broker/__init__.py", "broker/wire")
 SKIPPED_FOLDERS: Final = frozenset({"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"})
 # Written by the installer, different for the same package on two machines, and read by nothing at run time.
