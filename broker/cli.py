@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from broker import audit_cli, domain_cli, root_cli
+from broker import audit_cli, domain_cli, lending_cli, root_cli
 from broker.admin_client import AdminError
 from broker.cli_parts import (
     USAGE,
@@ -28,6 +28,7 @@ from broker.cli_parts import (
     show,
     time_text,
 )
+from broker.lending_cli import Draw, Lease, Meta, terms_body
 
 MAX_SECRET_FILE: Final = 64 * 1024
 
@@ -103,10 +104,20 @@ def _secret_line(found: dict[str, Any]) -> str:
 
 
 @secret.command("put")
-def put(name: Name, source: Source, url: Url, key_file: KeyFile, label: Labels = None, as_json: AsJson = False) -> None:
-    """Store the next version of a secret."""
+def put(
+    name: Name,
+    source: Source,
+    url: Url,
+    key_file: KeyFile,
+    label: Labels = None,
+    lease: Lease = None,
+    draw: Draw = False,
+    meta: Meta = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store the next version of a secret. Terms (lease, drawing, notes) stay as they are unless one is named."""
     with answering(as_json):
-        body = {"value": _value(source), "labels": label or []}
+        body = {"value": _value(source), "labels": label or []} | terms_body(lease, draw, meta)
         found = connect(url, key_file).send("PUT", f"/v1/secrets/{name}", body)
         show(found, as_json, lambda: iter([_secret_line(found)]))
 
@@ -157,6 +168,9 @@ def destroy(
         body = {} if version is None else {"version": version}
         found = connect(url, key_file).send("POST", f"/v1/secrets/{name}:destroy", body)
         show(found, as_json, lambda: iter([f"{found['destroyed']} versions of {name} destroyed"]))
+
+
+lending_cli.add(secret)
 
 
 # ── agents ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -48,7 +48,7 @@ ORDER: dict[str, str] = {
         "sealed domains administration clock telemetry upkeep service background calls refusals http_api "
         "sealed_http kbs_http openapi console routes_audit routes_keys routes_relying routes_mail routes_svids "
         "routes_opening routes_secrets routes rpc app opening admin_client unsealing setup rewrap hardening "
-        "cli_parts audit_cli domain_cli root_cli cli"
+        "cli_parts lending_cli audit_cli domain_cli root_cli cli"
     ),
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal terms release derive labels "

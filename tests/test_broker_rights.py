@@ -232,3 +232,29 @@ async def test_a_note_that_waits_survives_a_restart_and_keeps_no_content(tmp_pat
     second = world.broker.administration.put_secret(admins[1], "acme/open/a", request)
     assert await outcome(second) == "ok"
     await world.broker.close()
+
+
+# ── releases and leases over HTTP ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_releases_and_leases_are_seen_and_ended_over_http(office: Office) -> None:
+    lent = PUT | {"terms": {"lease_s": 60, "draw": True, "meta": {"owner": "a"}}}
+    assert await office.code("ann", "PUT", SECRET, lent) == BrokerCode.ADMIN_SECOND
+    assert (await office.ask("ben", "PUT", SECRET, lent)).json()["terms"]["lease_s"] == 60
+    agent = await office.world.admitted()
+    await agent.release("acme/open/a")
+    for query in ("?secret=acme/open/a", "?workload=anything", f"?subject={agent.subject}", "?tenant=acme&after=0"):
+        told = (await office.ask("ida", "GET", "/v1/releases", query=query)).json()["releases"]
+        assert [(item["name"], item["workloads"], item["subject"]) for item in told] == [
+            ("acme/open/a", ["anything"], agent.subject)
+        ]
+    assert (await office.ask("eve", "GET", "/v1/releases")).json()["releases"] == []
+    both = "?workload=a&platform=b"
+    assert await office.code("ida", "GET", "/v1/releases", query=both) == BrokerCode.RELEASE_QUERY
+    leases = (await office.ask("oli", "GET", "/v1/leases")).json()["leases"]
+    wanted = {name: leases[0][name] for name in ("name", "version", "subject")}
+    assert await office.code("ida", "POST", "/v1/leases:end", wanted) == BrokerCode.ADMIN_ROLE
+    assert await office.code("eve", "POST", "/v1/leases:end", wanted) == BrokerCode.ADMIN_TENANT
+    assert (await office.ask("oli", "POST", "/v1/leases:end", wanted)).json()["closed"]
+    assert (await agent.release("acme/open/a"))[0].version == 2

@@ -265,6 +265,17 @@ def test_secrets_are_put_rotated_listed_and_destroyed_and_never_shown(served: Se
     assert served.run("secret", "put", "other/a/b", "-", status=1)["code"] == BrokerCode.ATTESTATION_TENANT
 
 
+def test_terms_releases_and_leases_have_their_commands(served: Served) -> None:
+    terms = ("--lease", "60", "--draw", "--meta", "owner=team a")
+    put = served.run("secret", "put", "acme/lent/a", "-", *terms, stdin=b"lent")
+    assert put["terms"] == {"lease_s": 60, "draw": True, "meta": {"owner": "team a"}}
+    assert served.run("secret", "put", "acme/lent/a", "-", "--meta", "x", stdin=b"a", status=2)["code"] == "secret.meta"
+    assert served.run("secret", "releases", "--secret", "acme/lent/a") == {"releases": []}
+    assert served.run("secret", "leases") == {"leases": []}
+    unknown = served.run("secret", "end-lease", "acme/lent/a", "1", "agent/acme/x", status=1)
+    assert unknown["code"] == BrokerCode.SECRET_UNKNOWN
+
+
 def test_usage_and_unreachable_brokers_have_their_exit_status(served: Served, tmp_path: Path) -> None:
     assert served.run("secret", "put", "acme/a/b", str(tmp_path / "none"), status=2)["code"] == "secret.file"
     elsewhere = f"http://127.0.0.1:{free_port()}"
