@@ -19,15 +19,16 @@ from typing import Final, final
 
 from broker.audit import Audit, Entry
 from broker.bell import Bell
+from broker.deadletters import DeadLetters
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.labels import CLEARED, Labels, Ratchets, require
 from broker.ports import Clock, Store, Transaction
 from broker.ports_channels import ChannelRecord
-from broker.ports_mail import NewMessage, Queued, Quota
+from broker.ports_mail import NewMessage, Queued
 from broker.reasons import Refusal
-from broker.routing import FULL_RETRY_S, SKEW_MS, belongs
+from broker.routing import FULL_RETRY_S, SKEW_MS, belongs, open_box
 from broker.sessions import Session
 from broker.vouchers import Vouchers
 from broker.wire.channel import MAX_OPENING_BODY, OPEN_TYPE, ChannelBatch, ChannelSend, FrameHeader, chain_start
@@ -79,9 +80,9 @@ class Channels:
         generation: Generation,
         labels: Ratchets,
         vouchers: Vouchers,
+        dead: DeadLetters,
         bell: Bell,
         clock: Clock,
-        quota: Quota,
     ) -> None:
         self._store = store
         self._audit = audit
@@ -89,9 +90,9 @@ class Channels:
         self._generation = generation
         self._labels = labels
         self._vouchers = vouchers
+        self._dead = dead
         self._bell = bell
         self._clock = clock
-        self._quota = quota
 
     async def send(self, session: Session, mailbox: str, sent: ChannelSend, *, correlation_id: str = "") -> SendStatus:
         """Queued, or a duplicate.
@@ -117,7 +118,7 @@ class Channels:
             self._vouchers.keep(tx, session, voucher, at)
             for entry in checked.entries:
                 self._audit.append(tx, entry)
-            return checked.refusal or self._queue(tx, checked)
+            return checked.refusal or self._queue(tx, checked, at)
 
         outcome = await self._store.transact(work)
         self._vouchers.kept(session, voucher)
@@ -179,7 +180,7 @@ class Channels:
 
     # ── inside it ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _queue(self, tx: Transaction, checked: _Checked) -> Refusal | SendStatus:
+    def _queue(self, tx: Transaction, checked: _Checked, at: datetime) -> Refusal | SendStatus:
         batch, message = checked.batch, checked.message
         found = tx.channels.get(batch.channel)
         record = found or _new_record(checked)
@@ -187,9 +188,11 @@ class Channels:
             return BrokerError(BrokerCode.CHANNEL_UNKNOWN, batch.channel.hex())
         if (record.sender, record.mailbox) != (message.sender, message.mailbox):
             return BrokerError(BrokerCode.CHANNEL_OWNER, f"{batch.channel.hex()} leads to {record.mailbox}")
+        box = open_box(tx, record.mailbox)
+        if isinstance(box, BrokerError):
+            return box
         if not tx.mail.accepts(record.mailbox, record.key, record.incarnation):
-            gone = tx.mail.find(record.mailbox) is None
-            return BrokerError(BrokerCode.MAILBOX_UNKNOWN if gone else BrokerCode.MAILBOX_KEY_STALE, record.mailbox)
+            return BrokerError(BrokerCode.MAILBOX_KEY_STALE, record.mailbox)
         placed = _place(record, batch)
         if placed is not None:
             return placed
@@ -198,7 +201,7 @@ class Channels:
                 require(tx, message.sender, labels, waived)
         except BrokerError as error:
             return error
-        if tx.mail.queue(replace(message, key=record.key), self._quota) is not Queued.QUEUED:
+        if self._dead.queue(tx, replace(message, key=record.key), at) is not Queued.QUEUED:
             return BrokerError(BrokerCode.MAILBOX_FULL, message.mailbox, retry_after_s=FULL_RETRY_S)
         for entry in checked.lowered:
             self._audit.append(tx, entry)

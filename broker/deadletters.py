@@ -18,7 +18,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.ports import Clock, Store, Transaction
-from broker.ports_mail import DEAD_LETTERS, MAX_ENDED, End, EndedParcel, Quota, TombstoneRecord
+from broker.ports_mail import DEAD_LETTERS, MAX_ENDED, End, EndedParcel, NewMessage, Queued, Quota, TombstoneRecord
 from broker.reasons import codes_of, told
 from broker.rights import Admin
 from broker.sessions import Session
@@ -63,6 +63,16 @@ class DeadLetters:
         self._bell = bell
         self._clock = clock
         self._quota = quota
+
+    def queue(self, tx: Transaction, message: NewMessage, at: datetime) -> Queued:
+        """Take a parcel in; what has expired in a full mailbox is buried to make room."""
+        done = tx.mail.queue(message, self._quota)
+        if done is Queued.FULL:
+            now_ms = int(at.timestamp() * 1000)
+            ended = tx.mail.expire(now_ms=now_ms, dead_before_ms=now_ms - RETENTION_MS, mailbox=message.mailbox)
+            self.bury(tx, ended, at)
+            done = tx.mail.queue(message, self._quota) if ended else done
+        return done
 
     def bury(self, tx: Transaction, ended: Sequence[EndedParcel], at: datetime) -> None:
         """Tombstones for parcels that ended, inside the transaction in which they did."""

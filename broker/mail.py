@@ -75,9 +75,9 @@ def assemble(
         generation=generation,
         labels=labels,
         vouchers=vouchers,
+        dead=dead,
         bell=bell,
         clock=clock,
-        quota=quota,
     )
     mailboxes = Mailboxes(
         store=store,
@@ -99,9 +99,9 @@ def assemble(
             generation=generation,
             labels=labels,
             vouchers=vouchers,
+            dead=dead,
             bell=bell,
             clock=clock,
-            quota=quota,
         ),
         mailboxes=mailboxes,
         drawing=Drawing(store=store, leases=leases, mailboxes=mailboxes, bell=bell, clock=clock),

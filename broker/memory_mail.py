@@ -178,11 +178,7 @@ class MemoryMail:
             if (seen := self._seen.get(key)) is not None:
                 return Queued.DUPLICATE if hmac.compare_digest(seen[0], message.digest) else Queued.ID_REUSED
         if self._full(message, quota):
-            for parcel in self._of(message.mailbox):
-                if parcel.new.expires_at_ms <= message.accepted_at_ms:
-                    self._parcels.drop(parcel.number)
-            if self._full(message, quota):
-                return Queued.FULL
+            return Queued.FULL
         if message.kind == "envelope":
             until = max(message.expires_at_ms, message.accepted_at_ms + REMEMBER_MS)
             self._seen.put(key, (message.digest, until))
@@ -308,12 +304,17 @@ class MemoryMail:
 
     # ── what ended ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def expire(self, *, now_ms: int, dead_before_ms: int, most: int = MAX_ENDED) -> Sequence[EndedParcel]:
+    def expire(
+        self, *, now_ms: int, dead_before_ms: int, most: int = MAX_ENDED, mailbox: str | None = None
+    ) -> Sequence[EndedParcel]:
         rows = list(self._parcels.rows.values())
         over = [
             p
             for p in rows
-            if not p.dead_at_ms and p.new.expires_at_ms <= now_ms and (p.lease is None or p.visible_at_ms <= now_ms)
+            if not p.dead_at_ms
+            and mailbox in (None, p.new.mailbox)
+            and p.new.expires_at_ms <= now_ms
+            and (p.lease is None or p.visible_at_ms <= now_ms)
         ]
         for parcel in rows:
             if 0 < parcel.dead_at_ms < dead_before_ms:

@@ -203,7 +203,9 @@ class Mail(Protocol):
 
     # ── the queue ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def queue(self, message: NewMessage, quota: Quota) -> Queued: ...
+    def queue(self, message: NewMessage, quota: Quota) -> Queued:
+        """FULL also while what fills it has expired: whoever calls may bury that, and try again."""
+
     def senders(self, mailbox: str) -> Sequence[str]:
         """Whose messages wait there, in no order."""
 
@@ -247,7 +249,7 @@ class Mail(Protocol):
         """
 
     def recall(self, mailbox: str, leases: Sequence[str], *, now_ms: int) -> int:
-        """End those leases, or without any named all of the mailbox, and take the attempts back; how many there were."""
+        """End those leases, or with none named all of the mailbox, and take the attempts back; how many there were."""
 
     def extend(self, mailbox: str, lease: str, *, now_ms: int, until_ms: int, max_ms: int) -> bool:
         """Move the lease's end, never beyond `max_ms` after it was given; False when it has ended."""
@@ -263,8 +265,13 @@ class Mail(Protocol):
 
     # ── what ended ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def expire(self, *, now_ms: int, dead_before_ms: int, most: int = MAX_ENDED) -> Sequence[EndedParcel]:
-        """Take out expired parcels of any mailbox; forget dead letters and tombstones from before `dead_before_ms`."""
+    def expire(
+        self, *, now_ms: int, dead_before_ms: int, most: int = MAX_ENDED, mailbox: str | None = None
+    ) -> Sequence[EndedParcel]:
+        """Take out expired parcels that are not out, of one mailbox or of all, the longest expired first.
+
+        Dead letters and tombstones from before `dead_before_ms` are forgotten.
+        """
 
     def dead(self, mailbox: str, *, after: int = 0, limit: int = 100) -> Sequence[DeadLetter]:
         """In order of number."""

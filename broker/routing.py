@@ -9,16 +9,17 @@ One transaction takes a whole batch.
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Final, final
+from typing import Final, Literal, final
 
 from broker.audit import Audit, Entry
 from broker.bell import Bell
+from broker.deadletters import DeadLetters
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.labels import CLEARED, Cleared, Labels, Ratchets, require
 from broker.ports import AgentState, Clock, Store, Transaction
-from broker.ports_mail import MailboxRecord, NewMessage, Queued, Quota
+from broker.ports_mail import MailboxRecord, NewMessage, Queued
 from broker.reasons import Refusal
 from broker.sessions import Session
 from broker.vouchers import Vouchers
@@ -61,9 +62,9 @@ class Router:
         generation: Generation,
         labels: Ratchets,
         vouchers: Vouchers,
+        dead: DeadLetters,
         bell: Bell,
         clock: Clock,
-        quota: Quota,
     ) -> None:
         self._store = store
         self._audit = audit
@@ -71,9 +72,9 @@ class Router:
         self._generation = generation
         self._labels = labels
         self._vouchers = vouchers
+        self._dead = dead
         self._bell = bell
         self._clock = clock
-        self._quota = quota
 
     async def send(
         self, session: Session, mailbox: str, envelopes: tuple[Envelope, ...], *, correlation_id: str = ""
@@ -94,7 +95,7 @@ class Router:
                 self._audit.append(tx, entry)
             self._vouchers.keep(tx, session, voucher, at)
             box = open_box(tx, mailbox)
-            return [item.refusal or self._queue(tx, box, item) for item in checked]
+            return [item.refusal or self._queue(tx, box, item, at) for item in checked]
 
         outcomes = await self._store.transact(work)
         self._vouchers.kept(session, voucher)
@@ -104,11 +105,19 @@ class Router:
         if SendStatus.QUEUED in outcomes:
             self._bell.ring(mailbox)
         return SendResponse(
-            results=tuple(_result(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
+            results=tuple(result_of(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
         )
 
     def check(
-        self, session: Session, mailbox: str, envelope: Envelope, held: Labels, at: datetime, correlation_id: str
+        self,
+        session: Session,
+        mailbox: str,
+        envelope: Envelope,
+        held: Labels,
+        at: datetime,
+        correlation_id: str,
+        *,
+        kind: Literal["mailbox", "topic"] = "mailbox",
     ) -> Checked:
         """Everything that needs no transaction. What it refuses is in the result."""
         msg_id = b""
@@ -119,7 +128,7 @@ class Router:
             envelope.verify(identity_of(session.verdict.identity_key))
         except (BrokerError, WireError) as error:
             return Checked(msg_id=msg_id, message=None, refusal=error)
-        action = Send(mailbox, header.type, frozenset(header.labels))
+        action = Send(mailbox, header.type, frozenset(header.labels), kind)
         answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
         cleared = CLEARED
         if answer.permit is not None:
@@ -144,7 +153,9 @@ class Router:
             entries=tuple(entry for entry in (answer.entry, cleared.asked) if entry is not None),
         )
 
-    def _queue(self, tx: Transaction, box: MailboxRecord | BrokerError, item: Checked) -> Refusal | SendStatus:
+    def _queue(
+        self, tx: Transaction, box: MailboxRecord | BrokerError, item: Checked, at: datetime
+    ) -> Refusal | SendStatus:
         assert item.message is not None
         message = item.message
         if isinstance(box, BrokerError):
@@ -155,7 +166,7 @@ class Router:
             require(tx, message.sender, item.labels, item.cleared.waived)
         except BrokerError as error:
             return error
-        match tx.mail.queue(message, self._quota):
+        match self._dead.queue(tx, message, at):
             case Queued.QUEUED:
                 if item.cleared.lowered is not None:
                     self._audit.append(tx, item.cleared.lowered)
@@ -192,7 +203,8 @@ def belongs(header: Header, session: Session, mailbox: str, at: datetime) -> Non
         raise BrokerError(BrokerCode.MESSAGE_EXPIRED, f"sent {header.sent_at_ms}, ends {header.expires_at_ms}")
 
 
-def _result(msg_id: bytes, outcome: Refusal | SendStatus) -> SendResult:
+def result_of(msg_id: bytes, outcome: Refusal | SendStatus) -> SendResult:
+    """What the sender is told of one envelope."""
     if isinstance(outcome, SendStatus):
         return SendResult(msg_id=msg_id, status=outcome)
     code = BrokerCode.POLICY_REFUSED if isinstance(outcome, Refused) else outcome.code

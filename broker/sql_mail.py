@@ -120,9 +120,7 @@ class SqlMail:
             if seen is not None:
                 return seen
         if self._full(m, quota):
-            self._drop_expired(m.mailbox, m.accepted_at_ms)
-            if self._full(m, quota):
-                return Queued.FULL
+            return Queued.FULL
         if m.kind == "envelope":
             until = max(m.expires_at_ms, m.accepted_at_ms + REMEMBER_MS)
             self._db.execute("INSERT INTO seen VALUES (?,?,?,?,?)", (m.mailbox, m.sender, m.msg_id, m.digest, until))
@@ -166,12 +164,6 @@ class SqlMail:
             or row[1] + octets > quota.octets
             or row[2] + m.count > quota.sender_messages
             or row[3] + octets > quota.sender_octets
-        )
-
-    def _drop_expired(self, mailbox: str, now_ms: int) -> None:
-        """To make room. These leave no tombstones: their end stands in their own signed headers."""
-        self._db.execute(
-            "DELETE FROM parcel WHERE mailbox = ? AND expires_at_ms <= ? AND dead_at_ms = 0", (mailbox, now_ms)
         )
 
     def senders(self, mailbox: str) -> Sequence[str]:
@@ -315,11 +307,14 @@ class SqlMail:
 
     # ── what ended ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def expire(self, *, now_ms: int, dead_before_ms: int, most: int = MAX_ENDED) -> Sequence[EndedParcel]:
+    def expire(
+        self, *, now_ms: int, dead_before_ms: int, most: int = MAX_ENDED, mailbox: str | None = None
+    ) -> Sequence[EndedParcel]:
         rows = self._db.execute(
             f"""SELECT {COLUMNS} FROM parcel WHERE dead_at_ms = 0 AND expires_at_ms <= ?
-                AND (lease IS NULL OR visible_at_ms <= ?) ORDER BY expires_at_ms LIMIT ?""",
-            (now_ms, now_ms, most),
+                AND (lease IS NULL OR visible_at_ms <= ?) AND (? IS NULL OR mailbox = ?)
+                ORDER BY expires_at_ms, id LIMIT ?""",
+            (now_ms, now_ms, mailbox, mailbox, most),
         ).fetchall()
         self._db.execute(
             "DELETE FROM parcel WHERE id IN (SELECT id FROM parcel WHERE dead_at_ms > 0 AND dead_at_ms < ? LIMIT ?)",

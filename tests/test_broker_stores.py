@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from broker.errors import BrokerCode, BrokerError
 from broker.memory import MemoryStore
 from broker.ports import AgentRecord, AgentState, LogHead, SecretRecord, Store, Transaction
-from broker.ports_mail import MAX_KEYS, MailboxRecord, NewMessage, Queued, Quota
+from broker.ports_mail import MAX_KEYS, End, MailboxRecord, NewMessage, Queued, Quota
 from broker.sql import SqlStore
 
 T = TypeVar("T")
@@ -319,6 +319,10 @@ def test_quotas_count_messages_and_octets_and_expired_ones_make_room(store: Stor
     assert queue(store, message(1, expires_at_ms=5_000), Quota(messages=1)) is Queued.QUEUED
     assert queue(store, message(2), Quota(messages=1)) is Queued.FULL
     assert queue(store, message(2), Quota(octets=15)) is Queued.FULL
+    assert queue(store, message(3, accepted_at_ms=6_000), Quota(messages=1)) is Queued.FULL
+    assert not do(store, lambda tx: tx.mail.expire(now_ms=6_000, dead_before_ms=0, mailbox="acme/other"))
+    gone = do(store, lambda tx: tx.mail.expire(now_ms=6_000, dead_before_ms=0, mailbox="acme/mail"))
+    assert [(parcel.msg_id, parcel.end) for parcel in gone] == [(message(1).msg_id, End.EXPIRED)]
     assert queue(store, message(3, accepted_at_ms=6_000), Quota(messages=1)) is Queued.QUEUED
 
 

@@ -379,6 +379,12 @@ async def test_16_a_mailbox_has_a_quota_and_no_sender_may_fill_it_alone(maker: M
     big = a.letter(bytes(200_000))
     assert await outcome(a.agent.send(big)) == BrokerCode.MAILBOX_FULL
     assert waiting(world) == 4
+    world.machine.clock.advance(601)
+    await a.agent.attest()
+    await other.agent.attest()
+    await a.post(b"7")
+    assert waiting(world) == 1, "what has expired makes room"
+    assert len(await stones(world, a.agent)()) + len(await stones(world, other.agent)()) == 4, "and leaves tombstones"
 
 
 @pytest.mark.asyncio
