@@ -264,7 +264,6 @@ class Agent:
             await asyncio.sleep(runtime.renewal_due_s() if runtime.admitted else pause)
             try:
                 await runtime.attest(instead_of=runtime.admission if runtime.admitted else None)
-                runtime.renewed()
                 await runtime.publish()
                 pause = 1.0
             except CloisterError as error:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from attestation.verdict import Verdict
 from broker.wire.blob import BlobRef
 from broker.wire.envelope import Envelope, Header
 from broker.wire.fields import parse_object
 from enclave.errors import Code, EnvelopeRefused
-from enclave.mailbox import MAX_PLAINTEXT, Inbox, Opened
+from enclave.mailbox import MAX_PLAINTEXT, Inbox
 
 MARK: Final = b'{"blob":'  # no body of a typed message begins so
 MAX_REFERENCE: Final = 256
@@ -38,10 +39,13 @@ def referred(plaintext: bytes) -> BlobRef | None:
     return BlobRef.from_dict(parse_object(plaintext, max_len=MAX_REFERENCE).get("blob"))
 
 
-def open_blob(inbox: Inbox, ref: BlobRef, raw: bytes, message: Opened) -> bytes:
-    """The payload. Raises WireError envelope.malformed, envelope.signature_invalid; EnvelopeRefused envelope.*."""
+def open_blob(inbox: Inbox, ref: BlobRef, raw: bytes, *, sender: Verdict, labels: frozenset[str]) -> bytes:
+    """The payload of a message of that sender with those labels.
+
+    Raises WireError envelope.malformed, envelope.signature_invalid; EnvelopeRefused envelope.*.
+    """
     envelope = ref.open(raw)
     header = Header.from_bytes(envelope.header)
-    if not set(header.labels) <= set(message.header.labels):
+    if not labels.issuperset(header.labels):
         raise EnvelopeRefused(Code.ENVELOPE_BODY, "the payload bears labels that its message does not")
-    return inbox.open_beside(envelope, header, message)
+    return inbox.open_beside(envelope, header, sender)

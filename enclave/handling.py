@@ -21,8 +21,9 @@ from attestation.errors import CloisterError
 from enclave.context import BlockingContext, Context, Host
 from enclave.declared import Declared, Remembered
 from enclave.errors import Code, MessageError, Reject
+from enclave.received import Received
 from enclave.replies import Outflow, Problem, StreamEnd, Waiting
-from enclave.runtime import LEASE_S, Received
+from enclave.runtime import LEASE_S
 
 log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")

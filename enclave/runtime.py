@@ -54,6 +54,7 @@ WAIT_S: Final = 10
 HOLD_S: Final = 5
 HOLDING: Final = frozenset({Code.STANDING_UNKNOWN, Code.PEER_FALLEN})  # the message waits for a better moment
 STREAM_PATIENCE_S: Final = 5.0
+STANDING_S: Final = 30.0  # half of the age at which a list is too old
 BLOB_SLACK_S: Final = 60  # that a payload outlives the message that speaks of it
 LEASE_S: Final = 30
 # The owner has restarted or rolled its key; its token has ended since it was fetched; its key has ended.
@@ -107,6 +108,8 @@ class Runtime(Connection):
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
         self._judge = judge
         self._stream: Stream | None = None
+        self._carried = transport is not None
+        self._keeping: asyncio.Task[None] | None = None
         self._met: set[str] = set()  # mailboxes that were written to before
         self._published = False
         self._labels: frozenset[str] = frozenset()
@@ -157,7 +160,10 @@ class Runtime(Connection):
             await self._durable.begin()
 
     async def connect(self) -> None:
-        """Open the mail stream, where the broker has one that can be reached; without it mail goes over REST."""
+        """Open the mail stream, where the broker has one that can be reached; without it mail goes over REST, as it
+        does when somebody else carries the requests."""
+        if self._carried:
+            return
         try:
             port = await self._client.do(self._calls.grpc_port())
         except CloisterError as error:
@@ -180,6 +186,7 @@ class Runtime(Connection):
             receive=self._durable is None,
             credentials=grpc.ssl_channel_credentials() if url.scheme == "https" else None,
         )
+        await self.learn_standing()
         await stream.start()
         try:
             async with asyncio.timeout(STREAM_PATIENCE_S):
@@ -189,14 +196,24 @@ class Runtime(Connection):
             await stream.close()
             return
         self._stream = stream
+        self._keeping = asyncio.create_task(self._keep_standing(), name="cloister-standing")
+
+    async def _keep_standing(self) -> None:
+        """What comes on a stream is opened at once, so the list of fallen agents is at hand before."""
+        while True:
+            await asyncio.sleep(STANDING_S * random.uniform(0.8, 1.0))  # noqa: S311  jitter, not a secret
+            await self.learn_standing()
 
     async def _admit(self, instead_of: Admission | None) -> Admission:
         return await self._admitted() if instead_of is None else await self.attest(instead_of=instead_of)
 
-    def renewed(self) -> None:
-        """The admission is a newer one: the stream goes on under it."""
-        if self._stream is not None and self._admission is not None:
-            self._stream.renewed(self._admission)
+    async def attest(self, *, instead_of: Admission | None = None) -> Admission:
+        """As for any connection; the stream goes on under the newer admission."""
+        before = self._admission
+        admission = await super().attest(instead_of=instead_of)
+        if self._stream is not None and admission is not before:
+            self._stream.renewed(admission)
+        return admission
 
     async def send(
         self,
@@ -425,6 +442,8 @@ class Runtime(Connection):
         await self.svids.stop()
         if self._renewing_standing is not None:
             self._renewing_standing.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
         if self._stream is not None:
             await self._stream.close()
         if self._published and self._admission is not None:

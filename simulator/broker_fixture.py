@@ -123,7 +123,9 @@ class BrokerUnderTest:
         at = self.machine.clock.now()
         files = self._bundle or starter("lab", at=at)
         write(files, self.policy_folder)
-        settings = Settings(public_url=self.url, bundles=(self.policy_folder,), admins=(self._admin,))
+        settings = Settings(
+            public_url=self.url, bundles=(self.policy_folder,), admins=(self._admin,), host=_HOST, grpc_port=0
+        )
         self._broker = await build(
             settings, clock=self.machine.clock.now, collateral=self.machine.as_source(), roots=self.machine.roots
         )

@@ -42,7 +42,7 @@ ORDER: dict[str, str] = {
         "tree archive audit bundles generation rootkey keyring authority identity challenges dpop collateral "
         "platforms pool judging attested reasons status sessions admission vault svids edges labels mailkeys "
         "standing states rights second leasing release derivation kbs limits config tls bell decisions auditing "
-        "deadletters leases vouchers mailboxes routing channels drawing blobs mail undo turns memory_channels "
+        "deadletters leases vouchers mailboxes routing topics channels drawing blobs mail undo turns memory_channels "
         "memory_mail memory_svids memory_topics memory_releases memory sql_releases sql_schema sql_blobs "
         "sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables sql verification tokens rotation witness "
         "sealed domains administration clock telemetry upkeep service background calls refusals http_api "
@@ -53,7 +53,7 @@ ORDER: dict[str, str] = {
     "broker/wire": (
         "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal terms release derive labels "
         "api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state "
-        "peers revocations bodies relying"
+        "peers revocations topic bodies relying"
     ),
     "broker/kbs": "__init__ jwe messages keys token records guests resources desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",

@@ -9,11 +9,11 @@ import pytest
 
 from attestation.errors import CloisterError
 from broker.wire.blob import BLOB_TYPE, BlobRef
-from broker.wire.envelope import Envelope, Header, info
+from broker.wire.envelope import Envelope, info
 from enclave import Agent, Context, blobs
 from enclave.client import Call
 from enclave.errors import Code
-from enclave.mailbox import MAX_LARGE, MAX_PLAINTEXT, Opened
+from enclave.mailbox import MAX_LARGE, MAX_PLAINTEXT
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.machine import Machine
 from tests.test_enclave_agent import started
@@ -115,14 +115,10 @@ def test_a_blob_of_another_message_sender_or_label_is_not_taken(world: BrokerUnd
                     box, mailbox=mailbox, admission=runtime.admission, kind=kind, plaintext=b"large", labels=labels
                 )
 
-            message = Opened(
-                header=Header.from_bytes(seal(kind="Report").header), plaintext=b"", sender=sender.admission.verdict
-            )
-
             def attempt(envelope: Envelope) -> str:
                 raw = envelope.to_bytes()
                 try:
-                    blobs.open_blob(inbox, BlobRef.of(raw), raw, message)
+                    blobs.open_blob(inbox, BlobRef.of(raw), raw, sender=sender.admission.verdict, labels=frozenset())
                 except CloisterError as error:
                     return str(error.code)
                 return "ok"

@@ -1,0 +1,67 @@
+"""A message that was proved and opened, whichever way it came: what `handling` and handlers look at.
+
+Decides nothing. Mail over REST comes as an envelope of its own, mail over the stream on a channel or not; from here on
+they are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self, final
+
+from attestation.verdict import Verdict
+from enclave.ledger import Incoming
+from enclave.mailbox import Opened
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """An opened message. `sender` is the subject in the verdict `peer`; `reply_to` the mailbox where it waits for an
+    answer, or nothing; `lease` names this delivery; `origin` is for whoever must settle it."""
+
+    type: str
+    sender: str
+    peer: Verdict = field(repr=False)
+    msg_id: bytes
+    in_reply_to: bytes
+    reply_to: str
+    labels: frozenset[str]
+    plaintext: bytes = field(repr=False)
+    attempt: int
+    lease: str
+    origin: Opened | Incoming = field(repr=False)
+    blob: str = ""  # the name of the large payload that came with it
+
+    @classmethod
+    def enveloped(cls, opened: Opened, *, lease: str, attempt: int) -> Self:
+        header = opened.header
+        return cls(
+            type=header.type,
+            sender=header.sender,
+            peer=opened.sender,
+            msg_id=header.msg_id,
+            in_reply_to=header.in_reply_to,
+            reply_to=header.reply_to,
+            labels=frozenset(header.labels),
+            plaintext=opened.plaintext,
+            attempt=attempt,
+            lease=lease,
+            origin=opened,
+        )
+
+    @classmethod
+    def streamed(cls, incoming: Incoming) -> Self:
+        return cls(
+            type=incoming.type,
+            sender=incoming.sender,
+            peer=incoming.verdict,
+            msg_id=incoming.msg_id,
+            in_reply_to=incoming.in_reply_to,
+            reply_to=incoming.reply_to,
+            labels=incoming.labels,
+            plaintext=incoming.plaintext,
+            attempt=incoming.attempt,
+            lease=f"{incoming.key[0].hex()}.{incoming.key[1]}.{incoming.seq}",
+            origin=incoming,
+        )
