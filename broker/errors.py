@@ -104,6 +104,7 @@ class BrokerCode(StrEnum):
     STORE_UNAVAILABLE = "store.unavailable"
     STORE_VERSION = "store.version_unknown"
     STREAM_SUPERSEDED = "stream.superseded"
+    TOPIC_NOT_READER = "topic.not_reader"
     VERIFICATION_POLICY = "verification.policy_invalid"
 
 
@@ -443,6 +444,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.STREAM_SUPERSEDED: (
         "The mailbox's owner opened another stream, which empties the mailbox from now on.",
         "Keep one stream for each mailbox.",
+    ),
+    BrokerCode.TOPIC_NOT_READER: (
+        "The agent is no reader of the topic, or was one and has fallen since.",
+        "Ask for the topic's keys first: that makes it a reader, from then on.",
     ),
     BrokerCode.VERIFICATION_POLICY: (
         "The caller's policy names a TCB state or allowance that does not exist.",

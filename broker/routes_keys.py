@@ -1,4 +1,4 @@
-"""Endpoints for agents about what the broker keeps for them: labels, keys of durable mailboxes, checkpoints.
+"""Endpoints for agents: labels, kept keys, checkpoints, topics, who has fallen, and collateral for peers.
 
 Each handler is a translation of a few lines; what it calls decides everything else.
 """
@@ -7,11 +7,14 @@ from typing import Final
 
 from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.errors import BrokerCode, BrokerError
+from broker.wire.envelope import MAX_BATCH_BYTES, batch_from_bytes
 from broker.wire.keys import KeysRequest, KeysResponse, Place
 from broker.wire.labels import HeldLabels
+from broker.wire.mailbox import SendResponse
 from broker.wire.peers import PeerCollateral
 from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
+from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 
 
 async def held_labels(call: Call) -> Answer:
@@ -67,13 +70,58 @@ async def peer_collateral(call: Call) -> Answer:
     return PeerCollateral(subject=peer.subject, collateral=found.decode("utf-8"))
 
 
+async def find_topic(call: Call) -> Answer:
+    """A topic's key of now."""
+    return await call.broker.acting(call.token, lambda session: call.broker.topics.info(session, call.name))
+
+
+async def topic_keys(call: Call) -> Answer:
+    """Become a reader of a topic: its keys from now on, sealed to the agent that asks."""
+    wanted = call.read(KeysRequest.from_dict)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.topics.join(session, call.name, wanted, correlation_id=call.correlation_id),
+    )
+
+
+async def publish(call: Call) -> Answer:
+    """Put a batch of envelopes before everybody who reads the topic."""
+    envelopes = batch_from_bytes(call.body)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.topics.publish(session, call.name, envelopes, correlation_id=call.correlation_id),
+    )
+
+
+async def read_topic(call: Call) -> Answer:
+    """What a reader has not handled yet."""
+    wanted = call.read(TopicRead.from_dict)
+    return await call.broker.acting(
+        call.token,
+        lambda session: call.broker.topics.receive(session, call.name, wanted, correlation_id=call.correlation_id),
+    )
+
+
+async def leave_topic(call: Call) -> Answer:
+    """Read a topic no more."""
+    await call.broker.acting(call.token, lambda session: call.broker.topics.leave(session, call.name))
+    return None
+
+
+PROTOBUF: Final = "application/x-protobuf"
 _AGENT: Final = Door.AGENT
+_TOPIC: Final = "/v1/topics/{name:path}"
 _MAILBOX: Final = "/v1/mailboxes/{name:path}"
 
 KEY_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     row("GET /v1/labels", held_labels, _AGENT, None, HeldLabels),
     row("POST /v1/revocations", revocations, _AGENT, RevocationsRequest, Revocations),
     row("GET /v1/agents/{name:path}:collateral", peer_collateral, _AGENT, None, PeerCollateral),
+    row(f"POST {_TOPIC}:keys", topic_keys, _AGENT, KeysRequest, KeysResponse),
+    row(f"POST {_TOPIC}:publish", publish, _AGENT, None, SendResponse, most=MAX_BATCH_BYTES, content=PROTOBUF),
+    row(f"POST {_TOPIC}:receive", read_topic, _AGENT, TopicRead, TopicPage),
+    row(f"POST {_TOPIC}:leave", leave_topic, _AGENT, most=0),
+    row(f"GET {_TOPIC}", find_topic, _AGENT, None, TopicInfo),
     row(f"POST {_MAILBOX}:keys", mailbox_keys, _AGENT, KeysRequest, KeysResponse),
     row(f"POST {_MAILBOX}:state", mailbox_state, _AGENT, StateRequest, StateResponse),
     row(f"POST {_MAILBOX}:checkpoint", save_state, _AGENT, SaveRequest, StateResponse),

@@ -63,6 +63,7 @@ from broker.states import StateDesk
 from broker.svids import SvidDesk
 from broker.telemetry import Metrics
 from broker.tokens import TokenDesk
+from broker.topics import TopicDesk
 from broker.upkeep import DAY_S, Upkeep
 from broker.vault import Vault
 from broker.verification import VerificationDesk
@@ -106,6 +107,7 @@ class Broker:
     keys: KeyDesk
     states: StateDesk
     standing: StandingDesk
+    topics: TopicDesk
     releases: ReleaseDesk
     kbs: KbsDesk
     upkeep: Upkeep
@@ -232,6 +234,15 @@ async def _assemble(
     vault, edges, bell = Vault(root), Edges(), Bell()
     generation.on_change(edges.forget)
     labels = Ratchets(store=store, audit=audit, edges=edges)
+    keys = KeyDesk(
+        store=store,
+        vault=vault,
+        audit=audit,
+        edges=edges,
+        generation=generation,
+        identity=identity,
+        clock=clock,
+    )
     mail = assemble_mail(
         store=store,
         audit=audit,
@@ -305,14 +316,20 @@ async def _assemble(
         pool=pool,
         limits=Limits(settings.rates),
         labels=labels,
-        keys=KeyDesk(
+        keys=keys,
+        topics=TopicDesk(
             store=store,
-            vault=vault,
             audit=audit,
             edges=edges,
             generation=generation,
+            sessions=sessions,
             identity=identity,
+            labels=labels,
+            keys=keys,
+            router=mail.router,
+            bell=bell,
             clock=clock,
+            quota=settings.quota,
         ),
         standing=StandingDesk(store=store, generation=generation, identity=identity, clock=clock),
         states=StateDesk(store=store, audit=audit, edges=edges, generation=generation, identity=identity, clock=clock),
