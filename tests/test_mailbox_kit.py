@@ -476,9 +476,12 @@ async def test_19_a_revoked_receiver_is_handed_nothing_and_nobody_writes_to_it_a
     a, b = await pair(world)
     await a.post(b"unread", b"leased")
     await b.take(max_messages=1)
+    channel = HandMade(a.agent, a.found.key)
+    await channel.begin(b"on a channel")
     await world.broker.administration.revoke(world.settings.admins[0], b.agent.subject, "test")
     assert await outcome(b.take()) == BrokerCode.AGENT_REVOKED
     assert await outcome(a.post(b"more")) == BrokerCode.MAILBOX_OWNER_GONE
+    assert await outcome(channel.send(channel.batch(b"more"))) == BrokerCode.MAILBOX_OWNER_GONE
     assert await outcome(a.agent.find(BOX)) == BrokerCode.AGENT_REVOKED
     heir = Receiver(await world.admitted("heir"))
     await heir.publish()

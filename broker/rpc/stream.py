@@ -234,6 +234,7 @@ class MailStream:
             if error.code is not BrokerCode.LEASE_LOST:
                 raise
             lost = settling.named
+        self._broker.bell.ring(self.mailbox)  # there may be room for more
         if lost:
             self._next.lost.extend(lost)
             self._news.set()
@@ -317,7 +318,9 @@ class MailStream:
                 async with asyncio.timeout(WATCH_S):
                     await self.look.wait()
             self.look.clear()
-            await self._session()
+            session = await self._session()
+            if self.mailbox:  # a receiver without credit, too, is there
+                await self._broker.leases.hold(session, self.mailbox, self._broker.clock())
             if self._broker.bell.stopping:
                 raise BrokerError(BrokerCode.BROKER_STOPPING, "the broker stops")
 
