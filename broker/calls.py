@@ -109,6 +109,7 @@ class Endpoint:
     changes: bool  # an administrator who may only look may not
     content: str
     act: Act | None = None  # what an administrator does here; without one, it concerns the whole broker
+    query: tuple[str, ...] = ()  # what may stand behind the `?`; `name:int` for whole numbers
     redeems: int = 0  # so many requests of strangers are given back when it goes well
 
     @property
@@ -138,6 +139,7 @@ def row(
     content: str = JSON_TYPE,
     act: Act | None = None,
     redeems: int = 0,
+    query: str = "",
 ) -> Endpoint:
     """A line of the table: `row("POST /v1/challenges", challenge, Door.OPEN, ChallengeRequest, ChallengeResponse)`."""
     method, path = where.split(" ")
@@ -153,6 +155,7 @@ def row(
         content=content,
         act=act,
         redeems=redeems,
+        query=tuple(query.split()),
     )
 
 

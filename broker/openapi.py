@@ -13,6 +13,8 @@ from typing import Any, Final
 from broker.calls import JSON_TYPE, Door, Endpoint
 from broker.wire.bodies import PROBLEM_TYPE, Problem
 
+_NAME: Final[dict[str, Any]] = {"type": "string", "pattern": "^[A-Za-z0-9_./-]{1,520}$"}  # of whatever the path names
+_NUMBER: Final[dict[str, Any]] = {"type": "integer", "minimum": 0}
 _SECURITY: Final[dict[Door, list[dict[str, list[str]]]]] = {
     Door.OPEN: [],
     Door.AGENT: [{"dpop_token": [], "dpop_proof": []}],
@@ -60,16 +62,34 @@ def _operation(endpoint: Endpoint, path: str, schemas: dict[str, Any]) -> dict[s
             },
         },
     }
-    names = [part[1:-1] for part in _segments(path) if part.startswith("{")]
-    if names:
-        found["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
+    if parameters := [*_path_parameters(endpoint, path), *_query_parameters(endpoint)]:
+        found["parameters"] = parameters
     if endpoint.max_body:
         kind = JSON_TYPE if endpoint.content == JSON_TYPE else endpoint.content
         shape = _schema(endpoint.sends or dict, schemas) if kind == JSON_TYPE else {}
         found["requestBody"] = {"required": True, "content": {kind: {"schema": shape}}}
     return found
+
+
+def _path_parameters(endpoint: Endpoint, path: str) -> list[dict[str, Any]]:
+    names = [part[1:-1] for part in _segments(path) if part.startswith("{")]
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": _NUMBER if f"{{{name}:int}}" in endpoint.path else _NAME,
+        }
+        for name in names
+    ]
+
+
+def _query_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    pairs = [name.partition(":") for name in endpoint.query]
+    return [
+        {"name": name, "in": "query", "required": False, "schema": _NUMBER if kind == "int" else {"type": "string"}}
+        for name, _, kind in pairs
+    ]
 
 
 def _segments(path: str) -> list[str]:

@@ -33,8 +33,14 @@ class KeyRotation:
         self._begun_s = first.at_ms // 1000 if first else int(clock().timestamp())
 
     async def rotate(self, by: Admin | None, *, correlation_id: str = "") -> tuple[str, ...]:
-        """Names of the new keys: of tokens, of results. `by` is None when their age asked for it."""
+        """Names of the new keys: of tokens, of results. `by` is None when their age asked for it.
+
+        While earlier ones are published and do not sign yet, none are drawn: readers take only so many.
+        """
         at = self._clock()
+        waiting = self._keyring.tokens[-1], self._keyring.results[-1]
+        if waiting[0].from_s > at.timestamp():
+            return tuple(key.kid for key in waiting)
         entry = Entry(
             kind=Kind.KEYS_ROTATED,
             at=at,

@@ -91,7 +91,13 @@ def _lease_dict(lease: Lease) -> dict[str, Any]:
 _KEY: Final = "/v1/keys/{name:path}"
 SECRET_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     row(f"POST {_KEY}:derive", derive_key, Door.AGENT, DeriveRequest, ReleaseResponse),
-    row("GET /v1/releases", list_releases, Door.ADMIN, act=Act.RELEASE_LIST),
-    row("GET /v1/leases", list_leases, Door.ADMIN, act=Act.SECRET_LIST),
+    row(
+        "GET /v1/releases",
+        list_releases,
+        Door.ADMIN,
+        act=Act.RELEASE_LIST,
+        query="tenant secret subject workload measurement platform after:int limit:int",
+    ),
+    row("GET /v1/leases", list_leases, Door.ADMIN, act=Act.SECRET_LIST, query="tenant after limit:int"),
     row("POST /v1/leases:end", end_lease, Door.ADMIN, LeaseEnd, changes=True, act=Act.LEASE_END),
 )

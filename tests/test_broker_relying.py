@@ -244,6 +244,7 @@ async def test_keys_change_without_a_restart_and_no_token_is_refused_for_it(worl
     old = jwt.get_unverified_header(agent.token)["kid"]
     fresh = await world.broker.rotation.rotate(world.settings.admins[0])
     assert world.kinds()[-1] == Kind.KEYS_ROTATED
+    assert await world.broker.rotation.rotate(world.settings.admins[0]) == fresh, "one successor at a time"
     assert {old, fresh[0]} <= {key.key_id for key in published(world).keys}
     assert await outcome(world.broker.sessions.of_token(agent.token, world.broker.clock())) == "ok"
     world.machine.clock.advance(PUBLISH_BEFORE_S - 60)
