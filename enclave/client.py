@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, final
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -42,6 +43,7 @@ from broker.wire.release import ReleaseRequest, ReleaseResponse
 from broker.wire.relying import TokenRequest, TokenResponse
 from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
+from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
@@ -134,11 +136,14 @@ class BrokerCalls:
     def publish(self, key: MailboxKey) -> Call[None]:
         yield from self._json("PUT", f"/v1/mailboxes/{key.mailbox}", key.to_dict())
 
-    def grpc_port(self) -> Call[int]:
-        """Where the broker has its mail stream, on the same host; 0 for nowhere."""
+    def grpc_target(self) -> Call[str]:
+        """Where the broker has its mail stream, on the host of its public address; empty for nowhere."""
         found = yield from self._json("GET", "/.well-known/openid-configuration", None, signed=False, repeat=False)
         port = found.get("cloister_grpc_port")
-        return port if type(port) is int and 0 < port < 65536 else 0
+        host = urlsplit(self.base_url).hostname or ""
+        if type(port) is not int or not 0 < port < 65536 or not host:
+            return ""
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def leave(self, name: str) -> Call[None]:
         """This agent reads the mailbox no more; another may open it at once."""
@@ -156,6 +161,21 @@ class BrokerCalls:
 
     def peer_collateral(self, subject: str) -> Call[PeerCollateral]:
         return PeerCollateral.from_dict((yield from self._json("GET", f"/v1/agents/{subject}:collateral", None)))
+
+    def topic(self, name: str) -> Call[TopicInfo]:
+        return TopicInfo.from_dict((yield from self._json("GET", f"/v1/topics/{name}", None)))
+
+    def publish_to(self, name: str, envelopes: Iterable[Envelope]) -> Call[SendResponse]:
+        body = batch_to_bytes(envelopes)
+        return SendResponse.from_dict((yield from self._call("POST", f"/v1/topics/{name}:publish", body, PROTOBUF)))
+
+    def read_topic(self, name: str, request: TopicRead) -> Call[TopicPage]:
+        timeout_s = TIMEOUT_S + request.wait_s
+        path = f"/v1/topics/{name}:receive"
+        return TopicPage.from_dict((yield from self._json("POST", path, request.to_dict(), timeout_s=timeout_s)))
+
+    def leave_topic(self, name: str) -> Call[None]:
+        yield from self._json("POST", f"/v1/topics/{name}:leave", None)
 
     def revocations(self, request: RevocationsRequest) -> Call[Revocations]:
         return Revocations.from_dict((yield from self._json("POST", "/v1/revocations", request.to_dict())))

@@ -14,7 +14,6 @@ import random
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, final
-from urllib.parse import urlsplit
 
 import grpc
 import httpx2
@@ -43,6 +42,7 @@ from enclave.session import Admission
 from enclave.standing import Standing
 from enclave.stream import Stream
 from enclave.svid import SvidKeeper
+from enclave.topics import TopicReader, TopicWriter
 from enclave.trustfile import TrustFile
 
 log: Final = logging.getLogger("cloister.agent")
@@ -165,16 +165,14 @@ class Runtime(Connection):
         if self._carried:
             return
         try:
-            port = await self._client.do(self._calls.grpc_port())
+            target = await self._client.do(self._calls.grpc_target())
         except CloisterError as error:
             log.info("no mail stream: %s", error.code)
             return
-        url = urlsplit(self._calls.base_url)
-        if not port or not url.hostname:
+        if not target:
             return
-        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
         stream = Stream(
-            f"{host}:{port}",
+            target,
             base_url=self._calls.base_url,
             keys=self.keys,
             time=self.time,
@@ -184,7 +182,7 @@ class Runtime(Connection):
             outbox=self._outbox,
             judge=self._judge,
             receive=self._durable is None,
-            credentials=grpc.ssl_channel_credentials() if url.scheme == "https" else None,
+            credentials=grpc.ssl_channel_credentials() if self._calls.base_url.startswith("https:") else None,
         )
         await self.learn_standing()
         await stream.start()
@@ -192,7 +190,7 @@ class Runtime(Connection):
             async with asyncio.timeout(STREAM_PATIENCE_S):
                 await stream.wait_connected()
         except TimeoutError:
-            log.warning("no mail stream at %s:%d; mail goes over REST", host, port)
+            log.warning("no mail stream at %s; mail goes over REST", target)
             await stream.close()
             return
         self._stream = stream
@@ -414,6 +412,46 @@ class Runtime(Connection):
 
     async def _settle(self, request: AckRequest) -> None:
         await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
+
+    def topic(self, name: str) -> TopicReader:
+        """A topic to read; `join` it first. What it gives marks what this process says, once `heard` is told of it."""
+        return TopicReader(
+            name,
+            keys=self.keys,
+            time=self.time,
+            calls=self._calls,
+            admission=lambda: self.admission,
+            do=self._authorised,
+            judge=self._judge,
+            standing=self.standing,
+        )
+
+    def heard(self, labels: frozenset[str]) -> None:
+        """This process was given something that bears these labels."""
+        self._labels |= labels
+
+    async def publish_to(
+        self,
+        topic: str,
+        *,
+        kind: str,
+        plaintext: bytes,
+        labels: frozenset[str] = frozenset(),
+        without: frozenset[str] = frozenset(),
+        ttl_s: float = DEFAULT_TTL_S,
+    ) -> bytes:
+        """One message for everybody who reads the topic, labelled as `send` does. Raises as `send` does."""
+        writer = TopicWriter(
+            self._outbox, calls=self._calls, admission=lambda: self.admission, do=self._authorised
+        )
+        for last in (False, True):
+            marks = (labels | self._labels) - without
+            try:
+                return await writer.publish(topic, kind=kind, plaintext=plaintext, labels=marks, ttl_s=ttl_s)
+            except BrokerRefused as refusal:
+                if last or refusal.code != LOWERED or not await self._catch_up():
+                    raise
+        raise AssertionError("the second attempt returns or raises")
 
     async def owner_of(self, mailbox: str) -> Verdict:
         """Who reads there: as the broker says, and as the mailbox's key confirms. Raises as `send` does."""
