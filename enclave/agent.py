@@ -259,16 +259,16 @@ class Agent:
 
     async def _renew(self, runtime: Runtime) -> None:
         """Attest before the admission ends; when the broker refuses, keep asking, less and less often."""
-        pause = 1.0
+        pause, failed = 1.0, False
         while True:
-            await asyncio.sleep(runtime.renewal_due_s() if runtime.admitted else pause)
+            await asyncio.sleep(pause if failed or not runtime.admitted else runtime.renewal_due_s())
             try:
                 await runtime.attest(instead_of=runtime.admission if runtime.admitted else None)
                 await runtime.publish()
-                pause = 1.0
+                pause, failed = 1.0, False
             except CloisterError as error:
-                log.error("not admitted any more: %s", error)
-                pause = min(2 * pause, MAX_PAUSE_S)
+                log.error("not admitted again: %s", error)
+                pause, failed = min(2 * pause, MAX_PAUSE_S), True
 
     def _living(self) -> _Life:
         if self._life is None:

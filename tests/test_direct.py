@@ -291,5 +291,22 @@ async def test_a_revoked_agent_gets_no_certificate_and_its_keeper_says_why(pair:
     assert refused.value.code == "agent.revoked"
 
 
+@pytest.mark.asyncio
+async def test_a_keeper_in_the_background_fetches_and_says_when_the_broker_refuses(pair: Pair) -> None:
+    client = await pair.agent("client")
+    for refused in (False, True):
+        if refused:
+            await pair.revoke(client)
+        keeper = SvidKeeper(client)
+        change = keeper.change
+        keeper.start()
+        await change.wait()
+        assert (keeper.refused is not None) is refused
+        await keeper.stop()
+    assert keeper.refused is not None
+    assert keeper.refused.code == "agent.revoked"
+    assert keeper.latest is None
+
+
 def test_a_leaf_keeps_its_key_to_itself() -> None:
     assert "key" not in {name for name, one in Leaf.__dataclass_fields__.items() if one.repr}

@@ -4,6 +4,7 @@ The agent is the real one (runtime, client, session), the broker is the real one
 attacker is a transport that sees and may change every request and every answer.
 """
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from broker.app import create_app
 from broker.attested import Attestor
 from broker.wire import dpop
+from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import b64u
+from enclave.agent import Agent
 from enclave.runtime import Runtime
 from enclave.trustfile import TrustFile, render
 from simulator.domain import SimulatedTd
@@ -230,3 +233,32 @@ async def test_t12_the_attacker_learns_nothing_of_the_agent_before_the_broker_is
     for _, body in scene.between.seen:
         assert json.loads(body).keys() == {"client_nonce"}
         assert runtime.keys.jkt.encode() not in body
+
+
+class Unproved:
+    """A runtime whose admission is due for renewal, and whose broker proves nothing."""
+
+    admitted, admission = True, None
+
+    def renewal_due_s(self) -> float:
+        return 0.0
+
+    async def attest(self, *, instead_of: object) -> None:
+        raise WireError(WireCode.CHALLENGE_NOT_EXPECTED, "another broker")
+
+
+@pytest.mark.asyncio
+async def test_an_agent_whose_broker_proves_nothing_any_more_asks_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 5:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr("enclave.agent.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await Agent("patient")._renew(Unproved())  # type: ignore[arg-type]  # as much of a runtime as is asked
+    assert waited == [0.0, 2.0, 4.0, 8.0, 16.0]
