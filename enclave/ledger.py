@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from attestation.errors import CloisterError
 from attestation.verdict import Verdict
@@ -27,7 +27,13 @@ log: Final = logging.getLogger("cloister.agent")
 RETRY_S: Final = 5
 MAX_REJECTED: Final = 4096  # that are remembered until they come alone
 # Not the message's fault: it may be opened when it comes again.
-PASSING: Final = frozenset({"token.expired", "agent.not_running", str(Code.CHANNEL_OUTSTANDING)})
+PASSING: Final = frozenset(
+    {
+        *("token.expired", "agent.not_running", str(Code.CHANNEL_OUTSTANDING)),
+        *(str(Code.STANDING_UNKNOWN), str(Code.PEER_FALLEN)),
+    }
+)
+MAX_OPENINGS: Final = 1024  # that could not be judged yet
 _Key = tuple[bytes, int]
 
 
@@ -47,12 +53,11 @@ class _Entry:
     rejected: str = ""
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class Incoming(NamedTuple):
     """A message that was proved and opened. `done`, `again` or `reject` of the stream must be told about it once.
 
-    `sender` is the subject, `verdict` what the broker proved of it; `key` and `seq` are the ledger's.
+    `sender` is the subject, `verdict` what the broker proved of it; `key` and `seq` are the ledger's. A tuple, because
+    thousands are made each second.
     """
 
     msg_id: bytes
@@ -61,11 +66,14 @@ class Incoming:
     in_reply_to: bytes
     reply_to: str
     sender: str
-    verdict: Verdict = field(repr=False)
-    plaintext: bytes = field(repr=False)
+    verdict: Verdict
+    plaintext: bytes
     attempt: int
     key: tuple[bytes, int]
     seq: int
+
+    def __repr__(self) -> str:
+        return f"Incoming({self.type!r} from {self.sender}, {len(self.plaintext)} bytes)"
 
 
 @final
@@ -80,14 +88,16 @@ class Ledger:
         self._headers: dict[_Key, Header] = {}
         self._senders: dict[str, str] = {}
         self._rejected: dict[tuple[_Key, int], str] = {}
+        self._openings: list[pb.StreamOpening] = []
         self._settles: list[pb.Settle] = []
         self._credit = 0
 
     def delivered(self, message: pb.FromBroker, broker: Broker, now_s: float) -> Iterator[Incoming]:
         """What of it is to be handled now, in order."""
         self._senders.update(message.senders)
-        for opening in message.openings:
-            self._admit(opening, broker)
+        self._openings.extend(message.openings)
+        if self._openings:
+            self._openings = [opening for opening in self._openings if not self._admit(opening, broker)][-MAX_OPENINGS:]
         for parcel in message.parcels:
             senders = self._senders
             opened = self._batch if parcel.kind == "batch" else self._envelope
@@ -96,7 +106,8 @@ class Ledger:
             except CloisterError as error:
                 self._refused(parcel, str(error.code))
 
-    def _admit(self, opening: pb.StreamOpening, broker: Broker) -> None:
+    def _admit(self, opening: pb.StreamOpening, broker: Broker) -> bool:
+        """Whether the opening has been judged; one that cannot be yet is tried again with the next delivery."""
         try:
             delivery = Delivery(
                 envelope=Envelope.from_bytes(opening.envelope),
@@ -108,6 +119,8 @@ class Ledger:
             self._channels.admit(delivery, self._senders, broker)
         except CloisterError as error:
             log.warning("channel refused: %s", error.code)  # and then everything that comes on it
+            return str(error.code) not in PASSING
+        return True
 
     def _batch(self, parcel: pb.Parcel, senders: Mapping[str, str], broker: Broker, now_s: float) -> Iterator[Incoming]:
         opened = self._channels.open(
@@ -129,17 +142,17 @@ class Ledger:
             if frame.header.seq not in withheld:
                 header, shape = frame.header, frame.header.shape
                 yield Incoming(
-                    msg_id=header.msg_id,
-                    type=shape.type,
-                    labels=frozenset(shape.labels),
-                    in_reply_to=shape.in_reply_to,
-                    reply_to=shape.reply_to,
-                    sender=frame.sender.subject,
-                    verdict=frame.sender,
-                    plaintext=frame.plaintext,
-                    attempt=parcel.attempt,
-                    key=key,
-                    seq=header.seq,
+                    header.msg_id,
+                    shape.type,
+                    shape.label_set,
+                    shape.in_reply_to,
+                    shape.reply_to,
+                    frame.sender.subject,
+                    frame.sender,
+                    frame.plaintext,
+                    parcel.attempt,
+                    key,
+                    header.seq,
                 )
 
     def _envelope(
@@ -211,7 +224,8 @@ class Ledger:
 
     def _refused(self, parcel: pb.Parcel, code: str) -> None:
         log.warning("message refused: %s", code)
-        verb, delay_s = (pb.Settle.NAK, RETRY_S) if code in PASSING else (pb.Settle.REJECT, 0)
+        later = code in PASSING or (code == Code.CHANNEL_UNOPENED and bool(self._openings))
+        verb, delay_s = (pb.Settle.NAK, RETRY_S) if later else (pb.Settle.REJECT, 0)
         if code == Code.ENVELOPE_REPLAYED:
             verb = pb.Settle.ACK  # handled before, under a lease that was lost
         self._tell(pb.Settle(lease=parcel.lease, verb=verb, delay_s=delay_s, code=code), parcel.messages)
@@ -298,7 +312,7 @@ class Ledger:
     def disconnected(self) -> None:
         """The leases have ended. What is in hand is credited to the next connection when it comes again."""
         self._settles, self._credit = [], 0
-        self._senders = {}
+        self._senders, self._openings = {}, []
         for entry in self._entries.values():
             entry.credit = 0
 

@@ -60,6 +60,7 @@ OPTIONS: Final = (
 )
 Admit = Callable[[Admission | None], Awaitable[Admission]]
 Lookup = Callable[[str], Awaitable[MailboxInfo]]
+Prepare = Callable[[], Awaitable[None]]
 Call = grpc.aio.StreamStreamCall[Any, Any]
 
 
@@ -68,7 +69,8 @@ class Stream:
     """See the module. Runs on one event loop; `close` fails what is still waiting.
 
     `admit(None)` is the present admission; `admit(old)` a newer one than that, which the broker no longer takes.
-    `lookup` asks the broker for a mailbox's key.
+    `lookup` asks the broker for a mailbox's key. `prepare` is awaited before a new sender is judged, so that
+    the list of the fallen can be fetched.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Stream:
         inbox: Inbox,
         outbox: Outbox,
         judge: Judge = everyone,
+        prepare: Prepare | None = None,
         receive: bool = True,
         credit: int = CREDIT,
         credentials: grpc.ChannelCredentials | None = None,
@@ -95,6 +98,7 @@ class Stream:
         self._lookup = lookup
         self._outbox = outbox
         self._inbox = inbox
+        self._prepare = prepare
         self._receive = receive
         self._credit = credit
         self._credentials = credentials
@@ -326,6 +330,8 @@ class Stream:
                 self._room.set()
             admission = self._admission
             if admission is not None and (message.parcels or message.openings):
+                if self._prepare is not None and (message.openings or message.senders):
+                    await self._prepare()
                 self._incoming.extend(self._ledger.delivered(message, admission.broker, now_s))
                 if self._incoming:
                     self._arrived.set()

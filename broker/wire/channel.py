@@ -104,6 +104,7 @@ class Shape:
 
     type: str
     labels: tuple[str, ...]
+    label_set: frozenset[str]
     in_reply_to: bytes
     reply_to: str
     raw: bytes
@@ -129,7 +130,16 @@ def shape_of(type_: str, labels: tuple[str, ...], in_reply_to: bytes = b"", repl
     """Raises WireError: channel.malformed."""
     message = pb.FrameHeader(type=type_, labels=labels, in_reply_to=in_reply_to, reply_to=reply_to)
     raw = message.SerializeToString(deterministic=True)
-    return _checked(Shape(type=type_, labels=labels, in_reply_to=in_reply_to, reply_to=reply_to, raw=raw))
+    return _checked(
+        Shape(
+            type=type_,
+            labels=labels,
+            label_set=frozenset(labels),
+            in_reply_to=in_reply_to,
+            reply_to=reply_to,
+            raw=raw,
+        )
+    )
 
 
 @lru_cache(_SHAPES)
@@ -137,8 +147,16 @@ def _shape_from(raw: bytes) -> Shape:
     m = parsed(pb.FrameHeader, raw, MAX_HEADER)
     if m.channel or m.seq or m.sent_at_ms or m.expires_at_ms:
         raise _bad("frame header has fields twice")
-    labels = tuple(m.labels)
-    return _checked(Shape(type=m.type, labels=labels, in_reply_to=m.in_reply_to, reply_to=m.reply_to, raw=raw))
+    return _checked(
+        Shape(
+            type=m.type,
+            labels=tuple(m.labels),
+            label_set=frozenset(m.labels),
+            in_reply_to=m.in_reply_to,
+            reply_to=m.reply_to,
+            raw=raw,
+        )
+    )
 
 
 class FrameHeader(NamedTuple):
@@ -174,8 +192,8 @@ class FrameHeader(NamedTuple):
 
 
 def frame_id(channel: bytes, seq: int) -> bytes:
-    """The id of a message on a channel: 16 bytes that answers refer to."""
-    return hashlib.sha256(tagged(Tag.CHANNEL_FRAME, channel, u64(seq))).digest()[:MSG_ID_LEN]
+    """The id of a message on a channel: half of the channel's random name, and the number. Answers refer to it."""
+    return channel[:8] + seq.to_bytes(8, "big")
 
 
 def nonce(seq: int) -> bytes:

@@ -22,7 +22,6 @@ class Tag(StrEnum):
     CHALLENGE = "cloister/challenge/v1"  # broker: both nonces
     CHANNEL_BATCH = "cloister/channel-batch/v1"  # sender: channel, numbers, hash chain of the frames
     CHANNEL_CHAIN = "cloister/channel-chain/v1"  # where a channel's hash chain begins
-    CHANNEL_FRAME = "cloister/channel-frame/v1"  # id of a message on a channel
     ENVELOPE = "cloister/envelope/v1"  # sender: header and body
     ENVELOPE_INFO = "cloister/envelope-info/v1"  # HPKE info of an envelope's body
     KEYS_RELEASE = "cloister/keys-release/v1"  # broker: grant and ciphertext of kept keys
