@@ -15,7 +15,6 @@ POINTS: Final = (
     "release.permitted",  # the policy said yes, nothing is recorded
     "release.recorded",  # the entry is durable, nothing is sealed
     "release.sealed",  # sealed and signed, nothing has left
-    "answer.ready",  # the answer exists, nothing has been sent
 )
 
 _hook: Callable[[str], None] | None = None
