@@ -118,7 +118,7 @@ class Authority:
         moment = at.replace(microsecond=0)
         builder = x509.CertificateRevocationListBuilder(
             self._certificate(signer).subject,
-            moment.astimezone(UTC).replace(tzinfo=None),
+            (moment - timedelta(seconds=BACKDATED_S)).astimezone(UTC).replace(tzinfo=None),
             (moment + timedelta(seconds=CRL_S)).astimezone(UTC).replace(tzinfo=None),
             revoked_certificates=list(revoked),  # adding them one by one copies the list each time
         )

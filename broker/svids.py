@@ -32,6 +32,7 @@ from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
 
 CRL_PATH: Final = "/v1/spiffe/crls/"
 REFRESH_S: Final = 30
+SIMULATED: Final = "simulated."
 _REASONS: Final = {
     AgentState.QUARANTINED.value: x509.ReasonFlags.certificate_hold,
     AgentState.REVOKED.value: x509.ReasonFlags.privilege_withdrawn,
@@ -84,7 +85,7 @@ class SvidDesk:
         clock: Clock,
     ) -> Self:
         """With the store's authorities; the first is drawn when there is none. `trust_domain` may be empty."""
-        named = trust_domain or trust_domain_of(identity.issuer, simulated=simulated)
+        named = trust_domain_of(trust_domain or identity.issuer, simulated=simulated)
         authority = Authority(store, root, named, simulated=simulated)
         await authority.maintain(clock())
         return cls(authority=authority, store=store, audit=audit, generation=generation, identity=identity, clock=clock)
@@ -221,10 +222,11 @@ class SvidDesk:
         return _Published(at_s=int(at.timestamp()), bundle=bundle, crls=crls)
 
 
-def trust_domain_of(url: str, *, simulated: bool) -> str:
-    """The host of the broker's public URL; where nothing but simulated hardware is believed, the name says so."""
-    host = re.sub(r"[^a-z0-9._-]", "-", (urlsplit(url).hostname or "broker").lower())
-    return f"simulated.{host}" if simulated else host
+def trust_domain_of(named: str, *, simulated: bool) -> str:
+    """The name, or the host of the broker's public URL; where simulated hardware alone is believed, it says so."""
+    host = (urlsplit(named).hostname or "broker").lower() if "://" in named else named
+    plain = re.sub(r"[^a-z0-9._-]", "-", host)
+    return f"{SIMULATED}{plain}" if simulated and not plain.startswith(SIMULATED) else plain
 
 
 def _revoked(fallen: FallenSvid) -> x509.RevokedCertificate:

@@ -1,11 +1,13 @@
 """Certificates for agents: as SPIFFE wants them, no longer than the admission, and off the moment an agent falls."""
 
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 from cryptography import x509
@@ -15,15 +17,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from spiffe import SpiffeId, X509Bundle
+from spiffe import TrustDomain as SpiffeTrustDomain
 from spiffe.svid.x509_svid import X509Svid
 
+from broker.app import create_app
 from broker.authority import AUTHORITY_S, CRL_S, ROTATE_S
 from broker.errors import BrokerCode
 from broker.keyring import KEEP_AFTER_S, PUBLISH_BEFORE_S
 from broker.svids import trust_domain_of
 from broker.wire.errors import WireCode, WireError
 from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle, judge_svid, request_for, spiffe_id, split_id
-from tests.broker_world import Agent, World, outcome, write_bundle
+from tests.broker_world import URL, Agent, World, outcome, write_bundle
 
 DOMAIN = "simulated.broker.test"
 
@@ -255,6 +259,28 @@ async def test_an_expired_certificate_is_good_for_nothing_and_leaves_the_crl(wor
     assert len(x509.load_der_x509_crl(world.broker.svids.bundle().crls[0])) == 0
 
 
+@pytest.mark.asyncio
+async def test_everybody_can_fetch_bundle_and_crl_where_the_certificate_says(plain: World) -> None:
+    leaf = x509.load_der_x509_certificate((await issued(await plain.admitted())).certificate)
+    (point,) = leaf.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    assert point.full_name is not None
+    transport = httpx2.ASGITransport(create_app(plain.broker, background=False))
+    async with httpx2.AsyncClient(transport=transport, base_url=URL) as http:
+        crl = await http.get(point.full_name[0].value)
+        assert crl.headers["content-type"] == "application/pkix-crl"
+        assert x509.load_der_x509_crl(crl.content).issuer == leaf.issuer
+        signed = TrustBundle.from_dict((await http.get("/v1/svids/bundle")).json())
+        signed.verify(plain.broker.identity.key.public_key())
+        found = X509Bundle.parse_raw(SpiffeTrustDomain(DOMAIN), b"".join(signed.authorities))
+        document = (await http.get("/v1/spiffe/bundle")).json()
+        told = [b64decode(key["x5c"][0]) for key in document["keys"] if key["use"] == "x509-svid"]
+        assert {x509.load_der_x509_certificate(raw) for raw in told} == found.x509_authorities
+        unknown = await http.get("/v1/spiffe/crls/nobody")
+        assert (unknown.status_code, unknown.json()["code"]) == (404, BrokerCode.SVID_AUTHORITY)
+        assert (await http.post("/v1/spiffe/authorities:rotate", json={})).status_code == 401
+        assert (await http.post("/v1/svids", json={"csr": ""})).status_code == 401
+
+
 # ── rotation ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -449,3 +475,6 @@ def test_ids_are_spelled_in_one_way_only() -> None:
 def test_t38_the_trust_domain_of_simulated_agents_says_so() -> None:
     assert trust_domain_of("https://Broker.example:8443/x", simulated=False) == "broker.example"
     assert trust_domain_of("http://[::1]:1", simulated=True) == "simulated.--1"
+    assert trust_domain_of("agents.example", simulated=True) == "simulated.agents.example"
+    assert trust_domain_of("simulated.agents.example", simulated=True) == "simulated.agents.example"
+    assert trust_domain_of("agents.example", simulated=False) == "agents.example"
