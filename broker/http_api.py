@@ -15,6 +15,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from broker import tracing
 from broker.calls import DEADLINE_S, JSON_TYPE, Call, Door, Endpoint, Shown, answer, enter, prove
 from broker.errors import BrokerCode, BrokerError
 from broker.reasons import Refusal
@@ -31,12 +32,16 @@ def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awa
     async def serve(request: Request) -> Response:
         started = time.perf_counter()
         correlation_id = secrets.token_hex(8)
-        try:
-            response = await _answer(broker, endpoint, request, correlation_id)
-        except ClientDisconnect:
-            response = Response(status_code=400)
-        except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged by its type
-            response = refusal(broker, as_refusal(error, correlation_id), correlation_id)
+        with tracing.call(endpoint.path, correlation_id, request.headers.get("traceparent")) as span:
+            try:
+                response = await _answer(broker, endpoint, request, correlation_id)
+            except ClientDisconnect:
+                response = Response(status_code=400)
+            except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged
+                failure = as_refusal(error, correlation_id)
+                span.say(code=str(failure.code))
+                response = refusal(broker, failure, correlation_id)
+            span.say(status=response.status_code)
         if endpoint.door is not Door.OPEN and "dpop-nonce" not in response.headers:
             _hand_out_nonce(broker, response)
         response.headers["x-correlation-id"] = correlation_id

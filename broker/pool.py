@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar, final
 
+from broker import tracing
 from broker.errors import BrokerCode, BrokerError
 
 P = ParamSpec("P")
@@ -47,7 +48,9 @@ class Pool:
         loop = asyncio.get_running_loop()
         future = self._executor.submit(work, *args, **kwargs)
         future.add_done_callback(lambda _: self._done(loop))
-        return await asyncio.wrap_future(future)
+        with tracing.part("prove") as span:
+            span.say(waiting=self._inside)
+            return await asyncio.wrap_future(future)
 
     def _done(self, loop: asyncio.AbstractEventLoop) -> None:
         """Counted where it ended, not where it was awaited: a caller who has gone frees no thread."""

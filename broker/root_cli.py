@@ -93,6 +93,7 @@ def serve(
     import asyncio
 
     from attestation.errors import AttestationError
+    from broker import tracing
     from broker.app import serve as serve_broker
     from broker.config import load
     from broker.domains import open_domain
@@ -124,6 +125,7 @@ def serve(
         harden()
         settings = load(folder / SETTINGS, os.environ)
         log_to(sys.stderr, settings.log_level)
+        tracing.configure(os.environ)
         locked = settings.root_key_file is not None and needs_passphrase(settings.root_key_file)
         passphrase = ask_passphrase(confirm=False) if locked else None
         try:

@@ -40,7 +40,7 @@ ORDER: dict[str, str] = {
     "broker": (
         "__init__ wire ports_channels ports_mail ports_svids ports_topics ports_releases ports errors points rows "
         "tree archive audit bundles generation rootkey keyring authority identity challenges dpop collateral "
-        "platforms pool judging attested reasons status sessions admission vault svids edges labels mailkeys "
+        "platforms tracing pool judging attested reasons status sessions admission vault svids edges labels mailkeys "
         "standing states rights second leasing release derivation kbs limits config tls bell decisions auditing "
         "deadletters leases vouchers mailboxes routing topics channels drawing blobs mail undo turns memory_channels "
         "memory_mail memory_svids memory_topics memory_releases memory sql_releases sql_schema sql_blobs "
@@ -112,6 +112,7 @@ THIRD_PARTIES: dict[str, str] = {
     "enclave": "cryptography grpc google httpx2",
     "enclave.cli": "cryptography grpc google httpx2 typer",
     "broker.wire": "cryptography grpc google",
+    "broker.tracing": "opentelemetry",
     "broker": (
         "cryptography jwt cedarpy fastapi starlette uvicorn uvloop pydantic orjson grpc google prometheus_client typer"
     ),

@@ -15,13 +15,14 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from starlette.responses import Response
 
-from broker import routes, routes_keys, routes_mail, routes_relying, routes_svids
+from broker import routes, routes_audit, routes_keys, routes_mail, routes_relying, routes_secrets, routes_svids, tracing
 from broker.calls import Call, Door, Endpoint, Handler, answer, enter, prove
 from broker.errors import BrokerCode, BrokerError
 from broker.refusals import as_refusal
 from broker.rpc.doors import correlation_id, greeting, refuse, shown
 from broker.rpc.members import fill, members_of, parse
 from broker.service import Broker
+from broker.status import status_of
 from broker.wire import api_pb2 as pb
 from broker.wire.errors import WireCode, WireError
 
@@ -93,6 +94,14 @@ TWINS: Final[tuple[Twin, ...]] = (
     _twin("Broker.GetMailboxState", routes_keys.mailbox_state),
     _twin("Broker.SaveMailboxState", routes_keys.save_state),
     _twin("Broker.GetLabels", routes_keys.held_labels),
+    _twin("Broker.GetPeerCollateral", routes_keys.peer_collateral),
+    _twin("Broker.ListRevocations", routes_keys.revocations),
+    _twin("Broker.DeriveKey", routes_secrets.derive_key),
+    _twin("Broker.FindTopic", routes_keys.find_topic),
+    _twin("Broker.GetTopicKeys", routes_keys.topic_keys),
+    _twin("Broker.Publish", routes_keys.publish, body="batch"),
+    _twin("Broker.ReadTopic", routes_keys.read_topic),
+    _twin("Broker.LeaveTopic", routes_keys.leave_topic),
     _twin("Broker.IssueSvid", routes_svids.issue_svid),
     _twin("Broker.GetTrustBundle", routes_svids.trust_bundle),
     _twin("Broker.GetCheckpoint", routes.checkpoint),
@@ -110,6 +119,11 @@ TWINS: Final[tuple[Twin, ...]] = (
     _twin("Admin.GetStatus", routes.status),
     _twin("Admin.ListDeadLetters", routes_mail.dead_letters, door=Door.ADMIN),
     _twin("Admin.Redrive", routes_mail.redrive, door=Door.ADMIN),
+    _twin("Admin.ListReleases", routes_secrets.list_releases),
+    _twin("Admin.ListLeases", routes_secrets.list_leases),
+    _twin("Admin.EndLease", routes_secrets.end_lease),
+    _twin("Admin.GetDecision", routes_audit.decision),
+    _twin("Admin.ListProposals", routes.proposals),
     _twin("Admin.RotateKeys", routes_relying.rotate_keys),
     _twin("Admin.RotateAuthority", routes_svids.rotate_authority),
     _twin("Admin.ReloadPolicies", routes.reload_policies),
@@ -130,14 +144,20 @@ def _serving(broker: Broker, twin: Twin) -> Any:
     async def serve(raw: bytes, context: Context) -> bytes:
         started = time.perf_counter()
         call_id = correlation_id()
-        try:
-            found = await _answer(broker, twin, raw, context, call_id)
-        except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged by its type
-            failure = as_refusal(error, call_id)
-        else:
-            context.set_trailing_metadata(greeting(broker, call_id))
-            broker.metrics.answered(twin.full_method, 200, time.perf_counter() - started)
-            return found
+        parent = next(
+            (str(value) for name, value in context.invocation_metadata() or () if name == "traceparent"), None
+        )
+        with tracing.call(twin.full_method, call_id, parent) as span:
+            try:
+                found = await _answer(broker, twin, raw, context, call_id)
+            except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged
+                failure = as_refusal(error, call_id)
+                span.say(code=str(failure.code), status=status_of(failure))
+            else:
+                span.say(status=200)
+                context.set_trailing_metadata(greeting(broker, call_id))
+                broker.metrics.answered(twin.full_method, 200, time.perf_counter() - started)
+                return found
         return await refuse(context, broker, failure, call_id, route=twin.full_method, started=started)
 
     return serve
