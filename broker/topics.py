@@ -121,7 +121,8 @@ class TopicDesk:
         await self._keys.current(Place.TOPIC, topic, at)
         ring, readers = self._store.read(lambda tx: (ring_of(tx, Place.TOPIC, topic), tx.topics.readers(topic)))
         may = await self._sessions.settle(tuple(reader.subject for reader in readers), at)
-        gone = [reader.subject for reader in readers if not self._reads(may.get(reader.subject), topic, at)]
+        now = self._clock()  # whoever was judged again just now was judged after `at`
+        gone = [reader.subject for reader in readers if not self._reads(may.get(reader.subject), topic, now)]
         if not gone and ring[-1].generation == self._generation.current:
             return ring
 

@@ -43,8 +43,8 @@ from broker.wire.release import ReleaseRequest, ReleaseResponse
 from broker.wire.relying import TokenRequest, TokenResponse
 from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
-from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
+from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
 from enclave.keys import AgentKeys

@@ -408,7 +408,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "Ask again in a second, with a nonce of 32 bytes.",
     ),
     Code.PEER_PROOF_MISMATCH: (
-        "The peer's quote was made for another nonce, asker, tenant or broker, or binds another key than it speaks with.",
+        "The peer's quote is for another nonce, asker, tenant or broker, or binds another key than it speaks with.",
         "Do not believe this peer: somebody passed on what another one proved.",
     ),
     Code.PEER_REFUSED: (

@@ -30,7 +30,7 @@ from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope, Header, info
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import p256_from_spki
-from broker.wire.keys import NO_INCARNATION
+from broker.wire.keys import NO_INCARNATION, TopicKey
 from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
 from broker.wire.names import tenant_of
 from enclave.clock import BrokerTime
@@ -111,8 +111,58 @@ class Outbox:
     ) -> Envelope:
         """One signed, sealed envelope, after `verify_key`. Raises as that does, and envelope.too_large."""
         self.verify_key(found, mailbox, admission)
+        return self._sealed(
+            found.key,
+            mailbox,
+            found.key.incarnation,
+            _end_ms(found.key, self._time.now_ms(), ttl_s),
+            admission=admission,
+            kind=kind,
+            plaintext=plaintext,
+            labels=labels,
+            in_reply_to=in_reply_to,
+            reply_to=reply_to,
+        )
+
+    def seal_for_topic(
+        self,
+        key: TopicKey,
+        *,
+        topic: str,
+        admission: Admission,
+        kind: str,
+        plaintext: bytes,
+        labels: frozenset[str] = frozenset(),
+        ttl_s: float = DEFAULT_TTL_S,
+    ) -> Envelope:
+        """One signed envelope for everybody who reads the topic, under a key that the broker has signed.
+
+        Raises WireError mailbox.key_signature_invalid, EnvelopeRefused envelope.tenant_mismatch, envelope.too_large.
+        """
+        if tenant_of(topic) != admission.verdict.tenant:
+            raise EnvelopeRefused(Code.ENVELOPE_TENANT, f"{topic} is of another tenant")
+        key.verify(admission.broker.identity, topic=topic, at_s=int(self._time.now_s()))
+        end_ms = self._time.now_ms() + int(ttl_s * 1000)
+        return self._sealed(
+            key, topic, NO_INCARNATION, end_ms, admission=admission, kind=kind, plaintext=plaintext, labels=labels
+        )
+
+    def _sealed(
+        self,
+        key: MailboxKey | TopicKey,
+        mailbox: str,
+        incarnation: bytes,
+        expires_at_ms: int,
+        *,
+        admission: Admission,
+        kind: str,
+        plaintext: bytes,
+        labels: frozenset[str],
+        in_reply_to: bytes = b"",
+        reply_to: str = "",
+    ) -> Envelope:
         padded = pad(plaintext, MAX_LARGE if kind == BLOB_TYPE else MAX_PLAINTEXT)
-        key, now_ms = found.key, self._time.now_ms()
+        now_ms = self._time.now_ms()
         self._seq[mailbox] = seq = self._seq.get(mailbox, 0) + 1
         header = Header(
             suite=key.suite,
@@ -122,10 +172,10 @@ class Outbox:
             sender_jkt=self._keys.jkt,
             mailbox=mailbox,
             mailbox_key=key.thumbprint,
-            incarnation=key.incarnation,
+            incarnation=incarnation,
             seq=seq,
             sent_at_ms=now_ms,
-            expires_at_ms=_end_ms(key, now_ms, ttl_s),
+            expires_at_ms=expires_at_ms,
             type=kind,
             labels=tuple(sorted(labels)),
             in_reply_to=in_reply_to,
@@ -208,11 +258,7 @@ class Inbox:
 
     def adopt(self, kept: KeptKeys, subject: str) -> MailboxKey:
         """Take the keys that the broker keeps for this durable mailbox, and sign the newest for publication."""
-        known = self._epochs
-        self._epochs = {}
-        for one in kept.keys:
-            windows = known[one.thumbprint].windows if one.thumbprint in known else {}
-            self._epochs[one.thumbprint] = _Epoch(key=one.key, until_s=one.keep_until_s, windows=windows)
+        self.take(kept)
         newest = kept.keys[-1]
         statement = self._keys.sign_mailbox_key(
             mailbox=self.name,
@@ -227,6 +273,18 @@ class Inbox:
         )
         self._newest = statement
         return statement
+
+    def take(self, kept: KeptKeys) -> None:
+        """Open with these keys from now on. What was received under those that were known already stays received."""
+        known = self._epochs
+        self._epochs = {}
+        for one in kept.keys:
+            windows = known[one.thumbprint].windows if one.thumbprint in known else {}
+            self._epochs[one.thumbprint] = _Epoch(key=one.key, until_s=one.keep_until_s, windows=windows)
+
+    def knows(self, thumbprint: bytes) -> bool:
+        """Whether that key is at hand."""
+        return thumbprint in self._epochs
 
     def windows(self) -> dict[tuple[bytes, str], Window]:
         """What was received under each living key from each sender, for a checkpoint."""

@@ -139,9 +139,7 @@ def judge_proof(
         raise EnvelopeRefused(Code.PEER_PROOF_MISMATCH, f"a proof of {binding.role} {binding.jkt} of {binding.tenant}")
     verify_proof(evidence, client_nonce=nonce)
     quote = Quote.parse(evidence.quote)
-    verified = verifier.verify(
-        quote, collateral, report_data=binding, at=time.now(), accept=accept, allow=allow
-    )
+    verified = verifier.verify(quote, collateral, report_data=binding, at=time.now(), accept=accept, allow=allow)
     log = None if evidence.event_log is None else EventLog.parse(evidence.event_log)
     verdict = Verdict.of(verified, event_log=log)
     if not judge(verdict):

@@ -414,7 +414,7 @@ class Runtime(Connection):
         await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
 
     def topic(self, name: str) -> TopicReader:
-        """A topic to read; `join` it first. What it gives marks what this process says, once `heard` is told of it."""
+        """A topic to read; `join` it first. What comes from it marks what this process says afterwards."""
         return TopicReader(
             name,
             keys=self.keys,
@@ -422,8 +422,10 @@ class Runtime(Connection):
             calls=self._calls,
             admission=lambda: self.admission,
             do=self._authorised,
+            heard=self.heard,
             judge=self._judge,
             standing=self.standing,
+            renew=self.learn_standing,
         )
 
     def heard(self, labels: frozenset[str]) -> None:

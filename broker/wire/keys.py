@@ -21,7 +21,7 @@ from broker.wire.jose import ES256_SIGNATURE_LEN, b64u, es256_sign, es256_valid
 from broker.wire.log import Receipt
 from broker.wire.mailbox import MAX_SEALING_KEY
 from broker.wire.names import MAX_RESOURCE, MAX_SUBJECT, RESOURCE
-from broker.wire.tags import Tag, tagged, u64
+from broker.wire.tags import Tag, sealing_thumbprint, tagged, u64
 
 NONCE_LEN: Final = 32
 SEED_LEN: Final = 32
@@ -288,6 +288,10 @@ class TopicKey:
             not_after_s=not_after_s,
             signature=es256_sign(identity, message),
         )
+
+    @property
+    def thumbprint(self) -> bytes:
+        return sealing_thumbprint(self.suite, self.key)
 
     def verify(self, broker_key: ec.EllipticCurvePublicKey, *, topic: str, at_s: int) -> None:
         """Raises WireError mailbox.key_signature_invalid."""
