@@ -76,6 +76,7 @@ class BrokerCode(StrEnum):
     MAILBOX_NOT_OWNER = "mailbox.not_owner"
     MAILBOX_OWNER_GONE = "mailbox.owner_gone"
     MAILBOX_TAKEN = "mailbox.taken"
+    MAILBOX_TOO_MANY = "mailbox.too_many"
     MAILBOX_UNKNOWN = "mailbox.unknown"
     MESSAGE_EXPIRED = "message.expired"
     MESSAGE_ID_REUSED = "message.id_reused"
@@ -99,6 +100,8 @@ class BrokerCode(StrEnum):
     SECRET_UNKNOWN = "secret.unknown"
     SVID_AUTHORITY = "svid.authority_unknown"
     SESSION_TOKEN_MISSING = "session.token_missing"
+    STORE_DAMAGED = "store.damaged"
+    STORE_IN_USE = "store.in_use"
     STORE_ROW_FORGED = "store.row_forged"
     STORE_ROWS = "store.rows_changed"
     STORE_UNAVAILABLE = "store.unavailable"
@@ -355,6 +358,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "The mailbox belongs to another agent, who is there.",
         "Try again after the time that Retry-After says, close it there first, or say takeover = \"permitted\" in [mail].",
     ),
+    BrokerCode.MAILBOX_TOO_MANY: (
+        "The agent owns as many mailboxes as one may.",
+        "Use fewer: a mailbox takes mail of any number of senders and types. The limit is mail.mailboxes.",
+    ),
     BrokerCode.MAILBOX_UNKNOWN: (
         "Nobody has opened a mailbox of that name.",
         "Check the name; the receiver opens its mailbox when it starts.",
@@ -424,6 +431,14 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.SESSION_TOKEN_MISSING: (
         "The request has no admission token.",
         "Attest first, then send `Authorization: DPoP <token>`.",
+    ),
+    BrokerCode.STORE_DAMAGED: (
+        "The database is damaged: its pages do not hang together, or a row cannot have been written so.",
+        "Keep the file, look at the disk, and restore a copy that verifies: `cloister audit verify` says which does.",
+    ),
+    BrokerCode.STORE_IN_USE: (
+        "Another broker is running on this database.",
+        "Stop it first: one process writes, so that the log has one order.",
     ),
     BrokerCode.STORE_ROW_FORGED: (
         "A row that decides about security was changed outside the broker.",

@@ -11,12 +11,13 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar, final
 
 from broker.errors import BrokerCode, BrokerError
+from broker.fence import Fence
 from broker.points import reached
 from broker.ports import Transaction
 from broker.sql_schema import MIGRATIONS
@@ -56,10 +57,20 @@ class SqlStore:
 
     def __init__(self, path: Path, *, mac_key: bytes) -> None:
         self._path = path
+        self._fence = Fence(path)
+        try:
+            self._open(path, mac_key)
+        except BaseException:
+            self._fence.release()
+            raise
+
+    def _open(self, path: Path, mac_key: bytes) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives its other files the same mode
-        self._writer = self._connect()
-        migrate(self._writer)
-        self._reader = self._connect()
+        with _telling_damage(path):
+            self._writer = self._connect()
+            check_pages(self._writer)
+            migrate(self._writer)
+            self._reader = self._connect()
         self._reader.execute("PRAGMA query_only = ON")
         self._reading = threading.Lock()
         self._write = SqlTransaction(self._writer, mac_key, remember=True)
@@ -114,7 +125,7 @@ class SqlStore:
             self._queue.put(units)
 
     def read(self, query: Callable[[Transaction], T]) -> T:
-        with self._reading:
+        with self._reading, _telling_damage(self._path):
             return query(self._view)
 
     def close(self) -> None:
@@ -128,6 +139,7 @@ class SqlStore:
         with self._reading:
             self._reader.close()
         self._writer.close()
+        self._fence.release()
 
     # ── the writer thread ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -224,6 +236,28 @@ def _announce(group: Sequence[_Unit]) -> None:
 def _settle(units: Sequence[_Unit]) -> None:
     for unit in units:
         unit.settle()
+
+
+@contextlib.contextmanager
+def _telling_damage(path: Path) -> Iterator[None]:
+    """What SQLite or a record's own form refuses is damage of the file, under a code of its own.
+
+    Raises BrokerError store.damaged.
+    """
+    try:
+        yield
+    except (sqlite3.Error, ValueError) as error:  # ValueError: a row that cannot have been written so
+        raise BrokerError(BrokerCode.STORE_DAMAGED, f"{path}: {type(error).__name__}: {error}") from error
+
+
+def check_pages(connection: sqlite3.Connection) -> None:
+    """The file hangs together: every page is where its tree wants it, every row has its form.
+
+    Raises sqlite3.DatabaseError.
+    """
+    found = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+    if found != ["ok"]:
+        raise sqlite3.DatabaseError(str(found[0])[:200])
 
 
 @final

@@ -44,7 +44,7 @@ ORDER: dict[str, str] = {
         "standing states rights second leasing release derivation kbs limits config tls bell decisions auditing "
         "deadletters leases vouchers mailboxes routing topics channels drawing blobs mail undo turns memory_channels "
         "memory_mail memory_svids memory_topics memory_releases memory sql_releases sql_schema sql_blobs "
-        "sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables sql verification tokens rotation witness "
+        "sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables fence sql verification tokens rotation witness "
         "sealed domains administration clock telemetry upkeep service background calls refusals http_api "
         "sealed_http kbs_http openapi console routes_audit routes_keys routes_relying routes_mail routes_svids "
         "routes_opening routes_secrets routes rpc app opening admin_client unsealing setup rewrap hardening "

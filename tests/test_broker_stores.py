@@ -584,3 +584,13 @@ def test_a_write_that_the_disk_refuses_is_no_success(tmp_path: Path) -> None:
     do(store, lambda tx: tx.agents.put(agent()))
     assert store.read(lambda tx: tx.agents.get("agent/acme/a")) == agent()
     store.close()
+
+
+def test_a_second_process_is_not_let_in_to_write(tmp_path: Path) -> None:
+    """Not even in one process: there is one sequencer, and a generation is heard of at once."""
+    first = SqlStore(tmp_path / "a.db", mac_key=KEY)
+    with pytest.raises(BrokerError) as caught:
+        SqlStore(tmp_path / "a.db", mac_key=KEY)
+    assert caught.value.code is BrokerCode.STORE_IN_USE
+    first.close()
+    SqlStore(tmp_path / "a.db", mac_key=KEY).close()
