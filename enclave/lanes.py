@@ -33,6 +33,7 @@ BATCH_OCTETS: Final = 1 << 20
 MAX_FLYING: Final = 32  # batches of one mailbox; the broker recognises the last 64
 MAX_SEALED: Final = 3  # how often a message is sealed before it fails
 KEY_LIFE_S: Final = 60.0  # how long what was found out about a mailbox is believed
+MAX_FULL: Final = 3  # how often a batch is refused for want of room before smaller ones are tried
 MIN_PAUSE_S: Final = 0.05
 # The same bytes may be taken in a moment.
 LATER: Final = frozenset(
@@ -66,7 +67,7 @@ class _Flight:
     items: list[Item]
     channel: SendingChannel
     asked: bool = False  # sent, and not answered
-    told: bool = False  # answered: it is to be sealed anew
+    full: int = 0  # how often there was no room for it
 
 
 @final
@@ -80,6 +81,7 @@ class Lane:
         self._flying: deque[_Flight] = deque()
         self._channel: SendingChannel | None = None
         self._opened = False  # the broker has taken a batch of this channel, so it knows the opening
+        self._most = BATCH_MESSAGES
         self._apart = False
         self._anew = False  # the channel is given up
         self._rekey = False  # the mailbox has another key: nothing more on this channel
@@ -157,7 +159,7 @@ class Lane:
         blocked = self._anew or self._rekey or room <= 0 or len(self._flying) >= MAX_FLYING
         if not self._waiting or channel is None or blocked:
             return None
-        items = self._gather(min(BATCH_MESSAGES, room))
+        items = self._gather(min(self._most, room))
         try:
             batch = channel.seal([item.message for item in items])
         except ChannelDead:
@@ -199,6 +201,8 @@ class Lane:
         flight.asked = False
         if result.status in (SendStatus.QUEUED, SendStatus.DUPLICATE):
             self._taken(flight)
+        elif result.code == "mailbox.full" and self._too_large(flight):
+            self._anew = True
         elif result.code in LATER and not self._anew:
             pause_s = float(result.retry_after_s) if result.code != "channel.gap" else MIN_PAUSE_S
             self._not_before_s = max(self._not_before_s, now_s + max(pause_s, MIN_PAUSE_S))
@@ -207,8 +211,19 @@ class Lane:
         if self._anew and not any(flight.asked for flight in self._flying):
             self._begin_anew()
 
+    def _too_large(self, flight: _Flight) -> bool:
+        """Whether the batch may be larger than the mailbox will ever have room for."""
+        flight.full += 1
+        if flight.full < MAX_FULL or len(flight.items) == 1:
+            return False
+        self._most = len(flight.items) // 2
+        for item in flight.items:
+            item.sealed -= 1  # no fault of its own
+        return True
+
     def _taken(self, flight: _Flight) -> None:
         self._flying.remove(flight)
+        self._most = min(2 * self._most, BATCH_MESSAGES)
         self._opened = self._opened or flight.channel is self._channel
         for item, seq in zip(flight.items, range(flight.batch.first_seq, flight.batch.last_seq + 1), strict=True):
             if not item.accepted.done():

@@ -47,7 +47,8 @@ class HandMade:
             mailbox_key=self.key.thumbprint,
             incarnation=self.key.incarnation,
         )
-        return self.agent.envelope(self.key, inside.to_bytes(), **({"type": OPEN_TYPE, "life_s": 3600} | changes))
+        members: dict[str, Any] = {"type": OPEN_TYPE, "life_s": 3600}
+        return self.agent.envelope(self.key, inside.to_bytes(), **(members | changes))
 
     def batch(self, *texts: bytes, kind: str = "note", labels: tuple[str, ...] = (), **changes: Any) -> ChannelBatch:
         """The next batch; `changes` are of its headers, or `prev_chain`."""
