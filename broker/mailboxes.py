@@ -56,6 +56,7 @@ class Mailboxes:
         dead: DeadLetters,
         bell: Bell,
         clock: Clock,
+        most: int,
     ) -> None:
         self._store = store
         self._audit = audit
@@ -66,12 +67,14 @@ class Mailboxes:
         self._dead = dead
         self._bell = bell
         self._clock = clock
+        self._streamed: dict[str, str] = {}  # mailbox → the owner who was last seen on a stream
+        self._most = most
 
     async def open(self, session: Session, name: str, key: MailboxKey, *, correlation_id: str = "") -> None:
         """Publish an epoch's key, and own the mailbox from now on.
 
         Raises WireError mailbox.key_signature_invalid, body.field_invalid; BrokerError mailbox.name_invalid,
-        mailbox.taken, generation.moved; Refused.
+        mailbox.taken, mailbox.too_many, generation.moved; Refused.
         """
         at = self._clock()
         if not is_resource(name) or key.mailbox != name:
@@ -107,9 +110,11 @@ class Mailboxes:
     def _may_open(self, tx: Transaction, session: Session, name: str, former: str, at: datetime) -> None:
         """Whether the mailbox is free for this agent: its own, nobody's, or its owner's who is gone.
 
-        Raises BrokerError mailbox.taken.
+        Raises BrokerError mailbox.taken, mailbox.too_many.
         """
         before = tx.mail.find(name)
+        if (before is None or before.owner != session.subject) and tx.mail.owned(session.subject) >= self._most:
+            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{session.subject} owns {self._most}")
         owner = before.owner if before is not None and before.owner != session.subject else ""
         if owner != former:
             raise BrokerError(BrokerCode.MAILBOX_TAKEN, f"{name} has just gone to {owner}", retry_after_s=1)
@@ -157,7 +162,12 @@ class Mailboxes:
             key=MailboxKey.from_dict(json.loads(record.statement)),
             owner_token=self._sessions.peer_token(owner, at),
             next_seq=next_seq,
+            streams=self._streamed.get(name) == record.owner,
         )
+
+    def on_stream(self, session: Session, name: str) -> None:
+        """The owner receives on a mail stream now: senders are told that he takes channels."""
+        self._streamed[name] = session.subject
 
     async def receive(
         self, session: Session, name: str, request: ReceiveRequest, *, correlation_id: str = ""

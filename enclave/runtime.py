@@ -258,7 +258,7 @@ class Runtime(Connection):
         found = await self._mailbox(mailbox)
         large, often = blobs.is_large(plaintext), mailbox in self._met
         self._met.add(mailbox)
-        if self._stream is not None and often and not large and found.key.kind == "ephemeral":
+        if self._stream is not None and often and not large and found.streams and found.key.kind == "ephemeral":
             self._outbox.verify_key(found, mailbox, admission)
             return self._stream.post(mailbox, plaintext=plaintext, announce=announce, **how)
         if large:

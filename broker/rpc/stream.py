@@ -139,6 +139,7 @@ class MailStream:
         self._subject = session.subject
         if self.mailbox:
             await self._broker.drawing.begin(session, self.mailbox)
+            self._broker.mailboxes.on_stream(session, self.mailbox)
             self._streams.empties(self.mailbox, self)
         self._greet(session)
 

@@ -402,14 +402,16 @@ class OpenMailboxRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., key: _Optional[_Union[MailboxKey, _Mapping]] = ...) -> None: ...
 
 class MailboxInfo(_message.Message):
-    __slots__ = ("key", "owner_token", "next_seq")
+    __slots__ = ("key", "owner_token", "next_seq", "streams")
     KEY_FIELD_NUMBER: _ClassVar[int]
     OWNER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     key: MailboxKey
     owner_token: str
     next_seq: int
-    def __init__(self, key: _Optional[_Union[MailboxKey, _Mapping]] = ..., owner_token: _Optional[str] = ..., next_seq: _Optional[int] = ...) -> None: ...
+    streams: bool
+    def __init__(self, key: _Optional[_Union[MailboxKey, _Mapping]] = ..., owner_token: _Optional[str] = ..., next_seq: _Optional[int] = ..., streams: _Optional[bool] = ...) -> None: ...
 
 class SendRequest(_message.Message):
     __slots__ = ("name", "batch")

@@ -176,9 +176,15 @@ class MailboxInfo:
     key: MailboxKey
     owner_token: str = field(repr=False)
     next_seq: int  # what the asking sender should use next; a hint, since order is the sender's own affair
+    streams: bool = False  # the owner receives on a mail stream, and so takes channels
 
     def to_dict(self) -> dict[str, Any]:
-        return {"key": self.key.to_dict(), "owner_token": self.owner_token, "next_seq": self.next_seq}
+        return {
+            "key": self.key.to_dict(),
+            "owner_token": self.owner_token,
+            "next_seq": self.next_seq,
+            "streams": self.streams,
+        }
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -187,6 +193,7 @@ class MailboxInfo:
             key=MailboxKey.from_dict(read.mapping("key")),
             owner_token=read.text("owner_token", max_len=MAX_TOKEN),
             next_seq=read.number("next_seq", low=1),
+            streams=read.flag("streams"),
         )
 
 
