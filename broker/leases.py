@@ -97,9 +97,10 @@ class Leases:
         Raises BrokerError mailbox.unknown, mailbox.not_owner, generation.moved; Refused.
         """
         at = self._clock()
-        await self.hold(session, name, at)
+        record, subjects = self._store.read(lambda tx: (tx.mail.find(name), tx.mail.senders(name)))
+        held_until_ms = self._own(record, session, name)
         await self.permit(session, Receive(name), at, correlation_id)
-        subjects = self._store.read(lambda tx: tx.mail.senders(name))
+        await self._renew(session, name, held_until_ms, at)
         if not subjects:
             return NOTHING
         senders = await self._sessions.settle(tuple(subjects), at)
@@ -119,10 +120,12 @@ class Leases:
 
         Raises BrokerError mailbox.unknown, mailbox.not_owner.
         """
-        record = self._store.read(lambda tx: tx.mail.find(name))
-        self._own(record, session, name)
+        held_until_ms = self._own(self._store.read(lambda tx: tx.mail.find(name)), session, name)
+        await self._renew(session, name, held_until_ms, at)
+
+    async def _renew(self, session: Session, name: str, held_until_ms: int, at: datetime) -> None:
         now_ms = int(at.timestamp() * 1000)
-        if record is not None and record.held_until_ms - now_ms < RENEW_MS:
+        if held_until_ms - now_ms < RENEW_MS:
             until_ms = now_ms + HOLD_MS
 
             def work(tx: Transaction) -> None:
@@ -132,13 +135,15 @@ class Leases:
             await self._store.transact(work)
 
     @staticmethod
-    def _own(record: MailboxRecord | None, session: Session, name: str) -> None:
+    def _own(record: MailboxRecord | None, session: Session, name: str) -> int:
+        """Until when it is held. Raises BrokerError mailbox.unknown, mailbox.not_owner."""
         if record is None:
             raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"{name[:80]!a}")
         if record.owner != session.subject:
             raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{name} belongs to {record.owner}")
         if record.held_until_ms == LEFT_MS:  # a request that was still waiting takes nothing for who has gone
             raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{record.owner} has left {name}")
+        return record.held_until_ms
 
     async def permit(self, session: Session, action: Receive, at: datetime, correlation_id: str) -> None:
         """Raises Refused."""

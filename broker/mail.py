@@ -89,6 +89,7 @@ def assemble(
         dead=dead,
         bell=bell,
         clock=clock,
+        most=quota.mailboxes,
     )
     return Mail(
         router=router,

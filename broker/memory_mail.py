@@ -153,6 +153,9 @@ class MemoryMail:
     def find(self, name: str) -> MailboxRecord | None:
         return self._boxes.get(name)
 
+    def owned(self, owner: str) -> int:
+        return sum(box.owner == owner for box in self._boxes.rows.values())
+
     def hold(self, name: str, *, owner: str, until_ms: int) -> bool:
         box = self._boxes.get(name)
         if box is None or box.owner != owner:

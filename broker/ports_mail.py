@@ -166,6 +166,7 @@ class Quota:
     sender_messages: int = 5_000
     sender_octets: int = 32 << 20
     dead: int = 1_000  # dead letters; the oldest make room
+    mailboxes: int = 64  # of one owner
     blob_octets: int = 256 << 20
     sender_blob_octets: int = 128 << 20
 
@@ -195,6 +196,9 @@ class Mail(Protocol):
         """
 
     def find(self, name: str) -> MailboxRecord | None: ...
+    def owned(self, owner: str) -> int:
+        """How many mailboxes are under that name."""
+
     def hold(self, name: str, *, owner: str, until_ms: int) -> bool:
         """Note that the owner is there, or with 0 that he has left; False when the mailbox is not his."""
 

@@ -102,6 +102,9 @@ class SqlMail:
             held_until_ms=row[7],
         )
 
+    def owned(self, owner: str) -> int:
+        return int(self._db.execute("SELECT count(*) FROM mailbox WHERE owner = ?", (owner,)).fetchone()[0])
+
     def hold(self, name: str, *, owner: str, until_ms: int) -> bool:
         done = self._db.execute(
             "UPDATE mailbox SET held_until_ms = ? WHERE name = ? AND owner = ?", (until_ms, name, owner)

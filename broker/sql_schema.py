@@ -164,4 +164,5 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX agent_fallen ON agent (subject) WHERE state <> 'admitted'",
     ),
     RELEASES_SCHEMA,
+    ("CREATE INDEX mailbox_owner ON mailbox (owner)",),
 )

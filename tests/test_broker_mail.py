@@ -400,3 +400,14 @@ def test_every_limit_of_mail_is_a_setting(tmp_path: Path) -> None:
     (tmp_path / "broker.toml").write_text("\n".join(lines).replace("dead = ", "dead = -"))
     with pytest.raises(BrokerError, match="mail limits"):
         load(tmp_path / "broker.toml", {})
+
+
+@pytest.mark.asyncio
+async def test_an_agent_owns_a_bounded_number_of_mailboxes(tmp_path: Path) -> None:
+    world = await World.make(tmp_path, quota=Quota(mailboxes=2))
+    a, b = await world.admitted("a"), await world.admitted("b")
+    for name in ("acme/mail/1", "acme/mail/2", "acme/mail/2"):
+        await a.open(name)
+    assert await outcome(a.open("acme/mail/3")) == BrokerCode.MAILBOX_TOO_MANY
+    assert await outcome(b.open("acme/mail/3")) == "ok"
+    await world.broker.close()
