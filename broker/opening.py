@@ -20,7 +20,8 @@ from broker.errors import BrokerCode, BrokerError
 from broker.ports import Clock
 from broker.sealed import Unsealing
 from broker.sealed_http import SealedDoors, serving_sealed
-from broker.service import Broker, build, collateral_source
+from broker.service import Broker, build
+from broker.sources import collateral_source
 from broker.witness import Witness
 
 

@@ -7,10 +7,10 @@ from this; tests and demonstrations use it as it is.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Literal, TypeVar, final
+from typing import Final, TypeVar, final
 
 from attestation import sealing
 from attestation.evidence import MLKEM768_X25519
@@ -51,12 +51,12 @@ from broker.memory import MemoryStore
 from broker.pool import Pool
 from broker.ports import AgentState, Clock, Store, Transaction
 from broker.release import ReleaseDesk
-from broker.rootkey.methods import load as load_root
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
 from broker.routing import Router
 from broker.second import SecondPerson
 from broker.sessions import Session, Sessions
+from broker.sources import bundles_of, pcs_of, root_key_of, roots_of
 from broker.sql import SqlStore
 from broker.standing import StandingDesk
 from broker.states import StateDesk
@@ -67,7 +67,6 @@ from broker.topics import TopicDesk
 from broker.upkeep import DAY_S, Upkeep
 from broker.vault import Vault
 from broker.verification import VerificationDesk
-from policies.bundle import Bundle, load_bundle
 
 T = TypeVar("T")
 MAX_RETRIES: Final = 3
@@ -173,16 +172,16 @@ async def build(
     sealing.suite_unavailable; MalformedEvidence roots.malformed.
     """
     sealing.require(MLKEM768_X25519)
-    trusted = roots or _roots(settings)
-    root = root_key or _root_key(settings, passphrase)
+    trusted = roots or roots_of(settings)
+    root = root_key or root_key_of(settings, passphrase)
     store: Store = (
         MemoryStore() if settings.database is None else SqlStore(settings.database, mac_key=root.derive("marks"))
     )
     try:
-        source = collateral or _pcs(settings, trusted, clock)
+        source = collateral or pcs_of(settings, trusted, clock)
         built = await _assemble(settings, clock, source, trusted, root, store, confirm or _nobody(settings))
         if collateral is None and settings.early:
-            built.upkeep.watch(_pcs(settings, trusted, clock, "early"))
+            built.upkeep.watch(pcs_of(settings, trusted, clock, "early"))
         if domain is not None and settings.trust_file is not None:
             told = trust_file_digest(settings.trust_file, built.identity, trusted.sha256, settings.admins)
             await begin_attested(built, domain, told)
@@ -226,7 +225,7 @@ async def _assemble(
     audit.check_head()
     witness = await confirm(audit)
     generation = Generation(store, audit)
-    bundles = Bundles(_load_bundles(settings))
+    bundles = Bundles(bundles_of(settings))
     await generation.follow_policies(bundles, at=at)
     cache = CollateralCache(source, store, generation, clock)
     judge, pool = Judge(roots, bundles, cache), Pool()
@@ -264,7 +263,7 @@ async def _assemble(
         sessions=sessions,
         collateral=cache,
         clock=clock,
-        reload=lambda: _load_bundles(settings),
+        reload=lambda: bundles_of(settings),
         second=SecondPerson(
             store=store, audit=audit, key=root.derive("second-person"), marked=settings.two_person, clock=clock
         ),
@@ -404,36 +403,6 @@ def _newest(tx: Transaction) -> datetime | None:
     """The time of the newest entry: no clock of this broker may be behind it."""
     row = tx.log.entry(tx.log.size() - 1) if tx.log.size() else None
     return datetime.fromtimestamp(row.at_ms / 1000, UTC) if row else None
-
-
-def _roots(settings: Settings) -> TrustRoots:
-    return TrustRoots.intel() if settings.roots_file is None else TrustRoots.from_pem(settings.roots_file.read_bytes())
-
-
-def _root_key(settings: Settings, passphrase: bytes | None) -> RootKey:
-    if settings.root_key_file is None:
-        return RootKey.generate()
-    return load_root(settings.root_key_file, passphrase=passphrase, tcti=settings.tcti)
-
-
-def collateral_source(settings: Settings, clock: Clock) -> CollateralSource:
-    """Where the settings say that collateral comes from."""
-    return _pcs(settings, _roots(settings), clock)
-
-
-def _pcs(
-    settings: Settings, roots: TrustRoots, clock: Clock, channel: Literal["standard", "early"] = "standard"
-) -> CollateralSource:
-    from attestation.net.pcs import PcsClient
-
-    home = settings.database.parent if settings.database else None
-    cache = settings.pcs_cache or (home / "collateral" if home else None)
-    age_s = float(settings.refresh_s)
-    return PcsClient(settings.pcs_url, cache, roots=roots, channel=channel, now=clock, max_age_s=age_s)
-
-
-def _load_bundles(settings: Settings) -> Sequence[Bundle]:
-    return [load_bundle(path) for path in settings.bundles]
 
 
 async def _note_start(

@@ -34,7 +34,7 @@ ORDER: dict[str, str] = {
     ),
     "enclave": (
         "errors clock keys trustfile tdx replay messages domain packages launch session release kept standing mailbox blobs "
-        "padding channel lanes ledger checkpoint stream client svid durable topics connection received peers runtime direct workload_messages workload declared replies context main handling "
+        "padding channel lanes ledger checkpoint stream client svid durable topics connection company received peers runtime direct workload_messages workload declared replies context main handling "
         "agent supervise labs reload cli __init__"
     ),
     "broker": (
@@ -45,7 +45,7 @@ ORDER: dict[str, str] = {
         "deadletters leases vouchers mailboxes routing topics channels drawing blobs mail undo turns memory_channels "
         "memory_mail memory_svids memory_topics memory_releases memory sql_releases sql_schema sql_blobs "
         "sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables fence sql verification tokens rotation witness "
-        "sealed domains administration clock telemetry upkeep service background calls refusals http_api "
+        "sealed domains administration clock telemetry sources upkeep service background calls refusals http_api "
         "sealed_http kbs_http openapi console routes_audit routes_keys routes_relying routes_mail routes_svids "
         "routes_opening routes_secrets routes rpc app opening admin_client unsealing setup rewrap hardening "
         "cli_parts lending_cli audit_cli domain_cli root_cli cli"
