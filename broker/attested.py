@@ -62,6 +62,18 @@ class Attestor:
         return self._domain
 
     @property
+    def summary(self) -> dict[str, str | int | bool] | None:
+        """What the operator wants to see; None outside a trust domain."""
+        if self._domain is None or self._quoted is None:
+            return None
+        return {
+            "domain": self._domain.name,
+            "simulated": self._domain.simulated,
+            "quoted_at_s": self._quoted[0].issued_at_s,
+            "trust_file": self._trust_file_digest.hex(),
+        }
+
+    @property
     def sealing(self) -> SealingKey:
         """The key to which things are sealed for this very process: bound in its quote, never stored.
 

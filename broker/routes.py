@@ -310,6 +310,7 @@ async def status(call: Call) -> Answer:
     upkeep = call.broker.upkeep
     return {
         **call.broker.administration.overview(),
+        "attested": call.broker.attestor.summary,
         "platforms_elsewhere": upkeep.elsewhere(),
         "early_warnings": upkeep.warnings(),
     }

@@ -20,7 +20,7 @@ from attestation.errors import AttestationError, CollateralUnavailable
 from attestation.errors import Code as AttestationCode
 from attestation.quote import Quote
 from broker.attested import Attestor
-from broker.config import load
+from broker.config import Settings, load
 from broker.domains import open_domain
 from broker.errors import BrokerCode, BrokerError
 from broker.rpc.members import fill, members_of, parse
@@ -122,6 +122,16 @@ async def test_an_agent_judges_the_brokers_quote_and_then_attests(attested: Atte
     request = session.quoted(agent.quote(report_data), agent.event_log())
     admission = session.admitted(await attested.world.broker.admission.attest(request))
     assert admission.subject == f"agent/acme/{KEYS.jkt}"
+
+
+@pytest.mark.asyncio
+async def test_the_operator_sees_where_the_broker_runs(attested: Attested) -> None:
+    attestor, trust = attested.world.broker.attestor, attested.trust()
+    before = attestor.summary
+    await attested.begin(trust)
+    after = attestor.summary or {}
+    told = [after.get(name) for name in ("domain", "simulated", "trust_file")]
+    assert (before, told) == (None, ["cloister-sim", True, trust.digest.hex()])
 
 
 @pytest.mark.asyncio
@@ -591,6 +601,21 @@ def test_a_trust_file_that_contradicts_the_broker_stops_its_start(
     with pytest.raises(BrokerError) as refused:
         asyncio.run(build(settings, collateral=machine.as_source(), domain=machine.launch("broker")))
     assert refused.value.code is BrokerCode.CONFIG_INVALID
+    assert word in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"trust_domain": "cloud"}, "server.trust_domain"),
+        ({"trust_domain": "tdx"}, "trust.file"),
+        ({"spiffe_trust_domain": "Upper.Case"}, "identity.trust_domain"),
+    ],
+    ids=str,
+)
+def test_settings_about_domains_are_checked(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(BrokerError) as refused:
+        Settings(public_url=URL, bundles=(ROOT,), **change)
     assert word in refused.value.detail
 
 
