@@ -93,11 +93,14 @@ class Opening:
 async def _unless(server: "asyncio.Task[None]", opening: Awaitable[Broker]) -> Broker:
     """The broker; BrokerError broker.stopping when the server is told to end before it is open."""
     task = asyncio.ensure_future(opening)
-    await asyncio.wait({server, task}, return_when=asyncio.FIRST_COMPLETED)
-    if task.done():
-        return task.result()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    try:
+        await asyncio.wait({server, task}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+    finally:  # whoever is cancelled here leaves no half-open store behind
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
     raise BrokerError(BrokerCode.BROKER_STOPPING, "told to stop while it was sealed")
 
 
