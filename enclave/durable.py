@@ -37,6 +37,7 @@ from enclave.session import Admission
 log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
 OnStateLoss = Literal["redeliver", "refuse_before_boot"]
+BEHIND_MS: Final = 2_000  # time is told in whole seconds: this clock may be behind a sender's by so much
 FRESH_S: Final = 120  # keys that were made this lately have had no reader before
 
 
@@ -147,7 +148,7 @@ class DurableReader:
             self.lost = error
             log.error("what %s had received is lost (%s): %s", name, error.code, self._how.on_state_loss)
             if self._how.on_state_loss == "refuse_before_boot":
-                self._inbox.refuse_before_ms = self._time.now_ms()
+                self._inbox.refuse_before_ms = self._time.now_ms() + BEHIND_MS
 
     def _check(self, answer: StateResponse, kept: KeptKeys) -> None:
         noted = self._noted()

@@ -18,7 +18,6 @@ from typing import Any, Final, final
 import grpc
 import httpx2
 
-from attestation.collateral import Collateral
 from attestation.errors import AttestationError, CloisterError, TokenRefused
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
@@ -29,20 +28,17 @@ from broker.wire.errors import WireError
 from broker.wire.leases import AckRequest, Extension, Nak, Rejection
 from broker.wire.mailbox import MailboxInfo, ReceiveRequest, SendStatus
 from broker.wire.release import ReleaseRequest
-from broker.wire.revocations import RevocationsRequest
 from enclave import blobs
-from enclave.connection import Connection
+from enclave.company import LOWERED, Company
 from enclave.durable import Durable, DurableReader
 from enclave.errors import BrokerRefused, Code, EnvelopeRefused, TransportFailed
 from enclave.lanes import Announce
-from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, Outbox, everyone
+from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, everyone
 from enclave.received import Received
 from enclave.release import Secret, open_release
 from enclave.session import Admission
-from enclave.standing import Standing
 from enclave.stream import Stream
 from enclave.svid import SvidKeeper
-from enclave.topics import TopicReader, TopicWriter
 from enclave.trustfile import TrustFile
 
 log: Final = logging.getLogger("cloister.agent")
@@ -59,11 +55,10 @@ BLOB_SLACK_S: Final = 60  # that a payload outlives the message that speaks of i
 LEASE_S: Final = 30
 # The owner has restarted or rolled its key; its token has ended since it was fetched; its key has ended.
 KEY_CODES: Final = frozenset({"mailbox.key_stale", "token.expired", "mailbox.key_signature_invalid"})
-LOWERED: Final = "message.labels_lowered"
 
 
 @final
-class Runtime(Connection):
+class Runtime(Company):
     """See the module. `attest` first, then `publish`; `close` ends everything and destroys the keys."""
 
     def __init__(
@@ -78,10 +73,9 @@ class Runtime(Connection):
         durable: Durable | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(domain=domain, trust=trust, broker_url=broker_url, suite=suite, transport=transport)
-        self.standing = Standing(self.time)
-        self.standing.on_due = self._renew_standing
-        self._renewing_standing: asyncio.Task[None] | None = None
+        super().__init__(
+            domain=domain, trust=trust, broker_url=broker_url, judge=judge, suite=suite, transport=transport
+        )
         self.inbox = Inbox(
             mailbox,
             self.keys,
@@ -91,7 +85,6 @@ class Runtime(Connection):
             durable=durable is not None,
             standing=self.standing,
         )
-        self._outbox = Outbox(self.keys, self.time, judge=judge)
         self._durable: DurableReader | None = None
         if durable is not None:
             self._durable = DurableReader(
@@ -106,18 +99,11 @@ class Runtime(Connection):
         self.svids = SvidKeeper(self)
         self._sending: dict[str, asyncio.Lock] = {}
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
-        self._judge = judge
         self._stream: Stream | None = None
         self._carried = transport is not None
         self._keeping: asyncio.Task[None] | None = None
         self._met: set[str] = set()  # mailboxes that were written to before
         self._published = False
-        self._labels: frozenset[str] = frozenset()
-
-    @property
-    def labels(self) -> frozenset[str]:
-        """Of everything that this process was given. The broker keeps the account that counts."""
-        return self._labels
 
     # --- secrets ---
 
@@ -268,13 +254,6 @@ class Runtime(Connection):
             announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
         return await self._send(mailbox, envelope)
 
-    async def _catch_up(self) -> bool:
-        """Ask the broker for its account of this agent's labels; whether it knew of any more."""
-        told = frozenset((await self._authorised(self._calls.labels)).labels)
-        news = not told <= self._labels
-        self._labels |= told
-        return news
-
     async def _beside(
         self,
         found: MailboxInfo,
@@ -413,75 +392,13 @@ class Runtime(Connection):
     async def _settle(self, request: AckRequest) -> None:
         await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
 
-    def topic(self, name: str) -> TopicReader:
-        """A topic to read; `join` it first. What comes from it marks what this process says afterwards."""
-        return TopicReader(
-            name,
-            keys=self.keys,
-            time=self.time,
-            calls=self._calls,
-            admission=lambda: self.admission,
-            do=self._authorised,
-            heard=self.heard,
-            judge=self._judge,
-            standing=self.standing,
-            renew=self.learn_standing,
-        )
-
-    def heard(self, labels: frozenset[str]) -> None:
-        """This process was given something that bears these labels."""
-        self._labels |= labels
-
-    async def publish_to(
-        self,
-        topic: str,
-        *,
-        kind: str,
-        plaintext: bytes,
-        labels: frozenset[str] = frozenset(),
-        without: frozenset[str] = frozenset(),
-        ttl_s: float = DEFAULT_TTL_S,
-    ) -> bytes:
-        """One message for everybody who reads the topic, labelled as `send` does. Raises as `send` does."""
-        writer = TopicWriter(
-            self._outbox, calls=self._calls, admission=lambda: self.admission, do=self._authorised
-        )
-        for last in (False, True):
-            marks = (labels | self._labels) - without
-            try:
-                return await writer.publish(topic, kind=kind, plaintext=plaintext, labels=marks, ttl_s=ttl_s)
-            except BrokerRefused as refusal:
-                if last or refusal.code != LOWERED or not await self._catch_up():
-                    raise
-        raise AssertionError("the second attempt returns or raises")
-
     async def owner_of(self, mailbox: str) -> Verdict:
         """Who reads there: as the broker says, and as the mailbox's key confirms. Raises as `send` does."""
         return self._outbox.verify_key(await self._mailbox(mailbox), mailbox, await self._admitted())
 
-    async def collateral_for(self, subject: str) -> Collateral:
-        """For that peer's platform; whoever uses it verifies it. Raises BrokerRefused, MalformedEvidence."""
-        found = await self._authorised(lambda: self._calls.peer_collateral(subject))
-        return Collateral.from_json(found.collateral)
-
-    async def learn_standing(self) -> None:
-        """Ask who has fallen. What goes wrong leaves the list as old as it is, and mail waiting."""
-        nonce, asked_s = os.urandom(32), self.time.now_s()
-        try:
-            answer = await self._authorised(lambda: self._calls.revocations(RevocationsRequest(nonce=nonce)))
-            self.standing.learn(answer, self.admission.broker, nonce=nonce, asked_s=asked_s)
-        except CloisterError as error:
-            log.warning("no list of fallen agents: %s", error.code)
-
-    def _renew_standing(self) -> None:
-        if self._renewing_standing is None or self._renewing_standing.done():
-            self._renewing_standing = asyncio.create_task(self.learn_standing())
-
     async def close(self) -> None:
         """Give the mailbox back, so that a successor need not wait for it, and end."""
         await self.svids.stop()
-        if self._renewing_standing is not None:
-            self._renewing_standing.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
         if self._stream is not None:

@@ -25,12 +25,13 @@ from enclave.durable import Do
 from enclave.errors import BrokerRefused, Code, EnvelopeRefused
 from enclave.kept import open_keys
 from enclave.keys import AgentKeys
-from enclave.mailbox import DEFAULT_TTL_S, SKEW_MS, Inbox, Judge, Opened, Outbox, everyone
+from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, Outbox, everyone
 from enclave.session import Admission
 from enclave.standing import Standing
 
 log: Final = logging.getLogger("cloister.agent")
 WAIT_S: Final = 10
+BEHIND_MS: Final = 2_000  # a sender's clock may be behind this one by so much
 STALE: Final = "mailbox.key_stale"
 
 
@@ -94,7 +95,7 @@ class TopicReader:
         )
         self._inbox.take(kept)
         if not self._inbox.refuse_before_ms:
-            self._inbox.refuse_before_ms = self._time.now_ms() - SKEW_MS
+            self._inbox.refuse_before_ms = self._time.now_ms() - BEHIND_MS
 
     async def receive(self, limit: int = 16, *, wait_s: int = WAIT_S) -> list[TopicReceived]:
         """What has come since, opened. What cannot be proved is passed over, and logged with its code."""
