@@ -356,7 +356,7 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     ),
     BrokerCode.MAILBOX_TAKEN: (
         "The mailbox belongs to another agent, who is there.",
-        "Try again after the time that Retry-After says, close it there first, or permit takeover in the bundle's [mail].",
+        "Try again after the time that Retry-After says, close it there first, or permit takeover in the bundle.",
     ),
     BrokerCode.MAILBOX_TOO_MANY: (
         "The agent owns as many mailboxes as one may.",
