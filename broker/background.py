@@ -48,6 +48,7 @@ class Background:
     async def _cut(self) -> None:
         while True:
             await _carefully("archive.cut", self._broker.upkeep.cut_archive)
+            await _carefully("keys.purge", self._broker.keys.purge)
             await asyncio.sleep(CUT_S)
 
     async def _sweep(self) -> None:
@@ -69,6 +70,7 @@ class Background:
             await asyncio.sleep(COUNT_S)
             await _carefully("refusals.count", self.write_refusals)
             await _carefully("mail.expire", self._broker.dead.sweep)
+            await _carefully("topics.expire", self._broker.topics.expire)
             await _carefully("svids.maintain", self._broker.svids.maintain)
 
     async def write_refusals(self) -> bool:

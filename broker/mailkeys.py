@@ -230,9 +230,9 @@ class KeyDesk:
         tx.marks.put(f"{_MARK}{of}/{name}", json.dumps([asdict(epoch) for epoch in kept]))
         return kept
 
-    async def purge(self, at: datetime) -> None:
+    async def purge(self) -> None:
         """Destroy every key that is past its time, whether or not anybody still asks for its mailbox."""
-        now_s = int(at.timestamp())
+        now_s = int(self._clock().timestamp())
         rings = self._store.read(lambda tx: tx.marks.under(_MARK))
         for place_and_name, found in rings.items():
             if all(Epoch(**members).keep_until_s >= now_s for members in json.loads(found)):

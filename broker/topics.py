@@ -148,6 +148,11 @@ class TopicDesk:
         idle = [epoch.number for epoch in ring_of(tx, Place.TOPIC, topic) if epoch.thumbprint not in waiting]
         return self._keys.roll(tx, Place.TOPIC, topic, at, drop=idle)
 
+    async def expire(self) -> int:
+        """Drop what has expired, of every topic; how many messages."""
+        now_ms = int(self._clock().timestamp() * 1000)
+        return await self._store.transact(lambda tx: tx.topics.expire(now_ms=now_ms))
+
     # ── publishing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def publish(

@@ -331,7 +331,7 @@ async def test_an_epoch_rolls_at_half_of_its_life_and_is_destroyed_when_nothing_
     await world.broker.keys.current(Place.MAILBOX, "acme/mail/b", world.broker.clock())
     assert numbers(world) == [1, 2]
     world.machine.clock.advance(timedelta(seconds=EPOCH_S // 2 + KEEP_S))
-    await world.broker.keys.purge(world.broker.clock())
+    await world.broker.keys.purge()
     assert numbers(world) == [2]
     gone = world.broker.store.read(lambda tx: tx.secrets.get("~mailbox/acme/mail/b", 1))
     assert gone is not None

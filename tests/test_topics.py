@@ -303,3 +303,13 @@ async def _start(broker: BrokerUnderTest, name: str) -> Runtime:
     made = Runtime(domain=domain, trust=broker.trust, broker_url=broker.url, mailbox=f"lab/mail/{name}")
     await made.attest()
     return made
+
+
+@pytest.mark.asyncio
+async def test_what_has_expired_is_dropped_and_shown_to_nobody(world: World) -> None:
+    writer, one = await world.admitted("writer"), await reader(world)
+    await say(writer, "short")
+    world.machine.clock.advance(timedelta(seconds=61))
+    assert await one.texts() == []
+    assert await world.broker.topics.expire() == 1
+    assert await world.broker.topics.expire() == 0
