@@ -20,8 +20,8 @@ PYTEST_ARGS ?=
 PYTHON ?= $(shell for p in python3.11 python3 python3.13 python3.12 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
-# What the simulator's guests, its firmware tests and the TPM use, each with a program or file that shows it is there.
-PACKAGES := bubblewrap:/usr/bin/bwrap fuse3:/usr/bin/fusermount3 ovmf:/usr/share/OVMF \
+# What the simulator's guests, its firmware tests, the TPM and a benchmark use, each with a program or file that shows it is there.
+PACKAGES := bubblewrap:/usr/bin/bwrap fuse3:/usr/bin/fusermount3 ovmf:/usr/share/OVMF nats-server:/usr/sbin/nats-server \
 	swtpm:/usr/bin/swtpm libtss2-dev:/usr/include/tss2 gcc:/usr/bin/gcc pkg-config:/usr/bin/pkg-config \
 	python3-dev:/usr/bin/python3-config
 

@@ -6,7 +6,6 @@ nats-py with every write synced, and plain grpcio streaming, unsealed and kept n
 processors; the broker's own processor time is printed, its event loop and everything else (the writer) apart.
 """
 
-import asyncio
 import logging
 import multiprocessing
 import os
@@ -18,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import mailroom
+from benchmarks import beside, mailroom
 from benchmarks.bench_broker import _lab
-from benchmarks.harness import Row
+from benchmarks.harness import PartMissing, Row
 from benchmarks.mailroom import Order
 
 ONE_PAIR, ALL_PAIRS, PER_PAIR = 60_000, 100, 600
@@ -62,6 +61,31 @@ def rows() -> Iterator[Row]:
             figure=f"p50 {paced.p50 * 1e3:.1f} ms, p99 {paced.p99 * 1e3:.1f} ms",
             values={"p50_s": paced.p50, "p99_s": paced.p99},
         )
+    yield from _beside(one.per_s)
+
+
+def _beside(ours: float) -> Iterator[Row]:
+    each = beside.bare_crypto()
+    yield _plain(
+        "the bare cryptography of such a message, both ends", 1 / each, f"{each * 1e6:.1f} µs of one processor"
+    )
+    for always in (True, False):
+        kept = "every write synced" if always else "acknowledged before it is synced: less than ours keeps"
+        name = f"nats-py and JetStream's file store, one pair, {kept}"
+        try:
+            with beside.nats_server(always=always) as url:
+                found = beside.jetstream(url)
+        except PartMissing as missing:
+            yield Row(name=name, figure=f"not measured: {missing}")
+            continue
+        bar = {"bar": "< ours", "met": found < ours} if always else {}
+        yield _plain(name, found, f"ours is {ours / found:.1f} ×", **bar)
+    found = beside.plain_grpc()
+    yield _plain("plain grpcio streams, one by one, unsealed, kept nowhere", found, f"ours is {ours / found:.1f} ×")
+
+
+def _plain(name: str, per_s: float, more: str, **bar: Any) -> Row:
+    return Row(name=name, figure=f"{per_s:,.0f}/s ({more})", values={"per_s": per_s}, **bar)
 
 
 def _row(name: str, found: Run, *, bar: bool = False) -> Row:

@@ -33,7 +33,7 @@ BATCH_OCTETS: Final = 1 << 20
 MAX_FLYING: Final = 32  # batches of one mailbox; the broker recognises the last 64
 MAX_SEALED: Final = 3  # how often a message is sealed before it fails
 KEY_LIFE_S: Final = 60.0  # how long what was found out about a mailbox is believed
-MAX_FULL: Final = 3  # how often a batch is refused for want of room before smaller ones are tried
+MAX_FULL: Final = 8  # how often a batch is refused for want of room before smaller ones are tried
 MIN_PAUSE_S: Final = 0.05
 # The same bytes may be taken in a moment.
 LATER: Final = frozenset(
@@ -204,8 +204,7 @@ class Lane:
         elif result.code == "mailbox.full" and self._too_large(flight):
             self._anew = True
         elif result.code in LATER and not self._anew:
-            pause_s = float(result.retry_after_s) if result.code != "channel.gap" else MIN_PAUSE_S
-            self._not_before_s = max(self._not_before_s, now_s + max(pause_s, MIN_PAUSE_S))
+            self._not_before_s = max(self._not_before_s, now_s + _pause_s(result, flight))
         else:
             self._refused(flight, result.code)
         if self._anew and not any(flight.asked for flight in self._flying):
@@ -276,6 +275,14 @@ class Lane:
     def wakes_at_s(self) -> float | None:
         """When a pause ends, after which there is something to send again."""
         return self._not_before_s if self._not_before_s and not self.idle else None
+
+
+def _pause_s(result: pb.StreamResult, flight: _Flight) -> float:
+    """A mailbox that is full is asked soon at first, since its owner may be at work; others when they say."""
+    if result.code == "channel.gap":
+        return MIN_PAUSE_S
+    soon = MIN_PAUSE_S * 2.0 ** (flight.full - 1) if flight.full else 1.0
+    return max(MIN_PAUSE_S, min(soon, float(result.retry_after_s)))
 
 
 def _fail(item: Item, error: Exception) -> None:
