@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from enclave.agent import Agent as Agent
     from enclave.context import Context as Context
     from enclave.declared import Retry as Retry
+    from enclave.durable import Durable as Durable
     from enclave.errors import BrokerRefused as BrokerRefused
     from enclave.errors import EnclaveError as EnclaveError
     from enclave.errors import Reject as Reject
@@ -26,6 +27,7 @@ _HOME: Final = {
     "BrokerRefused": "errors",
     "CloisterError": "errors",
     "Context": "context",
+    "Durable": "durable",
     "EnclaveError": "errors",
     "Reject": "errors",
     "Retry": "declared",

@@ -29,6 +29,7 @@ from attestation.tcb import TcbStates
 from attestation.verdict import Verdict
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, check_arguments, declare
+from enclave.durable import Durable
 from enclave.errors import AgentError, Code
 from enclave.handling import MAX_PAUSE_S, Handling, call
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
@@ -39,6 +40,7 @@ from enclave.peers import TYPES as PROOF_TYPES
 from enclave.release import Secret
 from enclave.replies import OWN, Waiting, Waits
 from enclave.runtime import Runtime
+from enclave.subscribing import subscribe
 from enclave.trustfile import TrustFile
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("cloister.agent")
 H = TypeVar("H", bound=Handler)
+TOPICS: Final = "mail/topics"
 
 
 @final
@@ -65,10 +68,22 @@ class _Life:
 class Agent:
     """One agent. `peers` says, from its verdict, whether a sender or a mailbox's owner is one to talk to."""
 
-    def __init__(self, name: str, *, peers: Judge = everyone, spiffe_socket: str | Path | None = None) -> None:
-        """`spiffe_socket` is where SPIFFE's Workload API is served to programs in the same trust domain."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        peers: Judge = everyone,
+        durable: Durable | None = None,
+        spiffe_socket: str | Path | None = None,
+    ) -> None:
+        """`durable` keeps the mailbox, and what comes for it, over restarts. Its key is released again to an attested
+        agent, so whoever holds the broker's root could read it; handlers must be declared idempotent.
+        `spiffe_socket` is where SPIFFE's Workload API is served to programs in the same trust domain.
+        """
         self.name = name
         self._judge = peers
+        self._durable = durable
+        self._topics: dict[str, dict[str, Declared]] = {}
         self._handlers: dict[str, Declared] = {}
         self._types: dict[type, MessageType] = {**OWN, **PROOF_TYPES}
         self._handlers[ASKED.name] = declare(
@@ -101,8 +116,32 @@ class Agent:
             if message_type.name in self._handlers:
                 raise AgentError(Code.AGENT_HANDLER, f"two handlers for {message_type.name}")
             self._handlers[message_type.name] = declare(
-                message_type, handler, retry=retry, deadline_s=deadline_s, idempotent=idempotent, durable=False
+                message_type,
+                handler,
+                retry=retry,
+                deadline_s=deadline_s,
+                idempotent=idempotent,
+                durable=self._durable is not None,
             )
+            return handler
+
+        return register
+
+    def on_topic(
+        self, topic: str, kind: type, *, retry: Retry | None = None, deadline_s: float | None = None
+    ) -> Callable[[H], H]:
+        """Handle what is published to a topic from now on, one message after another. Nobody waits for an answer."""
+
+        def register(handler: H) -> H:
+            message_type, table = self.message_type(kind), self._topics.setdefault(topic, {})
+            if message_type.name in table:
+                raise AgentError(Code.AGENT_HANDLER, f"two handlers for {message_type.name} of {topic}")
+            declared = declare(
+                message_type, handler, retry=retry, deadline_s=deadline_s, idempotent=False, durable=False
+            )
+            if declared.streams:
+                raise AgentError(Code.AGENT_HANDLER, f"{declared.name} yields, and nobody on {topic} takes it")
+            table[message_type.name] = declared
             return handler
 
         return register
@@ -135,6 +174,7 @@ class Agent:
             broker_url=broker_url,
             mailbox=self._address(self.name, trust.tenant),
             judge=self._judge,
+            durable=self._durable,
             transport=transport,
         )
         self._life = life = _Life(runtime=runtime)
@@ -150,6 +190,9 @@ class Agent:
         life.handling = Handling(runtime, self, self._handlers, life.waiting)
         life.receiving = [asyncio.create_task(life.handling.receive()), asyncio.create_task(life.handling.keep())]
         life.tasks = [asyncio.create_task(self._renew(runtime))]
+        for topic, table in self._topics.items():
+            reader = runtime.topic(self._address(topic, trust.tenant, TOPICS))
+            life.tasks.append(asyncio.create_task(subscribe(reader, self, table)))
         life.tasks += [asyncio.create_task(self._begin(handler)) for handler in self._on_start]
         return admission.verdict
 
@@ -231,6 +274,16 @@ class Agent:
             announce=expect,
         )
 
+    async def publish(self, topic: str, message: object, *, labels: frozenset[str], ttl_s: float) -> None:
+        runtime, message_type = self.running, self.message_type(type(message))
+        await runtime.publish_to(
+            self._address(topic, runtime.trust.tenant, TOPICS),
+            kind=message_type.name,
+            plaintext=message_type.encode(message),
+            labels=labels,
+            ttl_s=ttl_s,
+        )
+
     def forget(self, waits: Waits) -> None:
         if self._life is not None:
             self._life.waiting.forget(waits)
@@ -276,9 +329,9 @@ class Agent:
         return self._life
 
     @staticmethod
-    def _address(name: str, tenant: str) -> str:
-        """The mailbox of an agent's name; a name with slashes is a mailbox already."""
-        return name if "/" in name else f"{tenant}/mail/{name}"
+    def _address(name: str, tenant: str, folder: str = "mail") -> str:
+        """The mailbox of an agent's name, or a topic by its own; what has slashes is a full name already."""
+        return name if "/" in name else f"{tenant}/{folder}/{name}"
 
 
 async def _serve_spiffe(runtime: Runtime, path: Path) -> WorkloadApi:

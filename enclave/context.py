@@ -49,6 +49,8 @@ class Host(Protocol):
         ttl_s: float = DEFAULT_TTL_S,
     ) -> bytes: ...
 
+    async def publish(self, topic: str, message: object, *, labels: frozenset[str], ttl_s: float) -> None: ...
+
     def forget(self, waits: Waits) -> None: ...
 
     async def prove(self, to: str, *, judge: Judge, accept: TcbStates, timeout_s: float) -> Verdict: ...
@@ -92,6 +94,10 @@ class Context:
     async def send(self, to: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
         """Send a message to an agent by its name, or to a mailbox by its full name `tenant/path/name`."""
         await self._host.deliver(to, message, labels=self._labels, ttl_s=ttl_s)
+
+    async def publish(self, topic: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+        """Tell everybody who reads the topic, by its name or by its full name `tenant/path/name`."""
+        await self._host.publish(topic, message, labels=self._labels, ttl_s=ttl_s)
 
     async def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
         """Send, and wait for the answer of that type. Raises MessageError message.no_answer, message.peer_failed."""
@@ -207,6 +213,9 @@ class BlockingContext:
 
     def send(self, to: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
         self._wait(self._context.send(to, message, ttl_s=ttl_s))
+
+    def publish(self, topic: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+        self._wait(self._context.publish(topic, message, ttl_s=ttl_s))
 
     def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
         return self._wait(self._context.ask(to, message, reply, timeout_s=timeout_s))

@@ -34,7 +34,7 @@ ORDER: dict[str, str] = {
     ),
     "enclave": (
         "errors clock keys trustfile tdx replay messages domain packages launch session release kept standing mailbox blobs "
-        "padding channel lanes ledger checkpoint stream client svid durable topics connection company received peers runtime direct workload_messages workload declared replies context main handling "
+        "padding channel lanes ledger checkpoint stream client svid durable topics connection company received peers runtime direct workload_messages workload declared replies context main handling subscribing "
         "agent supervise labs reload cli __init__"
     ),
     "broker": (

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from attestation.errors import CloisterError
-from enclave import Agent, Context, Reject, Retry
+from enclave import Agent, Context, Durable, Reject, Retry
 from enclave.context import BlockingContext
 from enclave.declared import MAX_REMEMBERED, Remembered, declare
 from enclave.errors import Code
@@ -361,6 +361,116 @@ def test_items_are_put_into_order_repetitions_dropped_and_a_flood_ends_the_strea
     found, flood = run(story())
     assert found == [0, 1, 2]
     assert flood.startswith(Code.MESSAGE_STREAM)
+
+
+# --- topics, durable mailboxes, channels ---
+
+
+def test_what_is_published_reaches_every_reader_again_after_a_failure(world: BrokerUnderTest) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def reader(name: str, failures: int) -> Agent:
+        agent, failed = Agent(name), list[int]()
+
+        @agent.on_topic("news", Ask, retry=QUICK)
+        async def hear(ctx: Context, message: Ask) -> None:
+            if len(failed) < failures:
+                failed.append(1)
+                raise RuntimeError("not yet")
+            heard.append((name, message.number))
+
+        return agent
+
+    async def story() -> None:
+        async with started(world, reader("one", 0), reader("two", 2)) as ctx:
+            number = 0
+            while {name for name, _ in heard} < {"one", "two"}:  # until both have joined
+                number += 1
+                await ctx.publish("news", Ask(number=number))
+                await asyncio.sleep(0.05)
+            while {name for name, last in heard if last == number} < {"one", "two"}:
+                await asyncio.sleep(0.01)
+
+    run(story())
+    for name in ("one", "two"):
+        numbers = [number for who, number in heard if who == name]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+
+
+def test_a_topic_has_one_handler_for_a_type_and_none_that_yields() -> None:
+    agent = Agent("x")
+
+    async def plain(ctx: Context, message: Ask) -> None: ...
+
+    async def stream(ctx: Context, message: Ask) -> AsyncIterator[Reply]:
+        yield Reply(number=0)
+
+    agent.on_topic("a", Ask)(plain)
+    agent.on_topic("b", Ask)(plain)
+    for topic, handler in (("a", plain), ("c", stream)):
+        with pytest.raises(CloisterError) as caught:
+            agent.on_topic(topic, Ask)(handler)
+        assert caught.value.code == Code.AGENT_HANDLER
+
+
+def test_a_durable_mailbox_keeps_what_came_while_its_agent_was_away(world: BrokerUnderTest) -> None:
+    heard: list[int] = []
+
+    def worker() -> Agent:
+        agent = Agent("jobs", durable=Durable(on_state_loss="redeliver"))
+
+        @agent.on_message(Ask, idempotent=True)
+        async def work(ctx: Context, message: Ask) -> None:
+            heard.append(message.number)
+
+        return agent
+
+    async def story() -> None:
+        async with started(world) as ctx:
+            first = worker()
+            await first.start(domain=world.machine.launch("jobs"), trust=world.trust, broker_url=world.url)
+            await ctx.send("jobs", Ask(number=1))
+            while not heard:
+                await asyncio.sleep(0.01)
+            await first.stop()
+            await ctx.send("jobs", Ask(number=2))
+            second = worker()
+            await second.start(domain=world.machine.launch("jobs"), trust=world.trust, broker_url=world.url)
+            while len(heard) < 2:
+                await asyncio.sleep(0.01)
+            await second.stop()
+
+    run(story())
+    assert heard == [1, 2]
+    with pytest.raises(CloisterError) as caught:
+        Agent("x", durable=Durable()).on_message(Ask)(lambda ctx, message: None)
+    assert caught.value.code == Code.AGENT_NOT_IDEMPOTENT
+
+
+def test_who_writes_often_does_so_on_a_channel_and_order_is_kept(world: BrokerUnderTest) -> None:
+    heard: list[int] = []
+    kinds: list[str] = []
+    agent = Agent("often")
+
+    @agent.on_message(Ask)
+    async def hear(ctx: Context, message: Ask) -> None:
+        assert ctx._received is not None
+        kinds.append(type(ctx._received.origin).__name__)
+        heard.append(message.number)
+
+    async def story() -> list[bool]:
+        async with started(world, agent) as ctx:
+            for number in range(50):
+                await ctx.send("often", Ask(number=number))
+            while len(heard) < 50:
+                await asyncio.sleep(0.01)
+            stream = ctx._host.running._stream  # type: ignore[attr-defined]  # the caller's own connection
+            return [lane.mailbox.endswith("/often") for lane in stream._lanes]
+
+    lanes = run(story())
+    assert heard == list(range(50))
+    assert True in lanes
+    assert set(kinds) == {"Incoming"}
 
 
 # --- the end ---
