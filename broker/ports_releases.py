@@ -4,6 +4,7 @@ Decides the records and questions, as a Protocol. The log is the record of these
 secret, workload, measurement or platform, and counts leases.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, final
@@ -37,6 +38,12 @@ class Lease:
     begun_at_s: int
     ends_at_s: int
     closed: bool = False
+
+
+def ground_of(evidence: str, policy: str, facts: Sequence[tuple[FactKind, str]]) -> str:
+    """Names what a release rested on: digest of the evidence, digest of the policy, and digest of the facts."""
+    told = "\n".join(f"{kind} {value}" for kind, value in sorted(set(facts)))
+    return f"{evidence}/{policy}/{hashlib.sha256(told.encode()).hexdigest()[:32]}"
 
 
 class Releases(Protocol):

@@ -19,7 +19,7 @@ from broker.labels import Ratchets
 from broker.leasing import take
 from broker.points import reached
 from broker.ports import Clock, SecretRecord, Store, Transaction
-from broker.ports_releases import FactKind, Released
+from broker.ports_releases import FactKind, Released, ground_of
 from broker.reasons import codes_of, told
 from broker.sessions import Session
 from broker.vault import Vault, checked_name, find
@@ -229,7 +229,7 @@ def note_release(
         name=permit.resource,
         version=version,
         subject=subject,
-        ground=f"{evidence}/{permit.policy}",
+        ground=ground_of(evidence, permit.policy, facts),
         via=permit.via,
     )
     tx.releases.record(released, facts)

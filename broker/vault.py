@@ -1,8 +1,8 @@
 """Secrets at rest: each version under a data key of its own, the data key wrapped by the root key.
 
-Decides the encryption (AES-256-GCM, AAD = tenant, name, version, so that no row can stand for another) and hands a
-plaintext to nobody but `open_permitted`, which wants a `Permit`. Who may have it is the policy's decision, how it
-travels release.py's.
+Decides the encryption (AES-256-GCM, AAD = tenant, name, version, labels, so that no row can stand for another) and
+hands a plaintext to nobody but `open_permitted`, which wants a `Permit`. Who may have it is the policy's decision, how
+it travels release.py's.
 """
 
 import secrets
@@ -25,8 +25,10 @@ DRAWN_LEN: Final = 32  # bytes of a value that the broker draws itself
 _PURPOSE: Final = "secret"
 
 
-def _aad(name: str, version: int) -> bytes:
-    return framed(b"cloister/secret/v1", tenant_of(name).encode(), name.encode(), version.to_bytes(8, "big"))
+def _aad(name: str, version: int, labels: tuple[str, ...]) -> bytes:
+    """Labels decide who may have a secret, so a row whose labels were changed does not open."""
+    fields = (tenant_of(name).encode(), name.encode(), version.to_bytes(8, "big"))
+    return framed(b"cloister/secret/v1", *fields, *(label.encode() for label in labels))
 
 
 def checked_name(name: str) -> str:
@@ -54,11 +56,12 @@ class Vault:
 
     def encrypt(self, name: str, version: int, value: bytes, *, labels: tuple[str, ...], at_s: int) -> SecretRecord:
         data_key = secrets.token_bytes(DATA_KEY_LEN)
-        aad = _aad(name, version)
+        kept = tuple(sorted(set(labels)))
+        aad = _aad(name, version, kept)
         return SecretRecord(
             name=name,
             version=version,
-            labels=tuple(sorted(set(labels))),
+            labels=kept,
             created_at_s=at_s,
             wrapped_key=self._root.wrap(_PURPOSE, data_key, aad=aad),
             ciphertext=seal(data_key, value, aad),
@@ -104,7 +107,7 @@ class Vault:
     def _open(self, record: SecretRecord) -> bytes:
         if record.destroyed:
             raise BrokerError(BrokerCode.SECRET_DESTROYED, f"{record.name} version {record.version}")
-        aad = _aad(record.name, record.version)
+        aad = _aad(record.name, record.version, record.labels)
         return unseal(self._root.unwrap(_PURPOSE, record.wrapped_key, aad=aad), record.ciphertext, aad)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +258,15 @@ async def test_releases_and_leases_are_seen_and_ended_over_http(office: Office) 
     assert await office.code("eve", "POST", "/v1/leases:end", wanted) == BrokerCode.ADMIN_TENANT
     assert (await office.ask("oli", "POST", "/v1/leases:end", wanted)).json()["closed"]
     assert (await agent.release("acme/open/a"))[0].version == 2
+
+
+@pytest.mark.asyncio
+async def test_what_a_release_rested_on_is_not_shown_when_it_was_changed(office: Office) -> None:
+    await put(office)
+    agent = await office.world.admitted()
+    await agent.release("acme/open/a")
+    row = office.world.broker.store.read(lambda tx: tx.releases.page())[0]
+    forged = replace(row, entry=row.entry + 1, ground=row.ground.replace(row.ground[-8:], "00000000"))
+    await office.world.broker.store.transact(lambda tx: tx.releases.record(forged, [("workload", "another")]))
+    assert await office.code("ida", "GET", "/v1/releases") == BrokerCode.STORE_ROW_FORGED
+    assert await office.code("ida", "GET", "/v1/releases", query="?limit=1") == "ok"
