@@ -7,6 +7,7 @@ what a sender is told, and how deliveries look: each with the broker's signature
 
 import asyncio
 import json
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Final, final
 
@@ -22,6 +23,7 @@ from broker.mailkeys import require_kept
 from broker.ports import AgentState, Clock, Store, Transaction
 from broker.ports_mail import LeasedMessage, MailboxRecord
 from broker.sessions import Session, Sessions
+from broker.wire.channel import channel_of
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import es256_sign, p256_from_spki
@@ -31,6 +33,7 @@ from broker.wire.mailbox import (
     Delivery,
     MailboxInfo,
     MailboxKey,
+    OpeningDelivery,
     ReceiveRequest,
     ReceiveResponse,
 )
@@ -190,7 +193,16 @@ class Mailboxes:
             deliveries=tuple(self._delivery(name, message, taken) for message in envelopes),
             senders=taken.tokens,
             batches=tuple(self._batch(name, message, taken) for message in batches),
+            openings=tuple(self._openings(name, {channel_of(message.envelope) for message in batches})),
         )
+
+    def _openings(self, name: str, channels: set[bytes]) -> Iterator[OpeningDelivery]:
+        for channel in channels:
+            found = self._store.read(lambda tx, one=channel: tx.channels.opening(one))  # type: ignore[misc]
+            if found is not None:
+                envelope = Envelope.from_bytes(found[0])
+                acceptance = self.acceptance(name, envelope.digest, found[1])
+                yield OpeningDelivery(envelope=envelope, accepted_at_ms=found[1], acceptance=acceptance)
 
     def acceptance(self, name: str, digest: bytes, accepted_at_ms: int) -> bytes:
         """The broker's word that it took that parcel in for that mailbox at that time."""

@@ -6,19 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 
+from broker.app import create_app
 from broker.errors import BrokerCode
 from broker.ports import Transaction
 from broker.ports_channels import ChannelRecord
 from broker.ports_mail import Quota
-from broker.wire.channel import MAX_SEQ, chain_start
+from broker.wire.channel import MAX_SEQ, ChannelSend, chain_start
 from broker.wire.envelope import MAX_LIFE_MS
 from broker.wire.errors import WireCode
-from broker.wire.jose import es256_sign
-from broker.wire.mailbox import SendStatus
-from tests.broker_world import Agent, World, outcome, write_bundle
+from broker.wire.jose import es256_sign, es256_valid
+from broker.wire.leases import AckRequest, Partly
+from broker.wire.mailbox import Delivery, ReceiveResponse, SendStatus
+from tests.broker_world import URL, Agent, World, outcome, write_bundle
 from tests.channel_world import HandMade
 
 BOX = "acme/mail/b"
@@ -242,3 +245,36 @@ async def test_stores_keep_channels_alike(world: World) -> None:
     newer = replace(record, channel=b"n" * 16, accepted_at_ms=3001)
     await world.broker.store.transact(lambda tx: tx.channels.open(newer))
     assert world.broker.store.read(lambda tx: tx.channels.get(record.channel)) is None
+
+
+@pytest.mark.asyncio
+async def test_a_batch_sent_over_rest_is_received_over_rest_with_its_opening(world: World) -> None:
+    made, b = await channel(world)
+    batch = made.batch(b"one", b"two")
+    assert await made.send(batch, opening=made.opening) is QUEUED
+    got = ReceiveResponse.from_dict((await b.receive()).to_dict())
+    (delivery,), (opening,) = got.batches, got.openings
+    assert made.read(delivery.batch) == [b"one", b"two"]
+    assert opening.envelope == made.opening
+    key = world.broker.identity.key.public_key()
+    for digest, one in ((made.opening.digest, opening), (batch.digest, delivery)):
+        assert es256_valid(key, one.acceptance, Delivery.message(BOX, digest, one.accepted_at_ms))
+    request = AckRequest(partly=(Partly(lease=delivery.lease, but=(2,)),))
+    await b.acting(lambda s: world.broker.mailboxes.acknowledge(s, BOX, request))
+    (again,) = (await b.receive()).batches
+    assert (again.remaining, waiting(world)) == ((2,), 1)
+
+
+@pytest.mark.asyncio
+async def test_a_batch_goes_through_the_same_door_as_envelopes(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    made, _ = await channel(world)
+    sent = ChannelSend(batch=made.batch(b"one").to_bytes(), opening=made.opening.to_bytes()).to_bytes()
+    app, path = create_app(world.broker, background=False), f"/v1/mailboxes/{BOX}:send"
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url=URL) as client:
+        for status in ("queued", "duplicate"):
+            headers = made.agent.headers("POST", path, sent, nonce=world.broker.gate.nonce(world.broker.clock()))
+            answer = await client.post(path, content=sent, headers=headers)
+            assert (answer.status_code, answer.json()["results"][0]["status"]) == (200, status)
+    await world.broker.close()

@@ -488,7 +488,7 @@ class BatchDelivery(_message.Message):
     def __init__(self, batch: _Optional[bytes] = ..., sender: _Optional[str] = ..., digest: _Optional[bytes] = ..., lease: _Optional[str] = ..., attempt: _Optional[int] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., remaining: _Optional[_Iterable[int]] = ..., sender_token: _Optional[str] = ...) -> None: ...
 
 class ReceiveResponse(_message.Message):
-    __slots__ = ("deliveries", "senders", "batches")
+    __slots__ = ("deliveries", "senders", "batches", "openings")
     class SendersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -499,10 +499,22 @@ class ReceiveResponse(_message.Message):
     DELIVERIES_FIELD_NUMBER: _ClassVar[int]
     SENDERS_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    OPENINGS_FIELD_NUMBER: _ClassVar[int]
     deliveries: _containers.RepeatedCompositeFieldContainer[Delivery]
     senders: _containers.ScalarMap[str, str]
     batches: _containers.RepeatedCompositeFieldContainer[BatchDelivery]
-    def __init__(self, deliveries: _Optional[_Iterable[_Union[Delivery, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., batches: _Optional[_Iterable[_Union[BatchDelivery, _Mapping]]] = ...) -> None: ...
+    openings: _containers.RepeatedCompositeFieldContainer[OpeningDelivery]
+    def __init__(self, deliveries: _Optional[_Iterable[_Union[Delivery, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., batches: _Optional[_Iterable[_Union[BatchDelivery, _Mapping]]] = ..., openings: _Optional[_Iterable[_Union[OpeningDelivery, _Mapping]]] = ...) -> None: ...
+
+class OpeningDelivery(_message.Message):
+    __slots__ = ("envelope", "accepted_at_ms", "acceptance")
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    envelope: bytes
+    accepted_at_ms: int
+    acceptance: bytes
+    def __init__(self, envelope: _Optional[bytes] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ...) -> None: ...
 
 class Nak(_message.Message):
     __slots__ = ("lease", "delay_s", "code")

@@ -372,15 +372,45 @@ def _seq(item: object) -> int:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpeningDelivery:
+    """The envelope that opened a channel; under no lease, since it stays as long as messages of the channel do.
+
+    `acceptance` is as in `Delivery`.
+    """
+
+    envelope: Envelope
+    accepted_at_ms: int
+    acceptance: bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "envelope": b64u(self.envelope.to_bytes()),
+            "accepted_at_ms": self.accepted_at_ms,
+            "acceptance": b64u(self.acceptance),
+        }
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        read = Reader(value, "receive.openings")
+        return cls(
+            envelope=Envelope.from_bytes(read.raw("envelope", max_len=MAX_HEADER + MAX_BODY + 128)),
+            accepted_at_ms=read.number("accepted_at_ms"),
+            acceptance=read.raw("acceptance", size=ES256_SIGNATURE_LEN),
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiveResponse:
     """Deliveries in order, and a peer token for each sender among them that may still speak.
 
-    Batches of channels stand beside the envelopes that opened them: first read the envelopes.
+    Beside batches stand the openings of their channels, every time: who knows a channel passes its opening over.
     """
 
     deliveries: tuple[Delivery, ...]
     senders: dict[str, str]  # subject → peer token
     batches: tuple[BatchDelivery, ...] = ()
+    openings: tuple[OpeningDelivery, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -389,6 +419,7 @@ class ReceiveResponse:
         }
         if self.batches:
             found["batches"] = [batch.to_dict() for batch in self.batches]
+            found["openings"] = [opening.to_dict() for opening in self.openings]
         return found
 
     @classmethod
@@ -399,4 +430,5 @@ class ReceiveResponse:
         entry = Reader(senders, "receive.senders")
         tokens = {name: entry.text(name, max_len=MAX_TOKEN) for name in list(senders)[:MAX_BATCH]}
         batches = read.items("batches", BatchDelivery.from_dict, max_items=MAX_BATCH, optional=True)
-        return cls(deliveries=deliveries, senders=tokens, batches=batches)
+        openings = read.items("openings", OpeningDelivery.from_dict, max_items=MAX_BATCH, optional=True)
+        return cls(deliveries=deliveries, senders=tokens, batches=batches, openings=openings)
