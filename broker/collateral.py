@@ -53,6 +53,7 @@ class CollateralCache:
         self._known: dict[str, _Known] = store.read(_load)
         self._failed: dict[str, tuple[float, CollateralUnavailable]] = {}
         self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._ended: set[str] = set()  # families whose set somebody found too old
 
     def find(self, quote: Quote) -> Collateral | None:
         """What is at hand for the platform that the quote claims. Raises MalformedEvidence chain.*."""
@@ -82,9 +83,10 @@ class CollateralCache:
         if self.find(quote) is None:
             raise self.wanted(quote)
 
-    def outdated(self, quote: Quote) -> None:
+    def outdated(self, quote: Quote) -> BrokerError | AttestationError:
         """What is at hand has ended: have it fetched again, unless that is under way or just failed."""
-        self.wanted(quote)
+        self._ended.add(family_of(quote))
+        return self.wanted(quote)
 
     async def refresh(self) -> bool:
         """Ask the source again about every known family; whether anything changed."""
@@ -143,6 +145,8 @@ class CollateralCache:
     async def _keep(self, family: str, quote: Quote, found: Collateral) -> None:
         old = self._known.get(family)
         if old is not None and old.collateral.digest == found.digest:
+            if family in self._ended:
+                self._fail(family, CollateralUnavailable(Code.COLLATERAL_STALE, f"{family}: the source has no newer"))
             return
         if old is not None and _older(found, old.collateral):
             self._fail(family, CollateralUnavailable(Code.COLLATERAL_ROLLBACK, f"{family}: older than what was seen"))
@@ -158,12 +162,13 @@ class CollateralCache:
         else:
             await self._generation.rise(f"collateral {family}", lambda tx: _save(tx, family, known, at_s), at=at)
         self._known[family] = known
+        self._ended.discard(family)
         self._failed.pop(family, None)
         logger.info("collateral.kept", extra={"family": family, "digest": found.digest.hex()})
 
 
 def family_of(quote: Quote) -> str:
-    """TEE, FMSPC and CA: what collateral is asked for by. Raises MalformedEvidence chain.*, VerificationFailed chain.not_in_quote."""
+    """By what collateral is asked for. Raises MalformedEvidence chain.*, VerificationFailed chain.not_in_quote."""
     key = (quote.tee, quote.certification_type, quote.certification_data)
     known = _FAMILIES.get(key)
     if known is None:

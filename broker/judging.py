@@ -14,7 +14,7 @@ from attestation.chains import claimed_platform, judge_pck_chain
 from attestation.checks import Check
 from attestation.collateral import Collateral
 from attestation.ear import Appraisal, Executables
-from attestation.errors import Code, VerificationFailed
+from attestation.errors import AttestationError, Code, VerificationFailed
 from attestation.eventlog import EventLog
 from attestation.evidence import Evidence
 from attestation.pki import TrustRoots
@@ -25,6 +25,7 @@ from attestation.verdict import Verdict
 from attestation.verifier import VerifiedQuote, Verifier
 from broker.bundles import Bundles
 from broker.collateral import CollateralCache
+from broker.errors import BrokerError
 from broker.platforms import Platforms
 from broker.pool import Pool
 from policies.bundle import Bundle
@@ -96,7 +97,7 @@ class Judge:
         try:
             verified = self._verified(evidence, quote, collateral, bundle, at)
         except VerificationFailed as error:
-            raise self._told(error, quote) from None
+            raise self.told(error, quote) from None
         return self._concluded(evidence, verified, bundle, at, source_ip)
 
     async def judge_on(
@@ -116,7 +117,7 @@ class Judge:
         try:
             verified = await pool.run(self._verified, evidence, quote, collateral, bundle, at)
         except VerificationFailed as error:
-            raise self._told(error, quote) from None
+            raise self.told(error, quote) from None
         self._proved.put(name, True)
         return self._concluded(evidence, verified, bundle, at, source_ip)
 
@@ -127,10 +128,15 @@ class Judge:
             quote, collateral, report_data=evidence.binding, at=at, accept=ANY_TCB, allow=bundle.allowances(at)
         )
 
-    def _told(self, error: VerificationFailed, quote: Quote) -> VerificationFailed:
-        if error.code in OUTDATED:
-            self.collateral.outdated(quote)
-        return error
+    def told(self, error: VerificationFailed, quote: Quote) -> AttestationError | BrokerError:
+        """The refusal; where nothing but the collateral's age speaks against the quote, that it could not be judged.
+
+        So nobody is quarantined because a collateral service is down, and nobody is let in either.
+        """
+        if error.code not in OUTDATED:
+            return error
+        answer = self.collateral.outdated(quote)
+        return answer if all(check.ok or check.code in OUTDATED for check in error.checks) else error
 
     def _concluded(
         self, evidence: Evidence, verified: VerifiedQuote, bundle: Bundle, at: datetime, source_ip: str | None

@@ -18,7 +18,7 @@ from attestation.records import VIA_KBS as VIA
 from attestation.tcb import ANY_TCB
 from attestation.verdict import Verdict
 from broker.errors import BrokerCode, BrokerError
-from broker.judging import OUTDATED, Judge, Judged, circumstances_of
+from broker.judging import Judge, Judged, circumstances_of
 from broker.kbs.jwe import TeeKey
 from broker.kbs.token import Ticket
 from policies.bundle import Bundle
@@ -123,9 +123,7 @@ class Gauge:
                 allow=bundle.allowances(at),
             )
         except VerificationFailed as error:
-            if error.code in OUTDATED:
-                self.judge.collateral.outdated(quote)
-            raise
+            raise self.judge.told(error, quote) from None
         verdict = Verdict.of(verified, event_log=evidence.log())
         if not evidence.init_data_hold(quote):
             raise BrokerError(BrokerCode.KBS_INIT_DATA, "init data are not those of MRCONFIGID")
