@@ -112,7 +112,7 @@ def rows() -> Iterator[Row]:
     logging.getLogger("cloister.broker").setLevel(logging.ERROR)  # it says at start that it trusts another root
     with tempfile.TemporaryDirectory() as name:
         yield asyncio.run(_in_process(Path(name)))
-    with tempfile.TemporaryDirectory() as name, _lab(Path(name)) as told:
+    with tempfile.TemporaryDirectory() as name, running_lab(Path(name)) as told:
         yield from asyncio.run(_over_http(told))
 
 
@@ -177,7 +177,7 @@ async def _exchange(broker: Broker, guests: list[Guest]) -> float:
 
 
 @contextlib.contextmanager
-def _lab(folder: Path) -> Iterator[dict[str, str]]:
+def running_lab(folder: Path) -> Iterator[dict[str, str]]:
     """A running lab, on a processor of its own where there are two."""
     command = [str(Path(sys.executable).with_name("cloister")), "lab", "--json", "--dir", str(folder / "lab")]
     if not Path(command[0]).exists():
@@ -283,9 +283,9 @@ class Connection:
                 await asyncio.sleep(wanted.seconds)
                 answer = None
             else:
-                answer = await self._exchange(wanted)
+                answer = await self.exchange(wanted)
 
-    async def _exchange(self, request: Request) -> Answer:
+    async def exchange(self, request: Request) -> Answer:
         path, host = urlsplit(request.url).path, urlsplit(request.url).netloc
         lines = [f"{request.method} {path} HTTP/1.1", f"host: {host}", f"content-length: {len(request.body)}"]
         lines += [f"{name}: {value}" for name, value in request.headers.items()]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import beside, mailroom
-from benchmarks.bench_broker import _lab
+from benchmarks.bench_broker import running_lab
 from benchmarks.harness import PartMissing, Row
 from benchmarks.mailroom import Order
 
@@ -49,7 +49,7 @@ class Run:
 
 def rows() -> Iterator[Row]:
     logging.getLogger("cloister").setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as name, _lab(Path(name)) as told:
+    with tempfile.TemporaryDirectory() as name, running_lab(Path(name)) as told:
         warm = run(told, Order(told=told, pairs=1, count=2_000, name="warm"))
         assert warm.messages
         one = run(told, Order(told=told, pairs=1, count=ONE_PAIR, name="one"))
