@@ -2,13 +2,14 @@
 
 Decides what such a broker trusts and allows: one simulated machine's root and collateral, that machine's clock, and a
 policy bundle of the tester's (the starter of the lab unless told otherwise: every domain of the machine is admitted and
-gets what belongs to the tenant `lab`). Nothing is replaced by a stand-in; only the store and the root key are forgotten
-at the end.
+gets what belongs to the tenant `lab`). It runs in a simulated trust domain, which agents judge before they send it
+anything. Nothing is replaced by a stand-in; only the store and the root key are forgotten at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -20,11 +21,12 @@ from typing import Any, Final, Self, TypeVar, final
 from attestation.quote import Quote
 from broker.app import listen, serve
 from broker.config import Admin, Settings
-from broker.service import Broker, build
+from broker.service import Broker, begin_attested, build
 from broker.wire.bodies import PutSecretRequest
 from enclave.trustfile import TrustFile, render
 from policies.scaffold import starter, write
 from simulator.machine import Machine
+from simulator.residence import Residence, reference_of
 
 T = TypeVar("T")
 TENANT: Final = "lab"
@@ -44,6 +46,7 @@ class BrokerUnderTest:
         self.tenant = tenant
         self.policy_folder = folder / "policy"
         self._bundle = bundle
+        self._domain = Residence(machine).launch()
         self._admin = Admin(name="pytest", jkt="A" * 43)
         self._socket = listen(_HOST, 0)
         self.url = f"http://{_HOST}:{self._socket.getsockname()[1]}"
@@ -71,7 +74,8 @@ class BrokerUnderTest:
         """The same as the bytes of a trust file, for `cloister run --trust`."""
         log_key = self.broker.identity.log_key
         roots = (self.machine.root_pem,)
-        return render(tenant=self.tenant, log_key=log_key, broker_url=self.url, roots_pem=roots)
+        reference = reference_of(self._domain)
+        return render(tenant=self.tenant, log_key=log_key, broker_url=self.url, roots_pem=roots, reference=reference)
 
     def put_secret(self, name: str, value: bytes, *, labels: Sequence[str] = ()) -> int:
         """Store a secret `tenant/path/name`; its version."""
@@ -130,4 +134,5 @@ class BrokerUnderTest:
             settings, clock=self.machine.clock.now, collateral=self.machine.as_source(), roots=self.machine.roots
         )
         await self._broker.collateral.prefetch(Quote.parse(self.machine.launch("prefetch").quote(b"\1" * 64)))
+        await begin_attested(self._broker, self._domain, hashlib.sha256(self.trust_bytes).digest())
         await serve(self._broker, sock=self._socket, ready=self._ready.set, stop=self._stop)
