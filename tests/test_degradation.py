@@ -69,7 +69,7 @@ async def at_the_end_of_collateral(world: World, agent: Agent) -> None:
 
 
 @pytest.mark.asyncio
-async def test_without_intel_agents_attest_until_the_collateral_ends_and_then_are_told_to_try_again(
+async def test_t35_without_intel_agents_attest_until_the_collateral_ends_and_then_are_told_to_try_again(
     world: World,
 ) -> None:
     first = await world.admitted()
