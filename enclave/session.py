@@ -138,6 +138,7 @@ class Session:
         self._deadline_s = 0.0
         self._verifier = Verifier(trust.roots)
         self._judged: _Judged | None = None
+        self._unjudged: bytes | None = None
 
     def ask(self, nonce: bytes) -> ChallengeRequest:
         """Start, or start over, with 32 fresh random bytes."""
@@ -145,6 +146,8 @@ class Session:
             raise ValueError(f"the nonce must have {NONCE_LEN} bytes")
         self._step(Step.ASK)
         self._client_nonce, self._binding, self._broker = nonce, None, None
+        if self._trust.broker_reference is None:
+            return ChallengeRequest(client_nonce=nonce, known=self._unjudged)  # it need not be sent again
         known = self._judged if self._judged and self._time.now() < self._judged.valid_until else None
         return ChallengeRequest(client_nonce=nonce, known=known.digest if known else None)
 
@@ -180,6 +183,7 @@ class Session:
         """Where the trust file has reference values: nothing goes to a broker that does not prove them."""
         reference, known = self._trust.broker_reference, self._judged
         if reference is None:
+            self._unjudged = answer.evidence_digest or None
             return
         at = datetime.fromtimestamp(max(answer.at_s, self._time.now_s() if self._time.known else 0), UTC)
         if answer.evidence is None:

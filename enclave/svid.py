@@ -123,6 +123,7 @@ class SvidKeeper:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
+        self._svid = None
 
     async def _keep(self) -> None:
         while True:

@@ -149,6 +149,18 @@ async def test_evidence_is_sent_once_and_a_digest_afterwards(attested: Attested)
 
 
 @pytest.mark.asyncio
+async def test_an_agent_without_reference_values_is_not_sent_the_same_evidence_twice(attested: Attested) -> None:
+    await attested.begin(attested.trust())
+    identity = attested.world.broker.identity
+    plain = TrustFile.parse(render(tenant="acme", log_key=identity.log_key, intel=True))
+    session = session_of(plain)
+    first = await attested.answer(session.ask(os.urandom(32)))
+    session.challenged(first)
+    second = await attested.answer(session.ask(os.urandom(32)))
+    assert (first.evidence is None, second.evidence is None) == (False, True)
+
+
+@pytest.mark.asyncio
 async def test_the_keys_are_quoted_every_ten_minutes_and_not_for_each_challenge(attested: Attested) -> None:
     trust = attested.trust()
     await attested.begin(trust)
