@@ -191,11 +191,11 @@ class Channels:
         box = open_box(tx, record.mailbox)
         if isinstance(box, BrokerError):
             return box
-        if not tx.mail.accepts(record.mailbox, record.key, record.incarnation):
-            return BrokerError(BrokerCode.MAILBOX_KEY_STALE, record.mailbox)
         placed = _place(record, batch)
         if placed is not None:
             return placed
+        if not tx.mail.accepts(record.mailbox, record.key, record.incarnation):
+            return BrokerError(BrokerCode.MAILBOX_KEY_STALE, record.mailbox)
         try:
             for labels, waived in checked.needs:
                 require(tx, message.sender, labels, waived)

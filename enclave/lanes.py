@@ -279,7 +279,7 @@ class Lane:
 
 def _pause_s(result: pb.StreamResult, flight: _Flight) -> float:
     """A mailbox that is full is asked soon at first, since its owner may be at work; others when they say."""
-    if result.code == "channel.gap":
+    if result.code in ("channel.gap", "generation.moved"):
         return MIN_PAUSE_S
     soon = MIN_PAUSE_S * 2.0 ** (flight.full - 1) if flight.full else 1.0
     return max(MIN_PAUSE_S, min(soon, float(result.retry_after_s)))
