@@ -22,7 +22,7 @@ from broker.sessions import Session
 from broker.wire.channel import labels_of
 from broker.wire.envelope import LABEL, Envelope, Header
 from broker.wire.errors import WireCode, WireError
-from policies.model import Declassify, Send
+from policies.model import Declassify, Receive, Send
 
 Labels = frozenset[str]
 NOTHING: Final[Labels] = frozenset()
@@ -112,6 +112,21 @@ class Ratchets:
         wanted = frozenset(labels)
         if wanted and not wanted <= self.of(session.subject):
             await self._store.transact(lambda tx: self.raise_in(tx, session, wanted, why=why, at=at))
+
+    async def hear_of(self, session: Session, mailbox: str, senders: Iterable[str], at: datetime) -> frozenset[str]:
+        """Of these senders, those of whose ended mail the agent may hear; it is held to their labels from then on.
+
+        The id of a message is its sender's choice and can say anything, and what is left of a parcel does not tell its
+        labels any more: those of its sender stand for them.
+        """
+        known = {sender: self.of(sender) for sender in set(senders) - {session.subject}}
+        allowed = {
+            sender: labels
+            for sender, labels in known.items()
+            if not labels or self._edges.ask(session, Receive(mailbox, labels), at).refusal is None
+        }
+        await self.delivered(session, NOTHING.union(*allowed.values()), why=mailbox, at=at)
+        return frozenset({*allowed, session.subject})
 
     def clear(
         self,

@@ -3,6 +3,7 @@
 Each handler is a translation of a few lines; what it calls decides everything else.
 """
 
+from dataclasses import replace
 from typing import Final
 
 from starlette.responses import Response
@@ -25,8 +26,11 @@ async def close_mailbox(call: Call) -> Answer:
 async def tombstones(call: Call) -> Answer:
     """How mail ended that was not handled, signed."""
     page = call.read(PageRequest.from_dict)
-    session = await call.broker.sessions.of_token(call.token, call.broker.clock())
-    return call.broker.dead.tombstones(session, call.name, page)
+    at = call.broker.clock()
+    session = await call.broker.sessions.of_token(call.token, at)
+    found = call.broker.dead.tombstones(session, call.name, page)
+    senders = await call.broker.labels.hear_of(session, call.name, (stone.sender for stone in found.tombstones), at)
+    return replace(found, tombstones=tuple(stone for stone in found.tombstones if stone.sender in senders))
 
 
 async def dead_letters(call: Call) -> Answer:
@@ -34,10 +38,13 @@ async def dead_letters(call: Call) -> Answer:
     page = call.read(PageRequest.from_dict)
     if call.admin is not None:
         call.admin.require(Act.MAIL_LIST, tenant_of(call.name))
-    else:
-        session = await call.broker.sessions.of_token(call.token, call.broker.clock())
-        call.broker.dead.owned(session, call.name)
-    return call.broker.dead.dead(call.name, page)
+        return call.broker.dead.dead(call.name, page)
+    at = call.broker.clock()
+    session = await call.broker.sessions.of_token(call.token, at)
+    call.broker.dead.owned(session, call.name)
+    found = call.broker.dead.dead(call.name, page)
+    senders = await call.broker.labels.hear_of(session, call.name, (letter.sender for letter in found.dead), at)
+    return replace(found, dead=tuple(letter for letter in found.dead if letter.sender in senders))
 
 
 async def redrive(call: Call) -> Answer:

@@ -281,3 +281,34 @@ async def _in_any_order(acts: list[tuple[str, Any]], folder: Path) -> None:
             await outcome(bob.send(bob.envelope(own.key, labels=tuple(sorted(what))), name="acme/mail/e"))
             assert await say(eve, box, *what) == ("ok" if given_ <= what else LOWERED)
     await world.broker.close()
+
+
+# ── what is told about mail is a way to say something, too ─────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_the_id_of_a_dead_letter_is_no_way_around_the_labels(world: World) -> None:
+    """A sender chooses the ids of its messages: sixteen bytes each, which whoever hears of the message can read."""
+    eve, accomplice, bob = [await world.admitted(name) for name in ("eve", "accomplice", "bob")]
+    inbox, box = await opened(accomplice, "acme/mail/a"), await opened(bob, "acme/mail/b")
+    await eve.release(SECRET)
+    await say(eve, inbox, "cosmic", "secret", msg_id=b"the plan is: run")
+    session = await world.broker.sessions.of_token(accomplice.token, world.broker.clock())
+    heard = await world.broker.labels.hear_of(
+        session, "acme/mail/a", [eve.subject, accomplice.subject], world.broker.clock()
+    )
+    assert heard == {eve.subject, accomplice.subject}
+    assert await say(accomplice, box) == LOWERED
+
+
+@pytest.mark.asyncio
+async def test_who_may_not_read_a_label_does_not_hear_of_mail_that_bears_it(world: World) -> None:
+    eve, accomplice = await world.admitted("eve"), await world.admitted("accomplice")
+    await opened(accomplice, "acme/mail/a")
+    await world.put("acme/open/cosmic", b"v", "cosmic")
+    await eve.release("acme/open/cosmic")
+    session = await world.broker.sessions.of_token(accomplice.token, world.broker.clock())
+    assert await world.broker.labels.hear_of(session, "acme/mail/a", [eve.subject], world.broker.clock()) == {
+        accomplice.subject
+    }
+    assert world.broker.labels.of(accomplice.subject) == frozenset()
