@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx2
@@ -28,7 +29,7 @@ from broker.service import build
 from broker.setup import initialise
 from broker.wire import api_pb2 as pb
 from broker.wire.attested import MAX_AGE_S, RENEW_S, BrokerReference, judge
-from broker.wire.challenge import ChallengeRequest, ChallengeResponse
+from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse
 from broker.wire.errors import WireCode, WireError
 from broker.wire.evidence import BrokerEvidence
 from enclave.clock import BrokerTime
@@ -398,6 +399,48 @@ async def test_evidence_from_long_ago_is_refused_even_with_a_fresh_signature(att
     with pytest.raises(WireError) as refused:
         session.challenged(answer)
     assert refused.value.code is WireCode.CHALLENGE_STALE
+
+
+@pytest.mark.asyncio
+async def test_t20_whatever_a_broker_sends_as_evidence_only_typed_refusals_come_of_it(attested: Attested) -> None:
+    """A broker with the right keys may sign anything. Of an event log only the digests are measured, and hexadecimal
+    digits have two cases; so one bit there may pass, and then it changes nothing that is judged."""
+    trust = attested.trust()
+    await attested.begin(trust)
+    proof = await attested.world.broker.attestor.proof()
+    assert proof is not None
+    good, random, session = proof.evidence, Random(7), session_of(trust)
+    assert good.event_log is not None
+    for _ in range(60):
+        for changed in (
+            replace(good, quote=_flipped(good.quote, random)),
+            replace(good, event_log=_flipped(good.event_log, random)),
+            replace(good, collateral=_flipped(good.collateral.encode(), random).decode("ascii", "replace")),
+        ):
+            outcome = judged(attested, changed, proof.keys, session, trust)
+            assert outcome == "refused" or changed.quote == good.quote
+
+
+def _flipped(raw: bytes, random: Random) -> bytes:
+    changed = bytearray(raw)
+    changed[random.randrange(len(raw))] ^= 1 << random.randrange(7)
+    return bytes(changed)
+
+
+def judged(attested: Attested, evidence: BrokerEvidence, keys: BrokerKeys, session: Session, trust: TrustFile) -> str:
+    assert trust.broker_reference is not None
+    try:
+        judge(
+            evidence,
+            keys,
+            reference=trust.broker_reference,
+            verifier=session._verifier,
+            trust_file_digest=trust.digest,
+            at=attested.world.broker.clock(),
+        )
+    except (AttestationError, WireError):
+        return "refused"
+    return "ok"
 
 
 # ── when something is missing ──────────────────────────────────────────────────────────────────────────────────────
