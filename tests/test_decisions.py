@@ -16,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.pki import TrustRoots
+from broker.calls import Call
 from broker.decisions import decision_file
 from broker.errors import BrokerError
+from broker.rights import Admin
+from broker.routes_audit import decision
 from broker.wire.log import verifier_key
 from policies.codes import DecisionCode
 from policies.decided import Finding, check
@@ -269,6 +272,20 @@ async def test_a_file_is_the_same_each_time_and_comes_back_whole(world: World) -
     raw = taken(world, "agent.admitted")
     assert raw == taken(world, "agent.admitted")
     assert Decision.from_bytes(raw).to_bytes() == raw
+
+
+@pytest.mark.asyncio
+async def test_an_administrator_of_another_tenant_gets_no_file(world: World) -> None:
+    await world.admitted()
+    (index,) = indices(world, "agent.admitted")
+
+    async def asked(*tenants: str) -> object:
+        admin = Admin(name="eve", jkt="E" * 43, role="auditor", tenants=tenants)
+        call = Call(broker=world.broker, body=b"", correlation_id="", path={"index": index}, admin=admin)
+        return await decision(call)
+
+    assert await outcome(asked("acme")) == "ok"
+    assert await outcome(asked("globex")) == "admin.tenant"
 
 
 # ── the command ────────────────────────────────────────────────────────────────────────────────────────────────────
