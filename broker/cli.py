@@ -66,6 +66,8 @@ def status(url: Url, key_file: KeyFile, as_json: AsJson = False) -> None:
             yield f"generation  {found['generation']}"
             yield "agents      " + ", ".join(f"{count} {state}" for state, count in found["agents"].items())
             yield f"log         {found['log_size']} entries"
+            home = found["attested"]
+            yield f"attested    {home['domain']}, quoted {time_text(home['quoted_at_s'])}" if home else "attested    no"
             for name in ("policies", "collateral"):
                 for key, digest in found[name].items():
                     yield f"{name:<11} {key} {digest}"
