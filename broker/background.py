@@ -7,13 +7,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Self, final
 
 from broker.audit import Entry, Kind
 from broker.service import Broker
+from broker.witness import Witness
 
 SWEEP_S: Final = 30
 COUNT_S: Final = 60
+WITNESS_S: Final = 30
 CUT_S: Final = 6 * 3600
 ROTATE_S: Final = 3600  # how often the age of the token keys is looked at
 logger = logging.getLogger("cloister.broker")
@@ -30,7 +33,7 @@ class Background:
 
     async def __aenter__(self) -> Self:
         self._broker.generation.on_change(self._changed.set)
-        works = (self._refresh(), self._cut(), self._sweep(), self._rotate(), self._count())
+        works = (self._refresh(), self._cut(), self._sweep(), self._rotate(), self._count(), self._show())
         self._tasks = [asyncio.create_task(work) for work in works]
         return self
 
@@ -72,6 +75,13 @@ class Background:
             await _carefully("mail.expire", self._broker.dead.sweep)
             await _carefully("topics.expire", self._broker.topics.expire)
             await _carefully("svids.maintain", self._broker.svids.maintain)
+
+    async def _show(self) -> None:
+        """What a disk that is set back can bring back is what no witness has seen."""
+        witness = Witness.of_settings(self._broker.settings)
+        while witness is not None:
+            await asyncio.sleep(WITNESS_S)
+            await _carefully("witness.show", partial(witness.confirm, self._broker.audit))
 
     async def write_refusals(self) -> bool:
         """One entry for all the refusals since the last one; False when there were none."""

@@ -60,7 +60,7 @@ class Opening:
             await serving(broker, bound)
 
     async def _opened(self, bound: socket.socket, sealed: Callable[[], None]) -> Broker:
-        desk = Unsealing(self.settings, clock=self.clock, witness=_witness(self.settings))
+        desk = Unsealing(self.settings, clock=self.clock, witness=Witness.of_settings(self.settings))
         if not desk.waits:
             return await self._open(desk)
         try:
@@ -102,9 +102,3 @@ async def _unless(server: "asyncio.Task[None]", opening: Awaitable[Broker]) -> B
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
     raise BrokerError(BrokerCode.BROKER_STOPPING, "told to stop while it was sealed")
-
-
-def _witness(settings: Settings) -> Witness | None:
-    if settings.confirm != "witness" or settings.witness_url is None or settings.witness_key is None:
-        return None
-    return Witness.of(settings.witness_url, settings.witness_key)

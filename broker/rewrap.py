@@ -6,6 +6,7 @@ moves a root key because one of them got about has to destroy them, or set up an
 """
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import final
 
 from broker.audit import Audit, Entry, Kind
+from broker.config import Settings
 from broker.config import load as load_settings
 from broker.errors import BrokerCode, BrokerError
 from broker.keyring import Keyring
@@ -41,6 +43,7 @@ async def rewrap(
     path = settings.root_key_file
     if path is None or settings.database is None:
         raise BrokerError(BrokerCode.CONFIG_INVALID, "this broker has no root key file")
+    _demand_off(settings)
     before = method_of(path)
     given = passphrase() if before is Method.PASSPHRASE else None
     root = load(path, passphrase=given, tcti=settings.tcti, brought=brought)
@@ -51,6 +54,17 @@ async def rewrap(
         store.close()
     _, shares = migrate(path, wish, passphrase=given, tcti=settings.tcti, brought=brought)
     return Moved(before=before, after=wish.method, shares=shares)
+
+
+def _demand_off(settings: Settings) -> None:
+    """A broker that serves has the log's head in its memory. Raises BrokerError config.invalid."""
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            detail = f"stop the broker first: {settings.host}:{settings.port} is taken ({error.strerror})"
+            raise BrokerError(BrokerCode.CONFIG_INVALID, detail) from None
 
 
 async def _note(store: SqlStore, root: RootKey, origin: str, before: Method, after: Method, at: datetime) -> None:

@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from broker.audit import Audit
+from broker.config import Settings
 from broker.errors import BrokerCode, BrokerError
 from broker.wire.log import Checkpoint
 
@@ -50,6 +51,13 @@ class Witness:
             detail = "witness.key must be a verifier key name+hash+key of type 0x04 (Ed25519 cosignatures)"
             raise BrokerError(BrokerCode.CONFIG_INVALID, detail) from None
         return cls(url=url.rstrip("/"), name=name, key=raw[1:])
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> "Witness | None":
+        """The one that the settings want asked. Raises BrokerError config.invalid."""
+        if settings.confirm != "witness" or settings.witness_url is None or settings.witness_key is None:
+            return None
+        return cls.of(settings.witness_url, settings.witness_key)
 
     async def confirm(self, audit: Audit) -> str:
         """Show it the newest checkpoint; its name, once it has cosigned.

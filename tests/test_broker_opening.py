@@ -153,6 +153,7 @@ def test_a_root_key_is_moved_by_command_and_the_log_says_so(tmp_path: Path) -> N
     with place.serving() as process:
         assert process.stdout is not None
         process.stdout.readline()
+        assert place.run("broker", "rewrap", str(place.folder), status=1)["code"] == BrokerCode.CONFIG_INVALID
         found = place.run("audit", "show", "--kind", "root.rewrapped")["entries"]
         assert [item["entry"]["to"] for item in found] == ["shares", "passphrase", "key-file"]
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import hashlib
 import http.server
 import json
 import secrets
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation.sealing import seal_to
 from attestation.verifier import Verifier
+from broker.admin_client import AdminClient, AdminError
 from broker.config import Admin, Settings
 from broker.domains import reference_values
 from broker.errors import BrokerCode, BrokerError
@@ -28,9 +30,11 @@ from broker.rootkey.holders import packed, read_share
 from broker.rootkey.methods import Keeping, Method, create
 from broker.rootkey.shares import Share
 from broker.service import Broker, build
+from broker.unsealing import bring
 from broker.wire import dpop
 from broker.wire.attested import BrokerReference, judge
 from broker.wire.challenge import ChallengeResponse
+from broker.wire.errors import WireError
 from broker.wire.jose import b64u, thumbprint
 from broker.wire.log import Checkpoint, raw_log_key, verify_consistency
 from broker.wire.unseal import ShareOffer, UnsealStatus, share_info
@@ -249,6 +253,60 @@ async def test_a_holder_sees_where_the_share_goes(tmp_path: Path) -> None:
             at=house.machine.clock.now(),
         )
         assert answer.evidence.sealing_key == status.key == verdict.sealing_key
+
+
+def trust_file(house: House, **changes: Any) -> Path:
+    """What a holder believes: the machine's root, and this domain's registers."""
+    path = house.folder / "holder.json"
+    reference = reference_values(house.domain) | {"trust_files": [hashlib.sha256(b"{}").hexdigest()]} | changes
+    members = {"roots": {"intel": False, "pem": [house.machine.root_pem.decode()]}, "broker": {"reference": reference}}
+    path.write_text(json.dumps(members))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, "ok"),
+        ({"mr_td": "00" * 48}, "challenge.not_expected"),
+        ({"trust_files": []}, "challenge.evidence_mismatch"),
+        ({"platforms": ["00" * 16]}, "challenge.not_expected"),
+    ],
+    ids=str,
+)
+@pytest.mark.asyncio
+async def test_a_holder_brings_a_share_only_to_the_broker_that_the_trust_file_describes(
+    tmp_path: Path, changes: dict[str, Any], code: str
+) -> None:
+    house = House(tmp_path, changes={"trust_file": tmp_path / "trust.json"})
+    house.domain = house.machine.launch("broker", image="broker")
+    house.keep(Keeping(method=Method.SHARES, threshold=2, count=2))
+    share = next((tmp_path / "shares").glob("*-1.json"))
+    caller = AdminClient(house.url, house.key)
+    async with starting(house) as start:
+        trust, at = trust_file(house, **changes), house.machine.clock.now()
+        told = "ok"
+        try:
+            await asyncio.to_thread(bring, caller, share, None, trust, unattested=False, at=at)
+        except (AdminError, WireError) as error:
+            told = str(error.code)
+        assert (told, (await start.status()).given) == (code, (1,) if code == "ok" else ())
+
+
+@pytest.mark.asyncio
+async def test_a_holder_brings_nothing_to_a_broker_that_shows_nothing(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.keep(Keeping(method=Method.SHARES, threshold=2, count=2))
+    share = next((tmp_path / "shares").glob("*-1.json"))
+    house.domain = house.machine.launch("broker", image="broker")
+    trust = trust_file(house)
+    house.domain = None
+    async with starting(house) as start:
+        caller = AdminClient(house.url, house.key)
+        with pytest.raises(AdminError) as caught:
+            await asyncio.to_thread(bring, caller, share, None, trust, unattested=False, at=house.machine.clock.now())
+        assert caught.value.code == "root.unattested"
+        assert (await start.status()).given == ()
 
 
 # ── the newest checkpoint ──────────────────────────────────────────────────────────────────────────────────────────
