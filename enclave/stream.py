@@ -178,7 +178,8 @@ class Stream:
         if not self._incoming:
             self._arrived.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
         return [self._incoming.popleft() for _ in range(min(limit, len(self._incoming)))]
 
     def done(self, incoming: Incoming) -> None:
@@ -355,7 +356,9 @@ class Stream:
                 continue
             self._news.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), self._idle_s(now_s))
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the news.
+                async with asyncio.timeout(self._idle_s(now_s)):
+                    await self._news.wait()
             if self._ledger.keep(_now_s()):
                 self._news.set()
 
