@@ -17,6 +17,7 @@ from attestation.errors import CloisterError
 from attestation.verdict import Verdict
 from broker.wire import stream_pb2 as pb
 from broker.wire.envelope import Envelope, Header
+from broker.wire.leases import CODE, MAX_LEASE_S
 from broker.wire.mailbox import Delivery
 from enclave.channel import ReceivingChannels
 from enclave.errors import Code
@@ -33,6 +34,7 @@ PASSING: Final = frozenset(
         *(str(Code.STANDING_UNKNOWN), str(Code.PEER_FALLEN)),
     }
 )
+MAX_CODE: Final = 128
 MAX_OPENINGS: Final = 1024  # that could not be judged yet
 _Key = tuple[bytes, int]
 
@@ -249,12 +251,12 @@ class Ledger:
         entry = self._entries.get(incoming.key)
         if entry is not None:
             entry.again.add(incoming.seq)
-            entry.delay_s, entry.code = max(entry.delay_s, delay_s), code or entry.code
+            entry.delay_s, entry.code = max(entry.delay_s, min(delay_s, MAX_LEASE_S)), _code(code) or entry.code
         self._leave(incoming)
 
     def reject(self, incoming: Incoming, code: str) -> None:
         """Never to be handled: a dead letter. In a batch with others it is given back first, to become one alone."""
-        entry = self._entries.get(incoming.key)
+        entry, code = self._entries.get(incoming.key), _code(code) or str(Code.MESSAGE_REJECTED)
         if entry is not None and entry.size > 1:
             if len(self._rejected) < MAX_REJECTED:
                 self._rejected[incoming.key, incoming.seq] = code
@@ -320,3 +322,8 @@ class Ledger:
     def outstanding(self) -> int:
         """Messages in hand."""
         return sum(len(entry.pending) for entry in self._entries.values())
+
+
+def _code(code: str) -> str:
+    """As the broker takes it: a code, never a text, which could carry what was in the message."""
+    return code if CODE.fullmatch(code) and len(code) <= MAX_CODE else ""

@@ -26,6 +26,7 @@ from broker.wire.channel import (
     Opening,
     chain_start,
     frame_id,
+    nonce,
     shape_of,
 )
 from broker.wire.envelope import Envelope
@@ -262,6 +263,24 @@ def test_neither_broker_nor_receiver_can_make_a_batch() -> None:
         assert pair.code(forged.to_bytes()) == WireCode.CHANNEL_SIGNATURE
     forged = replace(batch, signature=pair.b.keys.sign(batch.message))
     assert pair.code(forged.to_bytes()) == WireCode.CHANNEL_SIGNATURE
+
+
+def resigned(pair: Pair, batch: ChannelBatch, **changes: object) -> bytes:
+    """The batch as its own sender would have signed it."""
+    changed = replace(batch, **changes)  # type: ignore[arg-type]
+    return replace(changed, signature=pair.a.keys.sign(changed.message)).to_bytes()
+
+
+def test_what_the_sender_signed_must_decrypt_and_be_padded_as_ours_is() -> None:
+    pair = Pair()
+    batch = ChannelBatch.from_bytes(pair.seal(b"one", b"two").raw)
+    swapped = resigned(pair, batch, bodies=batch.bodies[::-1])
+    assert pair.code(swapped) == Code.CHANNEL_BODY
+    assert pair.channel._cipher is not None
+    for plaintext in (b"", b"\0\0\0\x05x", b"\0\0\0\x01x".ljust(256, b"\1"), b"\0\0\0\x01x".ljust(512, b"\0")):
+        body = pair.channel._cipher.encrypt(nonce(1), plaintext, batch.headers[0])
+        assert pair.code(resigned(pair, batch, bodies=(body, batch.bodies[1]))) == WireCode.CHANNEL_MALFORMED
+    assert pair.texts(pair.open(batch.to_bytes())) == [b"one", b"two"]
 
 
 def test_a_batch_is_handed_out_once() -> None:
