@@ -21,6 +21,8 @@ from policies.decided import ADMISSIONS, RELEASES, check
 from policies.decision import Decision
 
 PAGE = 1000
+GIVING = (Kind.SECRET_RELEASED, Kind.KEY_DERIVED, Kind.KEYS_RELEASED, Kind.TOKEN_ISSUED, Kind.SVID_ISSUED)
+"""What only somebody gets who was admitted and has not fallen since."""
 
 
 class Flaw(StrEnum):
@@ -87,23 +89,23 @@ def _told(story: _Story, index: int, facts: dict[str, Any]) -> Iterator[Flag]:
             story.out.pop(subject, None)
         case Kind.AGENT_QUARANTINED | Kind.AGENT_REVOKED:
             story.out[subject] = kind
-        case Kind.SECRET_RELEASED:
-            yield from _released(story, index, subject, evidence)
+        case _ if kind in GIVING:
+            yield from _given(story, index, kind, subject, evidence)
     policy = facts.get("policy", "")
     if policy and story.policies and policy not in story.policies:
         yield Flag(flaw=Flaw.POLICY_NOT_IN_FORCE, index=index, subject=subject, detail=f"{kind} by policy {policy}")
 
 
-def _released(story: _Story, index: int, subject: str, evidence: str) -> Iterator[Flag]:
+def _given(story: _Story, index: int, kind: str, subject: str, evidence: str) -> Iterator[Flag]:
     admitted = story.evidence.get(subject)
     if admitted is None:
-        detail = "a secret was released to a subject that had never been admitted"
+        detail = f"{kind} to a subject that had never been admitted"
         yield Flag(flaw=Flaw.RELEASE_WITHOUT_ADMISSION, index=index, subject=subject, detail=detail)
-    elif evidence not in admitted:
+    elif evidence and evidence not in admitted:
         detail = f"by evidence {evidence[:16]}…, of which no admission tells"
         yield Flag(flaw=Flaw.RELEASE_TO_OTHER_EVIDENCE, index=index, subject=subject, detail=detail)
     if subject in story.out:
-        detail = f"after {story.out[subject]}"
+        detail = f"{kind} after {story.out[subject]}"
         yield Flag(flaw=Flaw.RELEASE_AFTER_REVOCATION, index=index, subject=subject, detail=detail)
 
 

@@ -71,6 +71,11 @@ def status(url: Url, key_file: KeyFile, as_json: AsJson = False) -> None:
             for name in ("policies", "collateral"):
                 for key, digest in found[name].items():
                     yield f"{name:<11} {key} {digest}"
+            for platform, addresses in found["platforms_elsewhere"].items():
+                yield f"elsewhere   platform {platform} was seen at {', '.join(addresses)}"
+            for family, falling in found["early_warnings"].items():
+                for subject, codes in falling.items():
+                    yield f"early       {subject} of {family} will fall: {', '.join(codes)}"
 
         show(found, as_json, lines)
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from broker.audit import Entry, Kind, verify_store
-from broker.auditing import Flag, Flaw, review, token_flags
+from broker.auditing import GIVING, Flag, Flaw, review, token_flags
 from broker.errors import BrokerError
 from broker.generation import Generation
 from broker.platforms import MAX_ADDRESSES, MAX_PLATFORMS, WINDOW_S, Platforms
@@ -99,8 +99,9 @@ async def test_t21_a_replica_that_says_yes_to_everything_is_flagged(
 
 
 @pytest.mark.asyncio
-async def test_t21_a_release_to_somebody_who_was_never_admitted_is_flagged(world: World) -> None:
-    entry = Entry(kind=Kind.SECRET_RELEASED, at=world.broker.clock(), subject="agent/acme/nobody", resource="acme/a/b")
+@pytest.mark.parametrize("kind", GIVING)
+async def test_t21_what_goes_to_somebody_who_was_never_admitted_is_flagged(world: World, kind: Kind) -> None:
+    entry = Entry(kind=kind, at=world.broker.clock(), subject="agent/acme/nobody", resource="acme/a/b")
     await world.broker.audit.record(entry, lambda _: None)
     assert Flaw.RELEASE_WITHOUT_ADMISSION in flaws(world)
 
