@@ -140,7 +140,8 @@ async def _watched(keeper: SvidKeeper, writer: asyncio.StreamWriter) -> AsyncIte
             leaf = _judge(keeper, writer)
             left_s = leaf.not_after.timestamp() - keeper.host.time.now_s()
             with suppress(TimeoutError):
-                await asyncio.wait_for(change.wait(), max(left_s, 0) + 1)
+                async with asyncio.timeout(max(left_s, 0) + 1):
+                    await change.wait()
 
     task = asyncio.create_task(watch())
     task.add_done_callback(lambda done: None if done.cancelled() else writer.transport.abort())
