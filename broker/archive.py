@@ -60,9 +60,7 @@ def blob(tx: Transaction, digest: bytes) -> bytes:
     return found
 
 
-def prune(
-    tx: Transaction, bundles: Iterable[Bundle], collateral: Iterable[bytes], *, at: datetime, keep_s: int
-) -> int:
+def prune(tx: Transaction, bundles: Iterable[Bundle], collateral: Iterable[bytes], *, at: datetime, keep_s: int) -> int:
     """Drop what nothing younger than `keep_s` was decided by; how many blobs. `collateral` is what is at hand."""
     now_s = int(at.timestamp())
     needed = [bytes.fromhex(bundle.digest) for bundle in bundles]

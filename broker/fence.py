@@ -1,8 +1,8 @@
 """One process writes to a database: whoever comes second is refused, not let in to spoil the log.
 
-Decides that by a lock of the operating system on a file beside the database, so that it ends with the process that holds
-it, however that process ends. A generation is therefore heard of at once by everybody who could act on an older one:
-there is one sequencer, and it is in the same process as those who ask it.
+Decides that by a lock of the operating system on a file beside the database, which ends with the process that holds it,
+however that process ends. A generation is therefore heard of at once by everybody who could act on an older one: there
+is one sequencer, and it is in the same process as those who ask it.
 """
 
 import fcntl
