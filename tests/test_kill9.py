@@ -1,0 +1,97 @@
+"""Broker and agents are killed again and again while mail flows: nothing acknowledged is lost, nothing is handled
+twice, and what one life of a sender sent is handled in the order in which it was sent."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from policies.scaffold import starter, write
+from simulator.machine import Machine
+from tests.kill9 import acknowledged, handled
+
+ROOT = Path(__file__).resolve().parent.parent
+SENDERS = ("sender-1", "sender-2", "sender-3", "sender-4")
+MESSAGES = int(os.environ.get("CLOISTER_KILL9_MESSAGES", "10000")) // len(SENDERS)  # of each sender
+PATIENCE_S = 600.0
+BETWEEN_S = 4.0
+
+
+class Tree:
+    """The processes of the story, each of which may be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        if name == "lab":
+            command = ["-m", "cloister", "lab", "--json", "--dir", str(self.folder / "lab")]
+        else:
+            command = ["-m", "tests.kill9", name, str(self.folder), str(MESSAGES)]
+        with (self.folder / f"{name}.err").open("ab") as said:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, *command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+            )
+        if name == "lab":
+            out = self.running[name].stdout
+            assert out is not None
+            (self.folder / "lab.json").write_bytes(out.readline())
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+    def kill_all(self) -> None:
+        for name in list(self.running):
+            self.kill(name)
+
+
+@contextmanager
+def tree(folder: Path) -> Iterator[Tree]:
+    made = Tree(folder)
+    with ExitStack() as stack:
+        stack.callback(made.kill_all)
+        made.start("lab")
+        for name in ("sink", *SENDERS):
+            made.start(name)
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(PATIENCE_S + 60)
+def test_nothing_acknowledged_is_lost_doubled_or_reordered_by_kill_9(tmp_path: Path) -> None:
+    machine = Machine.create(tmp_path / "lab" / "machine")
+    files = starter("lab", at=machine.clock.now())
+    files["bundle.toml"] += b'\n[mail]\ntakeover = "permitted"\n'  # a killed receiver's successor waits for nobody
+    write(files, tmp_path / "lab" / "policy")
+    chance, killed = random.Random(9), 0
+    with tree(tmp_path) as processes:
+        done, end = handled(tmp_path), time.monotonic() + PATIENCE_S
+        while done.execute("SELECT count(*) FROM handled").fetchone()[0] < MESSAGES * len(SENDERS):
+            assert time.monotonic() < end, "the mail does not get through"
+            time.sleep(BETWEEN_S)
+            victim = chance.choice(["lab", "sink", *SENDERS])
+            if victim in SENDERS and acknowledged(tmp_path, victim) >= MESSAGES:
+                continue
+            processes.kill(victim)
+            processes.start(victim)
+            killed += 1
+        rows = done.execute("SELECT sender, number, life FROM handled ORDER BY place").fetchall()
+        repeated = done.execute("SELECT count(*) FROM repeated").fetchone()[0]
+    print(json.dumps({"killed": killed, "repeated": repeated}))
+    assert killed > 0
+    for sender in SENDERS:
+        assert sorted(number for who, number, _ in rows if who == sender) == list(range(1, MESSAGES + 1))
+    for life in {life for _, _, life in rows}:
+        numbers = [number for _, number, whose in rows if whose == life]
+        assert numbers == sorted(numbers)
