@@ -21,6 +21,7 @@ from policies.decided import ADMISSIONS, RELEASES, check
 from policies.decision import Decision
 
 PAGE = 1000
+DAY_MS = 86_400_000
 GIVING = (Kind.SECRET_RELEASED, Kind.KEY_DERIVED, Kind.KEYS_RELEASED, Kind.TOKEN_ISSUED, Kind.SVID_ISSUED)
 """What only somebody gets who was admitted and has not fallen since."""
 
@@ -64,13 +65,26 @@ class _Story:
 
 def review(store: Readable, log_key: bytes, *, roots: TrustRoots | None) -> Iterator[Flag]:
     """Every flaw, in the order of the log. Without roots decisions are not taken again."""
-    story = _Story()
+    story, cut_ms = _Story(), _cut(store)
     for row in rows(store):
         facts = json.loads(row.entry)
         yield from _told(story, row.index, facts)
         if facts["kind"] in (*ADMISSIONS, *RELEASES):
-            yield from _repeated(store, row.index, facts, log_key, roots)
+            yield from (
+                flag
+                for flag in _repeated(store, row.index, facts, log_key, roots)
+                if flag.flaw is not Flaw.EVIDENCE_MISSING or row.at_ms >= cut_ms
+            )
     yield from _records(store, story)
+
+
+def _cut(store: Readable) -> int:
+    """Before when the archive may have been cut, by what the log says of it; its evidence is not missed."""
+    cut_ms = 0
+    for row in store.read(lambda tx: tx.log.newest(kind=Kind.ARCHIVE_PRUNED, limit=PAGE)):
+        days = json.loads(row.entry).get("retention_days", 0)
+        cut_ms = max(cut_ms, row.at_ms - int(days) * DAY_MS)
+    return cut_ms
 
 
 def _told(story: _Story, index: int, facts: dict[str, Any]) -> Iterator[Flag]:
