@@ -28,7 +28,7 @@ from enclave.session import Admission
 log: Final = logging.getLogger("cloister.agent")
 Announce = Callable[[bytes, str], None]
 
-BATCH_MESSAGES: Final = 128
+BATCH_MESSAGES: Final = 256
 BATCH_OCTETS: Final = 1 << 20
 MAX_FLYING: Final = 32  # batches of one mailbox; the broker recognises the last 64
 MAX_SEALED: Final = 3  # how often a message is sealed before it fails
