@@ -77,7 +77,8 @@ async def _answer(broker: Broker, endpoint: Endpoint, request: Request, correlat
 async def _within(reading: Awaitable[bytes]) -> bytes:
     """A body that trickles in is not waited for."""
     try:
-        return await asyncio.wait_for(reading, DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S):
+            return await reading
     except TimeoutError:
         raise BrokerError(BrokerCode.BROKER_DEADLINE, "the body did not come") from None
 

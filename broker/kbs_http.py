@@ -92,15 +92,21 @@ async def _unknown(broker: Broker, request: Request, caller: Caller) -> Response
     raise BrokerError(BrokerCode.ROUTE_UNKNOWN, f"{request.method} {request.url.path[:120]!a}")
 
 
+# Requests that are given back to their address when one of these went well: itself, and with attesting the challenge.
+_REDEEMS: Final[Mapping[Handler, int]] = {_attest: 2, _resource: 1}
+
+
 def _around(broker: Broker, label: str, handler: Handler, name: str) -> Callable[[Request], Awaitable[Response]]:
     """Everything that surrounds a handler. `name` is what its errors are called unless the code says otherwise."""
 
     async def serve(request: Request) -> Response:
-        started = time.perf_counter()
+        started = time.monotonic()
         source = request.client.host if request.client else None
         caller = Caller(source_ip=source, correlation_id=secrets.token_hex(8))
         try:
+            broker.limits.enter(source, started)
             response = await handler(broker, request, caller)
+            broker.limits.honest(source, started, number=_REDEEMS.get(handler, 0))
         except REFUSALS as error:
             response = _refusal(broker, error, name, caller.correlation_id)
         except ClientDisconnect:
@@ -110,7 +116,7 @@ def _around(broker: Broker, label: str, handler: Handler, name: str) -> Callable
             failed = BrokerError(BrokerCode.BROKER_INTERNAL, type(error).__name__)
             response = _refusal(broker, failed, name, caller.correlation_id)
         response.headers["x-correlation-id"] = caller.correlation_id
-        broker.metrics.answered(label, response.status_code, time.perf_counter() - started)
+        broker.metrics.answered(label, response.status_code, time.monotonic() - started)
         return response
 
     return serve
@@ -127,7 +133,7 @@ def _refusal(broker: Broker, error: Refusal, name: str, correlation_id: str) -> 
     level = logging.ERROR if status >= 500 and status != 503 else logging.INFO
     logger.log(level, "refused", extra={"codes": codes, "why": told(error), "correlation_id": correlation_id})
     response = _json({"type": ERRORS + called, "detail": detail}, status)
-    if status == 503:
+    if status in (429, 503):
         retry_s = error.retry_after_s if isinstance(error, BrokerError) else None
         response.headers["retry-after"] = str(retry_s or 1)
     return response

@@ -3,23 +3,28 @@
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.errors import BrokerCode
 from broker.routes import ENDPOINTS
-from broker.rpc.members import fill, members_of
+from broker.rpc import stream
+from broker.rpc.doors import address_of
+from broker.rpc.members import fill, members_of, parse
 from broker.rpc.server import start
-from broker.rpc.unary import TWINS, address_of
+from broker.rpc.unary import TWINS
 from broker.wire import api_pb2 as pb
 from broker.wire.bodies import AttestationResponse
 from broker.wire.challenge import ChallengeResponse
 from broker.wire.envelope import batch_to_bytes
 from broker.wire.envelope_pb2 import Batch
-from broker.wire.errors import WireCode
+from broker.wire.errors import WireCode, WireError
 from broker.wire.mailbox import MailboxInfo, ReceiveResponse
 from broker.wire.release import ReleaseResponse
 from tests.broker_world import World
@@ -159,6 +164,39 @@ async def test_what_is_no_message_is_refused_with_its_own_code(door: GrpcClient,
     assert (await door.call(name, b"\xff")).told == (400, WireCode.BODY_NOT_PROTOBUF)
     unknown = b"\xfa\xff\x7f\x01x"  # field 262143
     assert (await door.call(name, unknown)).told == (400, WireCode.BODY_FIELD_UNKNOWN)
+
+
+@given(raw=st.binary(max_size=300), name=st.sampled_from(sorted(BY_NAME)))
+@settings(max_examples=300, deadline=None)
+def test_t20_any_bytes_are_a_message_or_a_refusal(raw: bytes, name: str) -> None:
+    def read() -> str:
+        try:
+            members_of(parse(BY_NAME[name].request, raw))
+        except WireError as error:
+            return error.code
+        return "ok"
+
+    assert read() in ("ok", WireCode.BODY_NOT_PROTOBUF, WireCode.BODY_FIELD_UNKNOWN, WireCode.BODY_NOT_JSON)
+
+
+@given(members=st.dictionaries(st.text(max_size=5), st.recursive(st.integers(-9, 9) | st.text() | st.none(), st.lists)))
+@settings(max_examples=50, deadline=None)
+def test_a_document_comes_back_as_it_went_in(members: dict[str, Any]) -> None:
+    document = pb.Document()
+    fill(document.members, members)
+    assert members_of(document.members) == members
+
+
+@pytest.mark.asyncio
+async def test_a_stream_without_a_first_message_is_not_waited_for(
+    door: GrpcClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FIRST_S", 0.01)
+    method: Any = door.channel.stream_stream(stream.METHOD)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in method():
+            pass
+    assert caught.value.details() == BrokerCode.BROKER_DEADLINE
 
 
 @pytest.mark.asyncio

@@ -138,6 +138,14 @@ async def test_t32_the_limit_of_an_address_is_one_over_rest_and_grpc(door: Clien
 
 
 @pytest.mark.asyncio
+async def test_t32_the_kbs_doors_have_the_same_limit(door: Client) -> None:
+    answers = [await door.call("POST", "/kbs/v0/attest", b"garbage") for _ in range(7)]
+    assert answers[0].status_code != 429
+    assert answers[6].status_code == 429
+    assert int(answers[6].headers["retry-after"]) >= 1
+
+
+@pytest.mark.asyncio
 async def test_a_handler_that_takes_too_long_is_cut_off_with_its_own_code(
     door: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

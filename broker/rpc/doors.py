@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
+from urllib.parse import unquote
 
 import grpc
 
@@ -91,3 +92,12 @@ async def refuse(
     status.details.add(type_url=PROBLEM_URL, value=told.SerializeToString())
     details: tuple[str, str | bytes] = ("grpc-status-details-bin", status.SerializeToString())
     await context.abort(code, problem.code, (*greeting(broker, call_id), *headers.items(), details))
+
+
+def address_of(peer: str) -> str | None:
+    """The caller's address from what gRPC says of it: `ipv4:192.0.2.1:50000`, `ipv6:%5B2001:db8::1%5D:50000`."""
+    kind, _, rest = unquote(peer).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdecimal():
+        return None
+    return host.strip("[]").removeprefix("::ffff:") or None

@@ -13,6 +13,7 @@ nobody knows whether it arrived.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Final, final
 
@@ -39,6 +40,7 @@ SERVICE: Final = "cloister.v1.Mail"
 METHOD: Final = f"/{SERVICE}/Stream"
 MAX_MESSAGE: Final = 8 << 20
 MAX_FLYING: Final = 64  # batches of one stream that are being written
+FIRST_S: Final = 10.0  # for the first message, before which nobody knows who is there
 WATCH_S: Final = 0.5  # how often the token's end is looked at; a rise of the generation is heard at once
 Context = grpc.aio.ServicerContext[Any, Any]
 logger = logging.getLogger("cloister.broker.stream")
@@ -90,10 +92,17 @@ class Streams:
 
     async def _begin(self, context: Context, call_id: str) -> "MailStream":
         """Prove who is there. Raises what proving and judging do."""
-        raw = await context.read()
+        source_ip, limits = doors.address_of(context.peer()), self._broker.limits
+        limits.enter(source_ip, time.monotonic())
+        try:
+            async with asyncio.timeout(FIRST_S):
+                raw = await context.read()
+        except TimeoutError:
+            raise BrokerError(BrokerCode.BROKER_DEADLINE, "the first message did not come") from None
         if not isinstance(raw, bytes):
             raise WireError(WireCode.BODY_FIELD_MISSING, "the first message")
         token = doors.token(self._broker, context.invocation_metadata(), METHOD, raw)
+        limits.honest(source_ip, time.monotonic())
         first = parsed(pb.ToBroker, raw, MAX_MESSAGE)
         hello = first.hello
         if not first.HasField("hello") or len(hello.mailbox) > MAX_RESOURCE or not 0 < hello.lease_s <= MAX_LEASE_S:

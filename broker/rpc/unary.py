@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, final
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import Message
@@ -19,7 +18,7 @@ from broker import routes, routes_audit, routes_keys, routes_mail, routes_relyin
 from broker.calls import Call, Door, Endpoint, Handler, answer, enter, prove
 from broker.errors import BrokerCode, BrokerError
 from broker.refusals import as_refusal
-from broker.rpc.doors import correlation_id, greeting, refuse, shown
+from broker.rpc.doors import address_of, correlation_id, greeting, refuse, shown
 from broker.rpc.members import fill, members_of, parse
 from broker.service import Broker
 from broker.status import status_of
@@ -244,12 +243,3 @@ def _write(message: Message, found: Any) -> None:
         fill(message.members, members)
     else:
         fill(message, members)
-
-
-def address_of(peer: str) -> str | None:
-    """The caller's address from what gRPC says of it: `ipv4:192.0.2.1:50000`, `ipv6:%5B2001:db8::1%5D:50000`."""
-    kind, _, rest = unquote(peer).partition(":")
-    host, _, port = rest.rpartition(":")
-    if kind not in ("ipv4", "ipv6") or not port.isdecimal():
-        return None
-    return host.strip("[]").removeprefix("::ffff:") or None
