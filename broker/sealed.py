@@ -7,6 +7,7 @@ development profile skips that, and says so in the log.
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from typing import Final, final
@@ -40,6 +41,7 @@ from broker.wire.unseal import Confirmation, ShareOffer, UnsealStatus, share_inf
 from broker.witness import Witness
 
 WITNESS_RETRY_S: Final = 5
+SETTLE_S: Final = 10  # from the root key to the checkpoint
 SKIPPED: Final = "skipped"
 logger = logging.getLogger("cloister.broker.sealed")
 
@@ -56,6 +58,7 @@ class Unsealing:
         self._shares: dict[int, Share] = {}
         self._set: ShareSet | None = _needed(settings)
         self._complete = asyncio.Event()
+        self._shown = asyncio.Event()
         self._root: RootKey | None = None
         self._audit: Audit | None = None
         self._word: asyncio.Future[str] | None = None
@@ -77,6 +80,14 @@ class Unsealing:
         attestor = Attestor(identity=self._identity, collateral=cache, clock=self._clock)
         await attestor.begin(domain, trust_file_digest)
         self._attestor, self._sealing = attestor, attestor.sealing
+
+    async def settled(self) -> UnsealStatus:
+        """The status, once a root key that has come has opened the store: whoever asks then wants its checkpoint."""
+        if self._settings.confirm != SKIPPED and (self._set is None or self._complete.is_set()):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S):
+                    await self._shown.wait()
+        return self.status()
 
     def status(self) -> UnsealStatus:
         kept, head = self._set, self._audit.head().note if self._audit and self._word else ""
@@ -131,6 +142,7 @@ class Unsealing:
         if self._settings.confirm == SKIPPED:
             return SKIPPED
         self._audit, self._word = audit, asyncio.get_running_loop().create_future()
+        self._shown.set()
         logger.warning("checkpoint.unconfirmed", extra={"size": audit.head().size, "by": self._settings.confirm})
         if self._witness is None:
             return await self._word

@@ -87,7 +87,7 @@ class SealedDoors:
         raise BrokerError(BrokerCode.ROOT_SEALED, self._desk.status().state, retry_after_s=5)
 
     async def _status(self, _: Request) -> dict[str, Any]:
-        return self._desk.status().to_dict()
+        return (await self._desk.settled()).to_dict()
 
     async def _offer(self, request: Request) -> dict[str, Any]:
         return self._desk.offer(await _read(request, ShareOffer.from_dict)).to_dict()

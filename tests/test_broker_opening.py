@@ -1,7 +1,6 @@
 """From a folder to an open broker by command: shares and their holders, checkpoints that somebody remembers, rewrap."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -13,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from broker import cli
 from broker.errors import BrokerCode
 from broker.rootkey import keyfile
 from broker.rootkey.methods import Method, method_of
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 PASSPHRASE = "correct horse battery"
 
@@ -40,17 +42,13 @@ class Place:
         return f"http://127.0.0.1:{self.port}"
 
     def run(self, *arguments: str, status: int = 0, passphrase: str | None = None) -> Any:
-        """A `cloister` command with --json; its object."""
-        given = os.environ | {"CLOISTER_BROKER": self.url, "CLOISTER_KEY_FILE": str(self.folder / "admin.pem")}
-        done = subprocess.run(
-            [sys.executable, "-m", "cloister", *arguments, "--json"],
-            cwd=ROOT,
-            env=given | ({"CLOISTER_ROOT_PASSPHRASE": passphrase} if passphrase else {}),
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr.decode()
-        return json.loads(done.stdout) if done.stdout else done.stderr.decode()
+        """A `cloister` command with --json, in this process; its object."""
+        given = {"CLOISTER_BROKER": self.url, "CLOISTER_KEY_FILE": str(self.folder / "admin.pem")}
+        given |= {"CLOISTER_ROOT_PASSPHRASE": passphrase} if passphrase else {}
+        command, *rest = arguments
+        done = CliRunner().invoke(getattr(cli, command), [*rest, "--json"], env=given)
+        assert done.exit_code == status, done.output
+        return json.loads(done.stdout) if done.stdout else done.stderr
 
     @contextmanager
     def serving(self) -> Iterator["subprocess.Popen[bytes]"]:
@@ -90,8 +88,7 @@ def made(folder: Path, *options: str) -> tuple[Place, Any]:
 def test_holders_open_a_broker_and_an_operator_stands_for_its_checkpoint(tmp_path: Path) -> None:
     holders = []
     for name in ("ann", "ben", "cat"):
-        command = [sys.executable, "-m", "cloister", "broker", "holder-key", str(tmp_path / name)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        assert CliRunner().invoke(cli.broker, ["holder-key", str(tmp_path / name)]).exit_code == 0
         holders += ["--holder", str(tmp_path / f"{name}.pub")]
     place, told = made(tmp_path, "--shares", "2/3", *holders)
     ann, ben, _ = told["shares"]
