@@ -16,7 +16,10 @@ from broker.ports_mail import DEAD_LETTERS, End
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.envelope import Header
 from broker.wire.mailbox import MailboxInfo, SendStatus
+from enclave.errors import BrokerRefused
+from enclave.runtime import Runtime
 from policies.model import Declassify, parse_action
+from simulator.broker_fixture import BrokerUnderTest
 from tests.broker_world import FILES, Agent, World, outcome, write_bundle
 
 SECRET = "acme/open/plan"
@@ -312,3 +315,51 @@ async def test_who_may_not_read_a_label_does_not_hear_of_mail_that_bears_it(worl
         accomplice.subject
     }
     assert world.broker.labels.of(accomplice.subject) == frozenset()
+
+
+# ── the framework carries labels by itself ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_an_agent_carries_the_labels_of_all_that_it_was_given_without_being_told(broker: BrokerUnderTest) -> None:
+    broker.put_secret("lab/plans/a", b"v", labels=("secret",))
+    writer, reader = await _run(broker, "lab/mail/w"), await _run(broker, "lab/mail/r")
+    try:
+        await writer.send("lab/mail/r", kind="note", plaintext=b"before")
+        await writer.secret("lab/plans/a")
+        await writer.send("lab/mail/r", kind="note", plaintext=b"after", labels=frozenset({"own"}))
+        received = await reader.receive(16)
+        assert [one.labels for one in received] == [frozenset(), {"secret", "own"}]
+        await reader.send("lab/mail/w", kind="note", plaintext=b"and so does who was told")
+        (back,) = await writer.receive(16)
+        assert back.labels == {"secret", "own"}
+    finally:
+        await writer.close()
+        await reader.close()
+
+
+@pytest.mark.asyncio
+async def test_an_agent_that_has_forgotten_its_labels_asks_for_them_and_goes_on(broker: BrokerUnderTest) -> None:
+    broker.put_secret("lab/plans/a", b"v", labels=("secret",))
+    writer, reader = await _run(broker, "lab/mail/w"), await _run(broker, "lab/mail/r")
+    try:
+        await writer.secret("lab/plans/a")
+        writer._labels = frozenset()
+        await writer.send("lab/mail/r", kind="note", plaintext=b"x")
+        assert writer.labels == {"secret"}
+        with pytest.raises(BrokerRefused) as caught:
+            await writer.send("lab/mail/r", kind="note", plaintext=b"x", without=frozenset({"secret"}))
+        assert caught.value.code == LOWERED
+        (received,) = await reader.receive(16)
+        assert received.labels == {"secret"}
+    finally:
+        await writer.close()
+        await reader.close()
+
+
+async def _run(broker: BrokerUnderTest, mailbox: str) -> Runtime:
+    domain = broker.machine.launch("labels")
+    made = Runtime(domain=domain, trust=broker.trust, broker_url=broker.url, mailbox=mailbox)
+    await made.attest()
+    await made.publish()
+    return made
