@@ -17,6 +17,7 @@ from broker.memory import MemoryStore
 from broker.ports import AgentRecord, AgentState, LogHead, SecretRecord, Store, Transaction
 from broker.ports_mail import MAX_KEYS, End, MailboxRecord, NewMessage, Queued, Quota
 from broker.sql import SqlStore
+from broker.sql_schema import MIGRATIONS
 
 T = TypeVar("T")
 KEY = b"m" * 32
@@ -525,6 +526,30 @@ def test_an_edited_security_row_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(BrokerError) as caught:
         store.read(lambda tx: tx.marks.get("revoked/x"))
     assert caught.value.code is BrokerCode.STORE_ROW_FORGED
+    store.close()
+
+
+def test_mail_of_an_older_database_is_carried_over(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "a.db") as old:
+        for statement in MIGRATIONS[0]:
+            old.execute(statement)
+        old.execute("INSERT INTO mailbox VALUES ('acme/mail', 'agent/acme/b', x'6b31', x'6931', 1, '{}')")
+        old.execute("INSERT INTO mailbox_key (name, key, incarnation) VALUES ('acme/mail', x'6b31', x'6931')")
+        for number in (1, 2):
+            old.execute(
+                """INSERT INTO message (mailbox, sender, key, accepted_at_ms, expires_at_ms, visible_at_ms, attempt,
+                       octets, envelope) VALUES ('acme/mail', 'agent/acme/a', x'6b31', 1000, 100000, 1000, 1, 9, ?)""",
+                (b"envelope%d" % number,),
+            )
+        old.execute("INSERT INTO edge VALUES ('acme/mail', 'agent/acme/a', 7)")
+        old.execute("PRAGMA user_version = 1")
+    store = SqlStore(tmp_path / "a.db", mac_key=KEY)
+    do(store, lambda tx: tx.agents.put(agent()))
+    assert store.read(lambda tx: tx.mail.waiting("acme/mail")) == 2
+    assert store.read(lambda tx: tx.mail.next_seq("acme/mail", "agent/acme/a")) == 8
+    assert take(store, "token", now_ms=2_000) == [(b"envelope1", 2, "token")]
+    assert acknowledge(store, "token", now_ms=2_001)
+    assert store.read(lambda tx: tx.mail.waiting("acme/mail")) == 1
     store.close()
 
 
