@@ -226,7 +226,8 @@ class Stream:
                 except CloisterError as error:
                     if self.connected:
                         pause = FIRST_PAUSE_S
-                    log.info("mail stream: %s", error)
+                    expected = error.code == "dpop.nonce_required"  # the first connection learns the nonce so
+                    log.log(logging.DEBUG if expected else logging.INFO, "mail stream: %s", error)
                     if not await self._admitted_anew(error):
                         continue_at_once = error.code == "dpop.nonce_required" and pause == FIRST_PAUSE_S
                         if not continue_at_once:
