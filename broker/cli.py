@@ -88,6 +88,14 @@ def reload(url: Url, key_file: KeyFile, as_json: AsJson = False) -> None:
         show(found, as_json, lambda: (f"{tenant} {digest}" for tenant, digest in found["policies"].items()))
 
 
+@broker.command("rotate-keys")
+def rotate_keys(url: Url, key_file: KeyFile, as_json: AsJson = False) -> None:
+    """Draw the next token keys: published now, signing in an hour. Nothing is restarted and no token is refused."""
+    with answering(as_json):
+        found = connect(url, key_file).send("POST", "/v1/keys:rotate", {})
+        show(found, as_json, lambda: (f"next key {kid}" for kid in found["kids"]))
+
+
 # ── secrets ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
