@@ -258,7 +258,7 @@ ACTS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(acts=ACTS)
 def test_no_order_of_acts_gets_a_message_out_with_less_than_was_given(
     acts: list[tuple[str, Any]], tmp_path: Path
