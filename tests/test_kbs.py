@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -15,14 +16,18 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attestation import es256
 from attestation.encoding import b64url
-from attestation.errors import TokenRefused
-from attestation.guest import GuestEvidence, runtime_text
+from attestation.errors import MalformedEvidence, TokenRefused
+from attestation.guest import GuestEvidence, init_data_digest, runtime_text
 from broker.errors import BrokerError
 from broker.kbs.jwe import TeeKey
+from broker.kbs.messages import AttestBody, read_request
 from broker.wire.bodies import PutSecretRequest
+from broker.wire.errors import WireError
 from simulator import ccel
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.domain import SimulatedTd
@@ -370,6 +375,60 @@ def test_without_a_credential_it_is_401_so_that_guests_attest(kbs: BrokerUnderTe
     client.auth()
     refused(client.resource(NAME), 401, "TokenNotFound", "kbs.token_missing")
     refused(client.resource(NAME, by="bearer", token="a.b.c"), 401, "TokenVerifierError", "kbs.token_invalid")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.sampled_from(["EC", "P-256", "0.4.0", "tdx"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+PLACES = (
+    ("init-data",),
+    ("runtime-data",),
+    ("runtime-data", "nonce"),
+    ("runtime-data", "tee-pubkey"),
+    ("runtime-data", "tee-pubkey", "kty"),
+    ("runtime-data", "tee-pubkey", "crv"),
+    ("runtime-data", "tee-pubkey", "x"),
+    ("tee-evidence",),
+    ("tee-evidence", "primary_evidence"),
+    ("tee-evidence", "primary_evidence", "quote"),
+    ("tee-evidence", "primary_evidence", "cc_eventlog"),
+    ("tee-evidence", "additional_evidence"),
+)
+GOOD: dict[str, Any] = {
+    "init-data": None,
+    "runtime-data": {
+        "nonce": base64.b64encode(bytes(32)).decode(),
+        "tee-pubkey": ec_jwk(ec.derive_private_key(7, ec.SECP256R1()).public_key()),
+    },
+    "tee-evidence": {"primary_evidence": {"quote": "AAAA", "cc_eventlog": None}, "additional_evidence": ""},
+}
+
+
+@given(place=st.sampled_from(PLACES), value=JSON)
+@settings(max_examples=150)
+def test_whatever_stands_in_a_body_is_read_or_refused_by_code(place: tuple[str, ...], value: object) -> None:
+    body = json.loads(json.dumps(GOOD))
+    inside = body
+    for name in place[:-1]:
+        inside = inside[name]
+    inside[place[-1]] = value
+    with suppress(BrokerError, WireError, MalformedEvidence):
+        found = AttestBody.read(json.dumps(body).encode())
+        found.evidence.log()
+        if found.evidence.init_data is not None:
+            init_data_digest(found.evidence.init_data)
+    with suppress(BrokerError, WireError):
+        read_request(json.dumps({"version": value, "tee": value, "extra-params": value}).encode())
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=60)
+def test_whatever_bytes_come_are_refused_by_code(raw: bytes) -> None:
+    for read in (AttestBody.read, read_request):
+        with pytest.raises((BrokerError, WireError, MalformedEvidence)):
+            read(raw)
 
 
 # ── tokens ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -48,9 +48,10 @@ class TeeKey:
     @classmethod
     def read(cls, jwk: object) -> Self:
         """Raises BrokerError kbs.key_unsupported."""
-        if not isinstance(jwk, dict) or jwk.get("kty") not in _MEMBERS:
+        kind = jwk.get("kty") if isinstance(jwk, dict) else None
+        if not isinstance(jwk, dict) or not isinstance(kind, str) or kind not in _MEMBERS:
             raise _unsupported("kty must be EC or RSA")
-        names = _MEMBERS[jwk["kty"]]
+        names = _MEMBERS[kind]
         members = {name: jwk.get(name) for name in names}
         if "d" in jwk or not all(isinstance(text, str) and len(text) <= _MAX_MEMBER for text in members.values()):
             raise _unsupported(f"need the public members {', '.join(names)}, each text")
