@@ -4,6 +4,7 @@ Decides nothing about who may read what (leases.py does): it adds the broker's s
 a stream ended. A recalled delivery does not count as an attempt: whether it arrived, nobody knows.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -19,6 +20,7 @@ from broker.wire.envelope import Envelope
 
 MAX_PARCELS: Final = 64  # at once
 LOOK_AGAIN_S: Final = 1.0  # a lease may end, or a delay, while somebody waits
+LOOK_IDLE_S: Final = 8.0  # nothing can come unheard; but the owner is to be noted as being there
 
 
 @final
@@ -82,14 +84,27 @@ class Drawing:
     async def draw(
         self, session: Session, name: str, *, messages: int, lease_s: int, correlation_id: str = ""
     ) -> Drawn:
-        """What is there, or comes within a moment: about so many messages. Raises as `Leases.take` does."""
+        """What is there now, about so many messages. Raises as `Leases.take` does."""
         wanted = Wanted(parcels=MAX_PARCELS, messages=messages, lease_s=lease_s)
-        rung = self._bell.listen(name)
         taken = await self._leases.take(session, name, wanted, correlation_id=correlation_id)
-        if not taken.messages:
-            await self._bell.rings(rung, LOOK_AGAIN_S)
         parcels = tuple(self._parcel(name, message, taken.past) for message in taken.messages)
         return Drawn(parcels=parcels, tokens=taken.tokens)
+
+    def listen(self, name: str) -> asyncio.Event:
+        """To be asked for before `draw`, and given to `more`, so that nothing comes unheard."""
+        return self._bell.listen(name)
+
+    def waits(self, name: str) -> bool:
+        """Whether there is mail that may not be handed out now: it is out already, or its time has not come."""
+        return self._store.read(lambda tx: tx.mail.waiting(name)) > 0
+
+    async def more(self, rung: asyncio.Event, *, waits: bool) -> None:
+        """Until there may be more to draw."""
+        await self._bell.rings(rung, LOOK_AGAIN_S if waits else LOOK_IDLE_S)
+
+    def room(self, name: str) -> None:
+        """What was out has come back: there may be more to draw."""
+        self._bell.ring(name)
 
     def _parcel(self, name: str, message: LeasedMessage, past: dict[str, str]) -> Parcel:
         return Parcel(

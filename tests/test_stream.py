@@ -380,7 +380,8 @@ async def test_what_cannot_be_taken_is_answered_with_its_code(tmp_path: Path) ->
 @pytest.mark.asyncio
 async def test_a_stopping_broker_says_so(tmp_path: Path) -> None:
     async with mail(tmp_path) as net:
-        agent = await net.world.admitted("a")
-        async with raw(net, agent) as call:
+        b = await net.member("b")
+        await b.stream.close()
+        async with raw(net, b.agent, mailbox=b.box) as call:
             net.world.broker.bell.stop()
             assert await asyncio.wait_for(ended(call), PATIENCE_S) == BrokerCode.BROKER_STOPPING

@@ -41,7 +41,7 @@ METHOD: Final = f"/{SERVICE}/Stream"
 MAX_MESSAGE: Final = 8 << 20
 MAX_FLYING: Final = 64  # batches of one stream that are being written
 FIRST_S: Final = 10.0  # for the first message, before which nobody knows who is there
-WATCH_S: Final = 0.5  # how often the token's end is looked at; a rise of the generation is heard at once
+WATCH_S: Final = 2.0  # how often the token's end is looked at; a rise of the generation is heard at once
 Context = grpc.aio.ServicerContext[Any, Any]
 logger = logging.getLogger("cloister.broker.stream")
 
@@ -128,6 +128,7 @@ class MailStream:
         self._lease_s = hello.lease_s or DEFAULT_LEASE_S
         self._credit = min(hello.credit, MAX_OUTSTANDING)
         self._credited = asyncio.Event()
+        self._starved = False  # there is mail, and nothing of it could be drawn
         self._flying = asyncio.Semaphore(MAX_FLYING)
         self._tasks: set[asyncio.Task[None]] = set()
         self._leases: set[str] = set()
@@ -244,7 +245,8 @@ class MailStream:
             if error.code is not BrokerCode.LEASE_LOST:
                 raise
             lost = settling.named
-        self._broker.bell.ring(self.mailbox)  # there may be room for more
+        if self._starved:
+            self._broker.drawing.room(self.mailbox)
         if lost:
             self._next.lost.extend(lost)
             self._news.set()
@@ -273,6 +275,7 @@ class MailStream:
                 self._credited.clear()
                 await self._credited.wait()
             session = await self._session()
+            rung = self._broker.drawing.listen(self.mailbox)
             try:
                 drawn = await self._broker.drawing.draw(
                     session,
@@ -287,6 +290,9 @@ class MailStream:
                 raise
             if drawn.parcels:
                 self._hand_on(drawn)
+                continue
+            self._starved = self._broker.drawing.waits(self.mailbox)
+            await self._broker.drawing.more(rung, waits=self._starved)
         raise BrokerError(BrokerCode.BROKER_STOPPING, "the broker stops")
 
     def _hand_on(self, drawn: Drawn) -> None:
