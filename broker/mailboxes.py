@@ -154,13 +154,15 @@ class Mailboxes:
     async def info(self, session: Session, name: str) -> MailboxInfo:
         """Where to send, for an admitted agent.
 
-        Raises BrokerError mailbox.unknown, agent.*: a mailbox whose owner may no longer act is nobody's.
+        Raises BrokerError mailbox.unknown, agent.*: a mailbox whose owner may no longer act is nobody's. The owner of a
+        durable one may be away, as long as he would still be admitted: his successor gets the key that he signed.
         """
         at = self._clock()
         record, next_seq = self._store.read(lambda tx: (tx.mail.find(name), tx.mail.next_seq(name, session.subject)))
         if record is None:
             raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"{name[:80]!a}")
-        owner = await self._sessions.peer(record.owner, at)
+        find = self._sessions.of_subject if record.kind == "durable" else self._sessions.peer
+        owner = await find(record.owner, at)
         return MailboxInfo(
             key=MailboxKey.from_dict(json.loads(record.statement)),
             owner_token=self._sessions.peer_token(owner, at),

@@ -132,6 +132,16 @@ def _quota() -> Any:
     return Quota()
 
 
+@pytest.mark.asyncio
+async def test_mail_is_taken_while_nobody_is_there_to_read_it(place: Stage) -> None:
+    first = await place.start()
+    await place.crash(first)
+    place.broker.machine.clock.advance(timedelta(minutes=10))  # its token has long ended
+    sender = await place.start("lab/mail/sender", durable=None)
+    await tell(sender, b"one")
+    assert await texts(await place.start()) == [b"one"]
+
+
 # ── lost state is never silently accepted ──────────────────────────────────────────────────────────────────────────
 
 
