@@ -219,6 +219,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with subprocess.Popen(
         [sys.executable, "-m", "cloister", "broker", "serve", str(folder), "--json"],
         cwd=ROOT,
+        env=os.environ | {"CLOISTER_BROKER_GRPC_PORT": "0"},  # the port after the first may be somebody else's
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -226,7 +227,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert process.stderr is not None
         line = process.stdout.readline()
         assert line, process.stderr.read().decode()
-        assert json.loads(line)["broker_url"] == made.url
+        told = json.loads(line)
+        assert told["broker_url"] == made.url
+        with socket.create_connection(told["grpc_address"].rsplit(":", 1), 10):
+            pass
         yield made
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) in (0, -signal.SIGTERM)
@@ -293,6 +297,7 @@ def test_status_agents_and_the_log_are_shown(served: Served) -> None:
     entries = served.run("audit", "show", "--limit", "2")["entries"]
     assert [item["entry"]["kind"] for item in entries] == ["generation.changed", "broker.started"]
     assert served.run("broker", "reload")["policies"].keys() == {"acme"}
+    assert served.run("broker", "rotate-keys") == served.run("broker", "rotate-keys"), "one successor at a time"
 
 
 def test_the_log_is_verified_offline_and_entries_are_proved(served: Served) -> None:
