@@ -169,6 +169,8 @@ class CloisterError(Exception):
 class AttestationError(CloisterError):
     """`code` is for machines, `detail` for the operator's log; neither ever holds a secret."""
 
+    code: Code
+
     def __init__(self, code: Code, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code

@@ -48,6 +48,8 @@ class WireCode(StrEnum):
 class WireError(CloisterError):
     """`code` is for machines, `detail` for the operator's log; neither ever holds a secret."""
 
+    code: WireCode
+
     def __init__(self, code: WireCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code, self.detail, self.remedy = code, detail, MEANING[code][1]
