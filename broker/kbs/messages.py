@@ -5,7 +5,6 @@ as every implementation of the protocol does; what REPORT_DATA is compared with 
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -109,7 +108,7 @@ def _base64(text: object, what: str) -> bytes:
     """Standard base64 with padding, in its one spelling."""
     try:
         raw = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-    except binascii.Error:
+    except ValueError:
         raise _invalid(f"{what} is not base64") from None
     if not raw or base64.b64encode(raw).decode("ascii") != text:
         raise _invalid(f"{what} is not base64 of anything")
