@@ -8,9 +8,9 @@ Proofs of possession do not rest on TLS: who ends it elsewhere loses no more tha
 import hashlib
 import logging
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self, final
+from typing import Any, Final, NamedTuple, Self, cast, final
 
 import grpc
 
@@ -90,7 +90,8 @@ class Tls:
             return _certificates(shown)
 
         mutual = self._paths[2] is not None
-        return grpc.dynamic_ssl_server_credentials(_certificates(shown), newest, mutual)
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", newest)  # the stubs forget None
+        return grpc.dynamic_ssl_server_credentials(_certificates(shown), fetch, mutual)
 
     def _read(self) -> _Files:
         cert, key, client_ca = self._paths
