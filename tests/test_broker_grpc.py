@@ -1,6 +1,8 @@
 """The gRPC interface: the whole way over it, its doors, its refusals, and how it begins and ends."""
 
+import dataclasses
 import socket
+import typing
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from broker.rpc import stream
 from broker.rpc.doors import address_of
 from broker.rpc.members import fill, members_of, parse
 from broker.rpc.server import start
-from broker.rpc.unary import TWINS
+from broker.rpc.unary import TWINS, Twin
 from broker.wire import api_pb2 as pb
 from broker.wire.bodies import AttestationResponse
 from broker.wire.challenge import ChallengeResponse
@@ -229,6 +231,35 @@ def test_every_endpoint_has_a_twin_or_a_reason() -> None:
     twins = {twin.endpoint.name for twin in TWINS}
     assert {endpoint.name for endpoint in ENDPOINTS} - twins - set(REST_ONLY) == set()
     assert set(REST_ONLY) & twins == set()
+
+
+def missing(kind: Any, message: Any, inside: str = "") -> list[str]:
+    """Members of a wire dataclass that a message, or a message in it, has no field for."""
+    found: list[str] = []
+    if not dataclasses.is_dataclass(kind) or message is None or message.full_name == "google.protobuf.Struct":
+        return found
+    hints = typing.get_type_hints(kind)
+    for member in dataclasses.fields(kind):
+        place = f"{inside}{message.name}.{member.name}"
+        if member.name not in message.fields_by_name:
+            found.append(place)
+            continue
+        parts = [hints[member.name], *typing.get_args(hints[member.name])]
+        for part in parts:
+            found += missing(part, message.fields_by_name[member.name].message_type, f"{place} > ")
+    return found
+
+
+OTHERWISE = {"OpenMailboxRequest.": "the key, with all of its members, is one member here"}
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.full_method)
+def test_messages_have_every_member_that_rest_has(twin: Twin) -> None:
+    lacking: list[str] = []
+    for kind, message in ((twin.endpoint.sends, twin.request), (twin.endpoint.answers, twin.answer)):
+        if message not in (pb.Asked, pb.Document, pb.Nothing, pb.Octets):
+            lacking += missing(kind, message.DESCRIPTOR)
+    assert [place for place in lacking if not place.startswith(tuple(OTHERWISE))] == []
 
 
 def test_every_method_of_the_description_is_served() -> None:

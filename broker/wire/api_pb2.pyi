@@ -360,14 +360,16 @@ class ReleaseResponse(_message.Message):
     def __init__(self, sealed: _Optional[bytes] = ..., suite: _Optional[str] = ..., permit: _Optional[bytes] = ..., permit_digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
 
 class PutSecretRequest(_message.Message):
-    __slots__ = ("name", "value", "labels")
+    __slots__ = ("name", "value", "labels", "terms")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
     name: str
     value: bytes
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., value: _Optional[bytes] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    terms: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[bytes] = ..., labels: _Optional[_Iterable[str]] = ..., terms: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class MailboxKey(_message.Message):
     __slots__ = ("mailbox", "owner", "epoch", "kind", "suite", "key", "incarnation", "not_before_s", "not_after_s", "signature")
