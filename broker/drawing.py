@@ -18,7 +18,7 @@ from broker.sessions import Session
 from broker.wire.channel import channel_of
 from broker.wire.envelope import Envelope
 
-MAX_PARCELS: Final = 64  # at once
+MAX_PARCELS: Final = 16  # at once: a fresh token is drawn for each, wanted or not
 LOOK_AGAIN_S: Final = 1.0  # a lease may end, or a delay, while somebody waits
 LOOK_IDLE_S: Final = 8.0  # nothing can come unheard; but the owner is to be noted as being there
 
