@@ -57,6 +57,16 @@ async def test_messages_arrive_in_order_and_settled_ones_are_gone(tmp_path: Path
 
 
 @pytest.mark.asyncio
+async def test_the_broker_keeps_nothing_readable_of_a_channel(tmp_path: Path) -> None:
+    async with mail(tmp_path) as net:
+        a, b = await net.pair(credit=1)
+        await asyncio.gather(*post(a, b.box, [b"the plaintext of a message"] * 3))
+    files = b"".join(path.read_bytes() for path in tmp_path.glob("broker.db*"))
+    assert b"cloister.channel.open" in files
+    assert b"the plaintext" not in files
+
+
+@pytest.mark.asyncio
 async def test_plain_envelopes_come_on_the_stream_too(tmp_path: Path) -> None:
     async with mail(tmp_path) as net:
         _, b = await net.pair()
