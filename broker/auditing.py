@@ -18,7 +18,7 @@ from broker.decisions import gather
 from broker.errors import BrokerError
 from broker.ports import AgentState, Readable
 from policies.decided import ADMISSIONS, RELEASES, check
-from policies.decision import Decision
+from policies.decision import Decision, DecisionError
 
 PAGE = 1000
 DAY_MS = 86_400_000
@@ -143,7 +143,11 @@ def _repeated(
 
 
 def _compared(decision: Decision, index: int, subject: str, roots: TrustRoots, log_key: bytes) -> Iterator[Flag]:
-    failed = check(decision, roots=roots, log_key=log_key).failed
+    try:
+        failed = check(decision, roots=roots, log_key=log_key).failed
+    except DecisionError as error:
+        yield Flag(flaw=Flaw.DECISION_DIFFERS, index=index, subject=subject, detail=error.detail)
+        return
     if failed is not None:
         yield Flag(flaw=Flaw.DECISION_DIFFERS, index=index, subject=subject, detail=f"{failed.name}: {failed.detail}")
 

@@ -34,6 +34,12 @@ MAX_FILE: Final = 64 << 10
 MAX_TEXT: Final = 2 << 20
 MAX_PROOF: Final = 64
 _MEMBERS: Final = frozenset(("format", "log_key", "receipt", "evidence", "collateral", "policy"))
+_TEXTS: Final = frozenset(
+    ("kind", "subject", "resource", "policy", "evidence", "collateral", "permit", "nonce", "source_ip")
+)
+_LISTS: Final = frozenset(("codes", "labels"))
+_LAST_MS: Final = 253_402_300_799_000  # the end of the year 9999
+_NUMBERS: Final = {"at_ms": _LAST_MS, "judged_at_ms": _LAST_MS, "version": 2**53, "platform_addresses": 2**31}
 _RECEIPT: Final = frozenset(("index", "entry", "proof", "checkpoint"))
 
 
@@ -120,18 +126,28 @@ class Decision:
 
 
 def read_entry(entry: bytes) -> dict[str, Any]:
-    """The members of a log entry. Raises DecisionError decision.malformed."""
+    """The members of a log entry, each of its type. Raises DecisionError decision.malformed."""
     try:
         members = strict_json(entry)
     except ValueError as error:
         raise _malformed(f"the entry is not JSON: {error}") from error
-    if (
-        not isinstance(members, dict)
-        or type(members.get("at_ms")) is not int
-        or not isinstance(members.get("kind"), str)
-    ):
+    if not isinstance(members, dict) or "at_ms" not in members or "kind" not in members:
         raise _malformed("the entry lacks at_ms or kind")
+    for name, value in members.items():
+        if not _fits(name, value):
+            raise _malformed(f"{name} of the entry has not its type")
     return members
+
+
+def _fits(name: str, value: object) -> bool:
+    """Whether a member that is read here has its type and bound; others may be anything."""
+    if name in _TEXTS:
+        return isinstance(value, str)
+    if name in _NUMBERS:
+        return type(value) is int and 0 <= value <= _NUMBERS[name]
+    if name in _LISTS:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return True
 
 
 def _inflated(raw: bytes) -> bytes:

@@ -24,7 +24,7 @@ from broker.routes_audit import decision
 from broker.wire.log import verifier_key
 from policies.codes import DecisionCode
 from policies.decided import Finding, check
-from policies.decision import MAX_FILE, Decision, DecisionError
+from policies.decision import MAX_FILE, Decision, DecisionError, read_entry
 from tests.broker_world import World, outcome, write_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -264,6 +264,31 @@ def test_any_member_may_be_anything(value: object) -> None:
         members = {other: {} for other in names} | {"format": "cloister/decision/v1", name: value}
         with pytest.raises(DecisionError):
             Decision.from_bytes(packed(members))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"at_ms": "now"},
+        {"at_ms": -1},
+        {"at_ms": 10**18},
+        {"at_ms": True},
+        {"kind": None},
+        {"codes": 5},
+        {"codes": [5]},
+        {"labels": "a"},
+        {"version": "1"},
+        {"judged_at_ms": []},
+        {"source_ip": 1},
+        {"platform_addresses": 2**40},
+        {"evidence": {}},
+    ],
+)
+def test_an_entry_whose_members_have_not_their_types_is_malformed(changes: dict[str, Any]) -> None:
+    """A broker could sign anything; whoever checks must not stumble over it."""
+    with pytest.raises(DecisionError) as caught:
+        read_entry(json.dumps({"at_ms": 1, "kind": "agent.admitted"} | changes).encode())
+    assert caught.value.code is DecisionCode.MALFORMED
 
 
 @pytest.mark.asyncio
