@@ -76,6 +76,13 @@ def wait_sealed(process: "subprocess.Popen[bytes]") -> None:
     raise AssertionError(process.stderr.read().decode())
 
 
+def wait_open(process: "subprocess.Popen[bytes]") -> None:
+    """Until it serves."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline(), process.stderr.read().decode()
+
+
 def made(folder: Path, *options: str) -> tuple[Place, Any]:
     place = Place(folder=folder / "broker", port=free_port())
     told = place.run(
@@ -121,8 +128,7 @@ def test_t04_a_disk_that_was_set_back_is_not_confirmed(tmp_path: Path) -> None:
     memory = ("--log-key", str(place.folder / "log.vkey"), "--remember", str(tmp_path / "seen"))
     snapshot = (place.folder / "broker.sqlite").read_bytes()
     with place.serving() as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+        wait_open(process)
         place.run("broker", "confirm", *memory, "--first")
     settings = place.folder / "broker.toml"
     settings.write_text(settings.read_text().replace("[root]\n", '[root]\nconfirm = "operator"\n'))
@@ -148,8 +154,7 @@ def test_a_root_key_is_moved_by_command_and_the_log_says_so(tmp_path: Path) -> N
     place.run("broker", "rewrap", str(place.folder), passphrase=PASSPHRASE)
     assert keyfile.load(root).id == before
     with place.serving() as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+        wait_open(process)
         assert place.run("broker", "rewrap", str(place.folder), status=1)["code"] == BrokerCode.CONFIG_INVALID
         found = place.run("audit", "show", "--kind", "root.rewrapped")["entries"]
         assert [item["entry"]["to"] for item in found] == ["shares", "passphrase", "key-file"]
@@ -166,8 +171,7 @@ def test_a_broker_that_serves_leaves_no_core_and_shows_its_memory_to_nobody(tmp_
     """T1: without these, a crash would write every key that it holds to the disk."""
     place, _ = made(tmp_path)
     with place.serving() as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+        wait_open(process)
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         line = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
         assert line.split()[4:6] == ["0", "0"]

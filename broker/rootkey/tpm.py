@@ -11,7 +11,8 @@ import contextlib
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from attestation.encoding import b64url, from_b64url
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_PCRS: Final = "sha256:0,2,4,7"  # firmware, its options, the boot loader, the state of Secure Boot
 DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
 MAX_BLOB: Final = 2048
+PAUSES_S: Final = (0.1, 0.3, 0.9)
 _PCRS: Final = re.compile(r"sha(256|384):(?:[0-9]|1[0-9]|2[0-3])(?:,(?:[0-9]|1[0-9]|2[0-3]))*")
 _NO_LOG: Final = "all+none"  # the C library writes to stderr by itself; what went wrong is told by our code
 
@@ -111,16 +113,25 @@ def _tpm(tcti: str) -> Iterator["ESAPI"]:
     os.environ.setdefault("TSS2_LOG", _NO_LOG)
     import tpm2_pytss as tss
 
-    try:
-        tpm = tss.ESAPI(tcti)
-    except (tss.TSS2_Exception, RuntimeError) as error:
-        raise BrokerError(BrokerCode.ROOT_TPM_UNAVAILABLE, f"no TPM at {tcti!a}: {error}") from None
+    tpm = _reached(tss.ESAPI, (tss.TSS2_Exception, RuntimeError), tcti)
     try:
         yield tpm
     except tss.TSS2_Exception as error:
         raise BrokerError(BrokerCode.ROOT_TPM_UNAVAILABLE, f"TPM at {tcti!a}: {error}") from None
     finally:
         tpm.close()
+
+
+def _reached(connect: Callable[[str], "ESAPI"], wrong: tuple[type[Exception], ...], tcti: str) -> "ESAPI":
+    """A TPM serves one client at a time; one that is busy is asked again. Raises BrokerError root.tpm_unavailable."""
+    for pause_s in (*PAUSES_S, None):
+        try:
+            return connect(tcti)
+        except wrong as error:
+            if pause_s is None:
+                raise BrokerError(BrokerCode.ROOT_TPM_UNAVAILABLE, f"no TPM at {tcti!a}: {error}") from None
+            time.sleep(pause_s)
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
