@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SECRETS = {f"acme/open/s{n}": f"value {n}".encode() for n in range(4)}
 # What finds releases is an index: it is checked against its own digest when it is shown, and the log is the record.
 TABLES = ("mark", "secret", "log_entry", "log_node", "log_head")
-FLIPS = 160
+FLIPS = 80
 
 
 @dataclass
