@@ -10,6 +10,7 @@ When there is no room for another, the one that was seen longest ago is.
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final, final
 
@@ -96,6 +97,7 @@ class Limits:
             raise BrokerError(BrokerCode.LIMIT_TENANT, f"tenant {tenant}", retry_after_s=int(wait_s) + 1)
 
 
+@lru_cache(maxsize=4096)
 def source_of(address: str | None) -> str:
     """What counts as one source: an IPv4 address, the /64 of an IPv6 address, everybody on a Unix socket."""
     try:
