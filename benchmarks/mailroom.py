@@ -99,15 +99,15 @@ async def _send(member: Member, box: str, order: Order) -> None:
         if order.per_s and (ahead := begun + number / order.per_s - time.monotonic()) > 0:
             await asyncio.sleep(ahead)
         elif len(waiting) >= AHEAD:
-            await asyncio.wait(waiting[: AHEAD // 2])
             for accepted in waiting[: AHEAD // 2]:
-                accepted.result()
+                await accepted
             del waiting[: AHEAD // 2]
         elif number % 64 == 63:
             await asyncio.sleep(0)  # as one who has other things to do between two messages
         text = STAMP.pack(time.monotonic_ns()) + FILLER
         waiting.append(member.stream.post(box, kind="note", plaintext=text))
-    await asyncio.gather(*waiting)
+    for accepted in waiting:
+        await accepted
 
 
 async def _receive(member: Member, order: Order) -> None:
