@@ -21,39 +21,40 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der certificates pki collateral "
-        "documents validity chains endorsements quoting appraisal recent verifier ear transparency tokens verdict_claims "
-        "verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal inspect_cli "
-        "measure_cli verify_cli decision_cli cli __init__"
+        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der certificates pki "
+        "collateral documents validity chains endorsements quoting appraisal recent verifier ear transparency "
+        "tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal "
+        "inspect_cli measure_cli verify_cli decision_cli cli __init__"
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
         "__init__ model codes errors tables mailrules reference appraisal cedartext vocabulary rules store "
-        "authorisation baseline never readsettings signing bundle explain permit engine decision decided recording replay "
-        "forecast faults cases corim diff keys scaffold text cli"
+        "authorisation baseline never readsettings signing bundle explain permit engine decision decided "
+        "recording replay forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors clock keys trustfile tdx replay messages domain packages launch session release kept standing mailbox blobs "
-        "padding channel lanes ledger checkpoint stream client svid durable topics connection company received peers runtime direct workload_messages workload declared replies context main handling subscribing "
-        "agent supervise labs reload cli __init__"
+        "errors clock keys trustfile tdx replay messages domain packages launch session release kept standing "
+        "mailbox blobs padding channel lanes ledger checkpoint stream client svid durable topics connection "
+        "company received peers runtime direct workload_messages workload declared replies context main handling "
+        "subscribing agent supervise labs reload cli __init__"
     ),
     "broker": (
         "__init__ wire ports_channels ports_mail ports_svids ports_topics ports_releases ports errors points rows "
         "tree archive audit bundles generation rootkey keyring authority identity challenges dpop collateral "
-        "platforms tracing pool judging attested reasons status sessions admission vault svids edges labels mailkeys "
-        "standing states rights second leasing release derivation kbs limits config tls bell decisions auditing "
-        "deadletters leases vouchers mailboxes routing topics channels drawing blobs mail undo turns memory_channels "
-        "memory_mail memory_svids memory_topics memory_releases memory sql_releases sql_schema sql_blobs "
-        "sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables fence sql verification tokens rotation witness "
-        "sealed domains administration clock telemetry sources upkeep service background calls refusals http_api "
-        "sealed_http kbs_http openapi console routes_audit routes_keys routes_relying routes_mail routes_svids "
-        "routes_opening routes_secrets routes rpc app opening admin_client unsealing setup rewrap hardening "
-        "cli_parts lending_cli audit_cli domain_cli root_cli cli"
+        "platforms tracing pool judging attested reasons status sessions admission vault svids edges labels "
+        "mailkeys standing states rights second leasing release derivation kbs limits config tls bell decisions "
+        "auditing deadletters leases vouchers mailboxes routing topics channels drawing blobs mail undo turns "
+        "memory_channels memory_mail memory_svids memory_topics memory_releases memory sql_releases sql_schema "
+        "sql_blobs sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables fence sql verification tokens "
+        "rotation witness sealed domains administration clock telemetry sources upkeep service background calls "
+        "refusals http_api sealed_http kbs_http openapi console routes_audit routes_keys routes_relying "
+        "routes_mail routes_svids routes_opening routes_secrets routes rpc app opening admin_client unsealing "
+        "setup rewrap hardening cli_parts lending_cli audit_cli domain_cli root_cli cli"
     ),
     "broker/wire": (
-        "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal terms release derive labels "
-        "api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 mailbox keys state "
-        "peers revocations topic bodies relying"
+        "__init__ errors tags jose fields names log evidence challenge attested svid dpop unseal terms release "
+        "derive labels api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 "
+        "mailbox keys state peers revocations topic bodies relying"
     ),
     "broker/kbs": "__init__ jwe messages keys token records guests resources desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
