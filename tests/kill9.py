@@ -21,7 +21,7 @@ from simulator.machine import Machine
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS handled (
-    place INTEGER PRIMARY KEY, sender TEXT, number INTEGER, life TEXT, UNIQUE (sender, number)
+    place INTEGER PRIMARY KEY, sender TEXT, number INTEGER, life TEXT, attempt INTEGER, UNIQUE (sender, number)
 );
 CREATE TABLE IF NOT EXISTS repeated (sender TEXT, number INTEGER);
 """
@@ -56,8 +56,13 @@ def sink(folder: Path) -> Agent:
     @agent.on_message(Item, idempotent=True)
     async def handle(ctx: Context, item: Item) -> None:
         assert ctx.peer is not None
-        row = (item.sender, item.number, ctx.peer.subject)  # a sender that was killed comes back as somebody else
-        new = done.execute("INSERT OR IGNORE INTO handled (sender, number, life) VALUES (?, ?, ?)", row)
+        row = (
+            item.sender,
+            item.number,
+            ctx.peer.subject,
+            ctx.attempt,
+        )  # a sender that was killed comes back as somebody else
+        new = done.execute("INSERT OR IGNORE INTO handled (sender, number, life, attempt) VALUES (?, ?, ?, ?)", row)
         if not new.rowcount:
             done.execute("INSERT INTO repeated VALUES (?, ?)", (item.sender, item.number))
 
