@@ -234,7 +234,7 @@ async def test_an_entry_of_another_kind_is_no_decision(world: World) -> None:
 
 
 def packed(members: object) -> bytes:
-    return gzip.compress(json.dumps(members).encode())
+    return gzip.compress(json.dumps(members).encode(), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +246,10 @@ def packed(members: object) -> bytes:
         (packed({"format": "cloister/decision/v1"}), DecisionCode.MALFORMED),
         (packed({}) + b"x", DecisionCode.MALFORMED),
         (packed({})[:-1], DecisionCode.MALFORMED),
-        (gzip.compress(b" " * (3 << 20)), DecisionCode.TOO_LARGE),
+        (gzip.compress(b" " * (3 << 20), mtime=0), DecisionCode.TOO_LARGE),
         (b"x" * (MAX_FILE + 1), DecisionCode.TOO_LARGE),
     ],
+    ids=["nothing", "unpacked", "list", "few members", "more behind", "cut short", "large unpacked", "large"],
 )
 def test_what_is_no_decision_is_named_so(raw: bytes, code: DecisionCode) -> None:
     with pytest.raises(DecisionError) as caught:
