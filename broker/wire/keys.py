@@ -30,6 +30,7 @@ MAX_EPOCHS: Final = 32
 MAX_GRANT: Final = 8192
 MAX_SEALED: Final = 32 * 1024
 MAX_NUMBER: Final = 2**31 - 1
+SKEW_S: Final = 5  # the broker tells agents the time in whole seconds, so theirs is behind its own
 NO_INCARNATION: Final = bytes(32)
 """What a durable mailbox or a topic has in place of an incarnation: it outlives every process that reads it."""
 
@@ -298,7 +299,7 @@ class TopicKey:
         message = _topic_message(self.topic, self.epoch, self.suite, self.key, self.not_before_s, self.not_after_s)
         if not es256_valid(broker_key, self.signature, message):
             raise WireError(WireCode.MAILBOX_KEY_SIGNATURE, "not signed by the broker's identity key")
-        if self.topic != topic or not self.not_before_s <= at_s <= self.not_after_s:
+        if self.topic != topic or not self.not_before_s - SKEW_S <= at_s <= self.not_after_s:
             raise WireError(WireCode.MAILBOX_KEY_SIGNATURE, "signed for another topic or time")
 
     def to_dict(self) -> dict[str, Any]:
