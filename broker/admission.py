@@ -21,7 +21,7 @@ from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity, Issued, Proof
-from broker.judging import Judge, Judged, chain_holds, circumstances_of
+from broker.judging import Judge, Judged, circumstances_of, earns_entry
 from broker.pool import Pool
 from broker.ports import Clock, Transaction
 from broker.reasons import codes_of, told
@@ -96,7 +96,7 @@ class AdmissionDesk:
                         raise
             return await self._admit(attempt, at)
         except (VerificationFailed, Refused) as error:
-            if isinstance(error, Refused) or chain_holds(error):
+            if isinstance(error, Refused) or earns_entry(error):
                 await self._record_refusal(attempt, error, at)
             raise
 

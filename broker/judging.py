@@ -208,11 +208,18 @@ def refusal_of(checks: tuple[Check, ...]) -> VerificationFailed:
 
 
 _IN_FORCE: Final = frozenset({Code.CHAIN_REVOKED, Code.CHAIN_EXPIRED, Code.CHAIN_NOT_YET_VALID})
+_SIGNED: Final = frozenset({Code.QE_SIGNATURE, Code.QE_KEY_NOT_BOUND, Code.QUOTE_SIGNATURE})
 
 
-def chain_holds(error: VerificationFailed) -> bool:
-    """Whether the refused quote comes from a platform that was certified once: strangers earn no log entry."""
+def earns_entry(error: VerificationFailed) -> bool:
+    """Whether a platform that was certified once made the refused quote for what it is shown for.
+
+    A PCK chain alone says nothing of whoever sends it: anybody can copy one out of a published quote, and the quote
+    too. What costs nothing to make would fill log and archive.
+    """
     if error.code.startswith("eventlog."):
         return True  # compared only with a quote that had been verified
     chain = [check for check in error.checks if check.code.startswith("chain.") and check.code not in _IN_FORCE]
-    return bool(chain) and all(check.ok for check in chain)
+    signed = {check.code for check in error.checks if check.code in _SIGNED and check.ok}
+    answers = all(check.ok for check in error.checks if check.code == Code.BINDING_REPORT_DATA)
+    return bool(chain) and all(check.ok for check in chain) and signed == _SIGNED and answers

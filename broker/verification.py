@@ -2,7 +2,7 @@
 
 Decides what may be called affirming: never without REPORT_DATA compared, never by the caller's own policy. A result has
 its own issuer, key and type, so that nobody can turn it into an admission. Nothing is granted here; the log notes what
-was judged of quotes whose PCK chain holds, and nothing of the rest, so that garbage can fill nothing.
+was judged of quotes that a certified platform signed, and nothing of the rest, so that garbage can fill nothing.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from attestation.verifier import NOT_COMPARED, Allowance, VerifiedQuote
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
 from broker.identity import Identity
-from broker.judging import OUTDATED, Judge, appraisal_of, chain_holds
+from broker.judging import OUTDATED, Judge, appraisal_of, earns_entry
 from broker.pool import Pool
 from broker.ports import Clock
 from broker.status import problem_of
@@ -93,7 +93,7 @@ class VerificationDesk:
         except VerificationFailed as error:
             if error.code in OUTDATED:
                 self._judge.collateral.outdated(quote)
-            if isinstance(error, RefusedByPolicy) or chain_holds(error):
+            if isinstance(error, RefusedByPolicy) or earns_entry(error):
                 await self._note(request, demands, str(error.code), False, at, correlation_id)
             result = self._identity.refusal(error, tee=quote.tee, audience=audience, nonce=request.nonce or "", at=at)
             return VerificationResponse(

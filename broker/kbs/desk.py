@@ -24,7 +24,7 @@ from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
-from broker.judging import Judge, Judged, chain_holds
+from broker.judging import Judge, Judged, earns_entry
 from broker.kbs.guests import Caller, Gauge, Guest, again_while_moving, platform_of, subject_of
 from broker.kbs.keys import KbsKeys
 from broker.kbs.messages import AttestBody, read_request
@@ -115,7 +115,7 @@ class KbsDesk:
         try:
             guest = await again_while_moving(lambda: self._admit(body, quote, claim, caller, at))
         except (VerificationFailed, Refused) as error:
-            if isinstance(error, Refused) or chain_holds(error):
+            if isinstance(error, Refused) or earns_entry(error):
                 await self._note_refusal(body, claim, error, caller, at)
             raise
         ends = datetime.fromtimestamp(claim.expires_at_s - self._challenges.life_s + SESSION_S, UTC)
