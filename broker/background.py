@@ -81,7 +81,7 @@ class Background:
         witness = Witness.of_settings(self._broker.settings)
         while witness is not None:
             await asyncio.sleep(WITNESS_S)
-            await _carefully("witness.show", partial(witness.confirm, self._broker.audit))
+            await _carefully("witness.show", partial(witness.confirm, self._broker.audit, self._broker.clock))
 
     async def write_refusals(self) -> bool:
         """One entry for all the refusals since the last one; False when there were none."""

@@ -165,6 +165,9 @@ class Settings:
             "" if self.database else "in production store.database must name a file",
             "" if self.admins else "in production at least one [[admins]] is needed",
             "in production root.confirm must be operator or witness" if self.confirm == "skipped" else "",
+            "in production witness.url must be https: an answer could be played back"
+            if self.witness_url is not None and not self.witness_url.startswith("https://")
+            else "",
             "trust.roots_file replaces Intel's root: in production say trust.foreign_roots = true as well"
             if foreign
             else "",

@@ -157,7 +157,7 @@ class Unsealing:
         """Until the witness answers; meanwhile an operator may confirm as well."""
         while True:
             try:
-                return await witness.confirm(audit)
+                return await witness.confirm(audit, self._clock)
             except BrokerError as error:
                 if error.code is BrokerCode.CHECKPOINT_ROLLED_BACK:
                     raise

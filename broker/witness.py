@@ -2,7 +2,8 @@
 
 Decides how it is asked (C2SP tlog-witness: POST add-checkpoint with the size that it is believed to know, a proof of
 consistency and the note) and what its answers mean. 409 with a size says what it does know; one that knows a longer
-log than ours has seen what this disk has lost. Its cosignature (C2SP tlog-cosignature, Ed25519 with a time) is checked.
+log than ours has seen what this disk has lost. Its cosignature (C2SP tlog-cosignature, Ed25519 with a time) is checked,
+and must be of now: whoever sets a disk back could play the one back that belonged to it.
 """
 
 import asyncio
@@ -21,11 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from broker.audit import Audit
 from broker.config import Settings
 from broker.errors import BrokerCode, BrokerError
+from broker.ports import Clock
 from broker.wire.log import Checkpoint
 
 TIMEOUT_S: Final = 10
 MAX_ANSWER: Final = 4096
 COSIGNATURE: Final = b"\x04"
+MAX_SKEW_S: Final = 300  # an older cosignature may be one that was recorded when this checkpoint was the newest
 _STAMP: Final = 8  # bytes of the time in a cosignature
 logger = logging.getLogger("cloister.broker.witness")
 
@@ -59,7 +62,7 @@ class Witness:
             return None
         return cls.of(settings.witness_url, settings.witness_key)
 
-    async def confirm(self, audit: Audit) -> str:
+    async def confirm(self, audit: Audit, clock: Clock) -> str:
         """Show it the newest checkpoint; its name, once it has cosigned.
 
         Raises BrokerError checkpoint.rolled_back when it knows a longer or another log, store.unavailable when it does
@@ -76,7 +79,7 @@ class Witness:
             self._known(text, head)
         if status != 200:
             raise _odd(f"{self.name} answers {status}")
-        self._check(text, head)
+        self._check(text, head, clock().timestamp())
         return f"witness {self.name}"
 
     def _known(self, text: str, head: Checkpoint) -> int:
@@ -94,8 +97,8 @@ class Witness:
         body = "\n".join(lines) + "\n\n" + head.note
         return await asyncio.to_thread(_post, f"{self.url}/add-checkpoint", body.encode())
 
-    def _check(self, text: str, head: Checkpoint) -> None:
-        """The answer is one or more signature lines; one of them must be this witness's over this note."""
+    def _check(self, text: str, head: Checkpoint, now_s: float) -> None:
+        """The answer is one or more signature lines; one of them must be this witness's over this note, of now."""
         body = head.note.rpartition("\n\n")[0] + "\n"
         for line in text.splitlines():
             dash, _, rest = line.partition(" ")
@@ -112,6 +115,8 @@ class Witness:
                 Ed25519PublicKey.from_public_bytes(self.key).verify(signature, signed.encode())
             except InvalidSignature:
                 continue
+            if abs(now_s - int.from_bytes(stamp, "big")) > MAX_SKEW_S:
+                raise _odd(f"{self.name} cosigned at another time: replayed, or a clock is wrong")
             return
         raise _odd(f"{self.name} did not cosign")
 

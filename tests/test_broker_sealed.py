@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +412,7 @@ class Tower:
     known: tuple[int, bytes] = (0, b"")
     asked: list[str] = field(default_factory=list)
     answer: Callable[["Tower", str], tuple[int, str]] | None = None
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     @property
     def vkey(self) -> str:
@@ -434,9 +436,10 @@ class Tower:
         return 200, self.cosigned(text)
 
     def cosigned(self, text: str) -> str:
-        stamp = (1_800_000_000).to_bytes(8, "big")
+        now_s = int(self.clock().timestamp())
+        stamp = now_s.to_bytes(8, "big")
         raw = raw_log_key(self.key.public_key())
-        signature = self.key.sign(f"cosignature/v1\ntime 1800000000\n{text}".encode())
+        signature = self.key.sign(f"cosignature/v1\ntime {now_s}\n{text}".encode())
         return f"\u2014 tower {base64.b64encode(_key_id('tower', raw) + stamp + signature).decode()}\n"
 
 
@@ -469,6 +472,7 @@ async def test_a_witness_lets_a_broker_start_by_itself_and_stops_one_whose_disk_
     with standing(tower) as url:
         changes = {"confirm_by": "witness", "witness_url": url, "witness_key": tower.vkey}
         house = House(tmp_path, changes=changes)
+        tower.clock = house.machine.clock.now
         house.keep(Keeping())
         await (await house.built()).close()
         async with starting(house) as start:
@@ -492,10 +496,18 @@ def forged(tower: Tower, body: str) -> tuple[int, str]:
     return 200, Tower().cosigned(body.partition("\n\n")[2].rpartition("\n\n")[0] + "\n")
 
 
+def recorded(tower: Tower, body: str) -> tuple[int, str]:
+    """What the witness said when this checkpoint was the newest, played back by whoever sits between."""
+    now = tower.clock()
+    tower.clock = lambda: now - timedelta(hours=1)
+    return 200, tower.cosigned(body.partition("\n\n")[2].rpartition("\n\n")[0] + "\n")
+
+
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
         (forged, BrokerCode.STORE_UNAVAILABLE),
+        (recorded, BrokerCode.STORE_UNAVAILABLE),
         (lambda *_: (200, ""), BrokerCode.STORE_UNAVAILABLE),
         (lambda *_: (200, "\u2014 tower !!\n"), BrokerCode.STORE_UNAVAILABLE),
         (lambda *_: (500, ""), BrokerCode.STORE_UNAVAILABLE),
@@ -509,12 +521,12 @@ async def test_a_witness_that_does_not_vouch_confirms_nothing(tmp_path: Path, an
     house = House(tmp_path)
     house.keep(Keeping())
     broker = await house.built()
-    tower = Tower(answer=answer)
+    tower = Tower(answer=answer, clock=house.machine.clock.now)
     with standing(tower) as url, pytest.raises(BrokerError) as caught:
-        await Witness.of(url, tower.vkey).confirm(broker.audit)
+        await Witness.of(url, tower.vkey).confirm(broker.audit, house.machine.clock.now)
     assert caught.value.code is code
     with pytest.raises(BrokerError) as caught:
-        await Witness.of(url, tower.vkey).confirm(broker.audit)
+        await Witness.of(url, tower.vkey).confirm(broker.audit, house.machine.clock.now)
     assert caught.value.code is BrokerCode.STORE_UNAVAILABLE
     await broker.close()
 
