@@ -57,6 +57,7 @@ from enclave.session import Admission, Broker
 
 LIFE_S: Final = 3600
 MAX_CHANNELS: Final = 4096  # that one mailbox receives on
+MAX_OF_SENDER: Final = 64  # of them; the oldest makes room, and does not come back
 MAX_SKIPPED: Final = 256  # gaps that are remembered, so that what comes late is told from what was handled
 _LIVE: Final[weakref.WeakSet[SendingChannel]] = weakref.WeakSet()
 
@@ -295,15 +296,19 @@ class ReceivingChannels:
         named = (inside.mailbox_key, inside.incarnation) == (header.mailbox_key, header.incarnation)
         if header.type != OPEN_TYPE or not named or inside.channel in self._known:
             raise EnvelopeRefused(Code.CHANNEL_OPENING, f"the opening of {inside.channel.hex()} contradicts its header")
-        self._forget_ended()
+        self._make_room(opened.sender)
         self._known[inside.channel] = _Receiving(opening.envelope, header, inside, opened.sender)
         return inside.channel
 
-    def _forget_ended(self) -> None:
-        """Nothing under a mailbox key that has ended can be opened again, and its openings are refused as expired."""
+    def _make_room(self, sender: Verdict) -> None:
+        """Nothing under a mailbox key that has ended can be opened again, and its openings are refused as expired; an
+        opening that was passed over for newer ones of its sender is refused as replayed."""
         now_ms = self._time.now_ms()
         self._known = {name: one for name, one in self._known.items() if one.ends_at_ms > now_ms}
-        if len(self._known) >= MAX_CHANNELS:
+        own = [name for name, one in self._known.items() if one.sender.identity_key == sender.identity_key]
+        if len(own) >= MAX_OF_SENDER:
+            del self._known[own[0]]
+        elif len(self._known) >= MAX_CHANNELS:
             raise EnvelopeRefused(Code.CHANNEL_OPENING, f"more than {MAX_CHANNELS} channels into one mailbox")
 
     def open(

@@ -27,7 +27,7 @@ from attestation.sealing import SealingKey, seal_to
 from attestation.verdict import Verdict, open_token
 from broker.wire.blob import BLOB_TYPE
 from broker.wire.bodies import peer_audience
-from broker.wire.envelope import Envelope, Header, info
+from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header, info
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import p256_from_spki
 from broker.wire.keys import NO_INCARNATION, TopicKey
@@ -48,6 +48,7 @@ MIN_BUCKET: Final = 256
 DEFAULT_TTL_S: Final = 600
 SKEW_MS: Final = 5_000  # between two agents who both take time from the broker
 MAX_SENDERS: Final = 4096
+MAX_RETIRED: Final = 1024  # windows under keys that are not at hand
 INCARNATION_LEN: Final = 32
 
 Judge = Callable[[Verdict], bool]
@@ -227,6 +228,7 @@ class Inbox:
         self._standing = standing  # without one a sender's token is believed for its whole life
         self._incarnation = NO_INCARNATION if durable else os.urandom(INCARNATION_LEN)
         self._epochs: dict[bytes, _Epoch] = {}
+        self._retired: dict[bytes, tuple[float, dict[str, Window]]] = {}  # until when, and the windows
         self._newest: MailboxKey | None = None
 
     def key_due(self) -> bool:
@@ -276,25 +278,41 @@ class Inbox:
 
     def take(self, kept: KeptKeys) -> None:
         """Open with these keys from now on. What was received under those that were known already stays received."""
-        known = self._epochs
-        self._epochs = {}
+        known, self._epochs = self._epochs, {}
+        for thumbprint, old in known.items():
+            self._retire(thumbprint, old.windows)
         for one in kept.keys:
-            windows = known[one.thumbprint].windows if one.thumbprint in known else {}
+            _, windows = self._retired.pop(one.thumbprint, (0.0, {}))
             self._epochs[one.thumbprint] = _Epoch(key=one.key, until_s=one.keep_until_s, windows=windows)
+
+    def _retire(self, thumbprint: bytes, windows: dict[str, Window]) -> None:
+        """A key that is not at hand may be handed out again: what was received under it is remembered for as long as
+        any of it could still be in time."""
+        now_s = self._time.now_s()
+        self._retired = {name: old for name, old in self._retired.items() if old[0] > now_s}
+        if windows:
+            self._retired[thumbprint] = (now_s + MAX_LIFE_MS / 1000, windows)
+        while len(self._retired) > 1 and sum(len(old[1]) for old in self._retired.values()) > MAX_RETIRED:
+            del self._retired[next(iter(self._retired))]
 
     def knows(self, thumbprint: bytes) -> bool:
         """Whether that key is at hand."""
         return thumbprint in self._epochs
 
     def windows(self) -> dict[tuple[bytes, str], Window]:
-        """What was received under each living key from each sender, for a checkpoint."""
-        return {(key, jkt): window for key, epoch in self._epochs.items() for jkt, window in epoch.windows.items()}
+        """What was received under each key from each sender, for a checkpoint."""
+        under = {key: epoch.windows for key, epoch in self._epochs.items()}
+        under |= {key: windows for key, (_, windows) in self._retired.items()}
+        return {(key, jkt): window for key, windows in under.items() for jkt, window in windows.items()}
 
     def restore(self, windows: Mapping[tuple[bytes, str], Window]) -> None:
-        """What was received before this start. Windows of keys that have ended meanwhile are of no use any more."""
+        """What was received before this start, also under keys that are not at hand now."""
+        absent: dict[bytes, dict[str, Window]] = {}
         for (key, jkt), window in windows.items():
-            if epoch := self._epochs.get(key):
-                epoch.windows[jkt] = window
+            epoch = self._epochs.get(key)
+            (absent.setdefault(key, {}) if epoch is None else epoch.windows)[jkt] = window
+        for key, found in absent.items():
+            self._retire(key, found)
 
     def open(self, delivery: Delivery, senders: Mapping[str, str], broker: Broker) -> Opened:
         """Prove and open one delivery; `senders` has a peer token for each subject that sent something.

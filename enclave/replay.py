@@ -19,11 +19,12 @@ SIZE: Final = 1024
 class Window:
     """Not thread-safe. `check`, then `begin`, then `finish` or `abandon`."""
 
-    __slots__ = ("_done", "_highest", "_ids", "_open")
+    __slots__ = ("_done", "_floor", "_highest", "_ids", "_open")
 
     def __init__(self) -> None:
         self._highest = 0
-        self._done: set[int] = set()  # above _highest - SIZE
+        self._floor = 0  # what is done is remembered above this
+        self._done: set[int] = set()
         self._open: set[int] = set()
         self._ids: dict[bytes, int] = {}  # message id → the number under which it came
 
@@ -31,12 +32,18 @@ class Window:
     def of(cls, highest: int, done: set[int]) -> Self:
         """As it was: what was being handled then is open again."""
         made = cls()
-        made._highest, made._done = highest, set(done)
+        made._highest, made._done, made._floor = highest, set(done), max(highest - SIZE, 0)
         return made
 
     def state(self) -> tuple[int, frozenset[int]]:
-        """The highest number that is done, and all that are, as far back as is remembered."""
-        highest = max(self._done, default=self._highest - SIZE if self._highest > SIZE else 0)
+        """A highest number, and all that are done, as far back from there as is remembered.
+
+        It is the highest that is done, unless less is remembered than that: what was handled and forgotten since must
+        be below what comes out.
+        """
+        highest = max(self._done, default=0)
+        if self._floor > max(highest - SIZE, 0):
+            highest = self._floor + SIZE
         return highest, frozenset(number for number in self._done if number > highest - SIZE)
 
     def check(self, seq: int, msg_id: bytes) -> None:
@@ -54,7 +61,7 @@ class Window:
         self._ids[msg_id] = seq
         self._highest = max(self._highest, seq)
         if len(self._done) > 2 * SIZE or len(self._ids) > 2 * SIZE:
-            floor = self._highest - SIZE
+            self._floor = floor = max(self._highest - SIZE, self._floor)
             self._done = {number for number in self._done if number > floor}
             self._ids = {name: number for name, number in self._ids.items() if number > floor}
 

@@ -1,0 +1,135 @@
+"""Attacks on mail that need more than one step: old keys brought back, windows wound back, room taken from others."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from attestation.evidence import MLKEM768_X25519
+from attestation.sealing import SealingKey
+from broker.wire.mailbox import Delivery
+from enclave import channel as channels
+from enclave.checkpoint import decode, encode
+from enclave.errors import Code, EnvelopeRefused
+from enclave.kept import KeptKey, KeptKeys
+from enclave.mailbox import Inbox
+from enclave.replay import Window
+from tests.test_channel import Pair
+from tests.test_enclave_mailbox import NOW_S, Router, party
+
+KEY, JKT = bytes(32), "A" * 43
+
+
+def code_of(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except EnvelopeRefused as error:
+        return str(error.code)
+    return "ok"
+
+
+# ── a receiver is wound back ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("whole", "ahead"), [(2048, 2049), (2048, 3000), (2050, 3073), (5000, 6023)])
+def test_nothing_that_was_handled_is_new_after_a_restart_while_something_was_in_hand(whole: int, ahead: int) -> None:
+    window = Window()
+    for seq in range(1, whole + 1):
+        window.begin(seq, seq.to_bytes(16, "big"))
+        window.finish(seq)
+    window.begin(ahead, ahead.to_bytes(16, "big"))  # in hand when the checkpoint is made
+    restored = decode(encode({(KEY, JKT): window}))[KEY, JKT]
+    for number in range(1, whole + 1):
+        assert code_of(lambda number=number: restored.check(number, bytes(16))) == Code.ENVELOPE_REPLAYED, number
+    assert code_of(lambda: restored.check(ahead, bytes(16))) == "ok"
+
+
+def kept(*keys: SealingKey) -> KeptKeys:
+    return KeptKeys(
+        name="lab/inbox/d",
+        keys=tuple(
+            KeptKey(
+                epoch=number,
+                key=key,
+                not_before_s=NOW_S - 10,
+                not_after_s=NOW_S + 3600,
+                keep_until_s=NOW_S + 7200,
+            )
+            for number, key in enumerate(keys, start=1)
+        ),
+        state_key=bytes(32),
+    )
+
+
+class DurableBox:
+    """A durable mailbox whose broker hands out whatever keys it likes."""
+
+    def __init__(self) -> None:
+        self.router = Router()
+        self.a, self.owner = party(self.router, "a"), party(self.router, "d")
+        self.old, self.new = SealingKey.generate(MLKEM768_X25519), SealingKey.generate(MLKEM768_X25519)
+        self.inbox = self.another()
+        self.inbox.take(kept(self.old))
+        self.statement = self.inbox.adopt(kept(self.old), self.owner.verdict.subject)
+
+    def another(self) -> Inbox:
+        return Inbox("lab/inbox/d", self.owner.keys, self.owner.inbox._time, durable=True)
+
+    def letter(self) -> Delivery:
+        info = self.owner.info()
+        envelope = self.a.outbox.seal(
+            replace(info, key=self.statement),
+            mailbox="lab/inbox/d",
+            admission=self.a.admission,
+            kind="job",
+            plaintext=b"pay",
+        )
+        return self.router.accept(envelope, "lab/inbox/d")
+
+    def code(self, delivery: Delivery, inbox: Inbox | None = None) -> str:
+        box = inbox or self.inbox
+
+        def read() -> None:
+            box.done(box.open(delivery, {self.a.verdict.subject: self.a.token}, self.router.broker).header)
+
+        return code_of(read)
+
+
+def test_a_key_that_was_taken_away_and_brought_back_brings_no_message_back() -> None:
+    box = DurableBox()
+    letter = box.letter()
+    assert box.code(letter) == "ok"
+    box.inbox.take(kept(box.new))
+    assert box.code(letter) == Code.ENVELOPE_EPOCH
+    box.inbox.take(kept(box.old, box.new))
+    assert box.code(letter) == Code.ENVELOPE_REPLAYED
+
+
+def test_nor_over_a_restart_that_did_not_have_the_key() -> None:
+    box = DurableBox()
+    letter = box.letter()
+    assert box.code(letter) == "ok"
+    second = box.another()
+    second.take(kept(box.new))
+    second.restore(decode(encode(box.inbox.windows())))
+    third = box.another()
+    third.take(kept(box.new))
+    third.restore(decode(encode(second.windows())))
+    third.take(kept(box.old, box.new))
+    assert box.code(letter, third) == Code.ENVELOPE_REPLAYED
+
+
+# ── room is taken from others ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_sender_cannot_take_the_channels_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "MAX_CHANNELS", 12)
+    monkeypatch.setattr(channels, "MAX_OF_SENDER", 4)
+    pair = Pair()
+    noisy = party(pair.router, "noisy")
+    opened = [pair.opened(noisy) for _ in range(20)]
+    assert {pair.admit(channel, noisy) for channel in opened} == {"ok"}
+    for _ in range(3):
+        assert pair.admit(pair.opened(pair.a)) == "ok"
+    assert pair.texts(pair.open(pair.seal(b"still heard").raw)) == [b"still heard"]
+    assert pair.admit(opened[0], noisy) == Code.ENVELOPE_REPLAYED  # what made room does not come back
