@@ -1,12 +1,19 @@
 """Attacks on mail that need more than one step: old keys brought back, windows wound back, room taken from others."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey
+from broker.rpc import stream
+from broker.wire import stream_pb2 as pb
 from broker.wire.mailbox import Delivery
 from enclave import channel as channels
 from enclave.checkpoint import decode, encode
@@ -14,6 +21,7 @@ from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKey, KeptKeys
 from enclave.mailbox import Inbox
 from enclave.replay import Window
+from tests.broker_world import World
 from tests.test_channel import Pair
 from tests.test_enclave_mailbox import NOW_S, Router, party
 
@@ -40,7 +48,7 @@ def test_nothing_that_was_handled_is_new_after_a_restart_while_something_was_in_
     window.begin(ahead, ahead.to_bytes(16, "big"))  # in hand when the checkpoint is made
     restored = decode(encode({(KEY, JKT): window}))[KEY, JKT]
     for number in range(1, whole + 1):
-        assert code_of(lambda number=number: restored.check(number, bytes(16))) == Code.ENVELOPE_REPLAYED, number
+        assert code_of(partial(restored.check, number, bytes(16))) == Code.ENVELOPE_REPLAYED, number
     assert code_of(lambda: restored.check(ahead, bytes(16))) == "ok"
 
 
@@ -133,3 +141,49 @@ def test_one_sender_cannot_take_the_channels_of_others(monkeypatch: pytest.Monke
         assert pair.admit(pair.opened(pair.a)) == "ok"
     assert pair.texts(pair.open(pair.seal(b"still heard").raw)) == [b"still heard"]
     assert pair.admit(opened[0], noisy) == Code.ENVELOPE_REPLAYED  # what made room does not come back
+
+
+class Deaf:
+    """An agent's end of a stream that talks for ever and reads nothing."""
+
+    def __init__(self, *messages: bytes) -> None:
+        self._messages = iter(messages)
+        self.heard_out = asyncio.Event()
+
+    async def read(self) -> bytes:
+        if (raw := next(self._messages, None)) is None:
+            self.heard_out.set()
+            await asyncio.Event().wait()
+        assert raw is not None
+        return raw
+
+    async def write(self, _: bytes) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("sends", [True, False])
+async def test_who_reads_no_answers_is_not_read_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sends: bool
+) -> None:
+    monkeypatch.setattr(stream, "MAX_UNREAD", 100)
+    world = await World.make(tmp_path)
+    agent = await world.admitted("deaf")
+    await agent.open("acme/mail/deaf")
+    junk = pb.ToBroker(
+        sends=[pb.StreamSend(id=1, mailbox="acme/mail/b", batch=b"junk")] * 50 if sends else [],
+        settles=[] if sends else [pb.Settle(lease="gone")] * 50,
+    )
+    context = Deaf(*[junk.SerializeToString(deterministic=True)] * 300)
+    hello = pb.Hello(mailbox="acme/mail/deaf", credit=1, lease_s=30)
+    made = stream.MailStream(stream.Streams(world.broker), world.broker, cast("Any", context), agent.token, hello, "")
+    await made.welcome()
+    running = asyncio.create_task(made.run())
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await context.heard_out.wait()
+    assert not context.heard_out.is_set()
+    assert len(made._next.results) + len(made._next.lost) <= 100 + 2 * 64 * 50
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await world.broker.close()

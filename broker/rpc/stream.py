@@ -40,6 +40,8 @@ SERVICE: Final = "cloister.v1.Mail"
 METHOD: Final = f"/{SERVICE}/Stream"
 MAX_MESSAGE: Final = 8 << 20
 MAX_FLYING: Final = 64  # batches of one stream that are being written
+MAX_UNREAD: Final = 4096  # answers that lie ready; an agent that does not read them is not read either
+MAX_KNOWN: Final = 4096  # openings and tokens that are not sent twice; then they are sent again
 FIRST_S: Final = 10.0  # for the first message, before which nobody knows who is there
 WATCH_S: Final = 2.0  # how often the token's end is looked at; a rise of the generation is heard at once
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -136,6 +138,7 @@ class MailStream:
         self._tokens: dict[str, str] = {}
         self._next = pb.FromBroker()
         self._news = asyncio.Event()
+        self._read_on = asyncio.Event()
         self.mailbox: Final = hello.mailbox
         self.look: Final = asyncio.Event()
         self.superseded: Final = asyncio.Event()
@@ -190,14 +193,22 @@ class MailStream:
             if message.HasField("renewal"):
                 await self._renew(message.renewal)
             for send in message.sends:
+                await self._answers_read()
                 await self._flying.acquire()
                 self._spawn(self._send(send.id, await self._begun(send)))
             if message.settles:
+                await self._answers_read()
                 await self._flying.acquire()
                 self._spawn(self._settle(Settling.of(message.settles)))
             if message.credit:
                 self._credit = min(self._credit + message.credit, MAX_OUTSTANDING)
                 self._credited.set()
+
+    async def _answers_read(self) -> None:
+        """Until there is room for another answer."""
+        while len(self._next.results) + len(self._next.lost) >= MAX_UNREAD:
+            self._read_on.clear()
+            await self._read_on.wait()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -267,6 +278,7 @@ class MailStream:
             await self._news.wait()
             self._news.clear()
             message, self._next = self._next, pb.FromBroker()
+            self._read_on.set()
             await self._context.write(message.SerializeToString())
 
     async def _deliver(self) -> None:
@@ -297,6 +309,9 @@ class MailStream:
 
     def _hand_on(self, drawn: Drawn) -> None:
         message = self._next
+        for known in (self._openings, self._tokens):
+            if len(known) >= MAX_KNOWN:
+                known.clear()
         for parcel in drawn.parcels:
             found = parcel.message
             if parcel.channel and parcel.channel not in self._openings:
