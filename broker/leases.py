@@ -7,6 +7,7 @@ see becomes a dead letter.
 """
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +32,7 @@ from policies.model import Receive
 MAX_ATTEMPTS: Final = 5
 LEFT_MS: Final = -1  # in place of a moment: the owner has closed the mailbox
 HOLD_MS: Final = 30_000  # an owner that was not heard of for so long may be succeeded
+MAX_BEGUN: Final = 65_536  # mailboxes; of one that is forgotten what is out comes again, and nothing is lost
 RENEW_MS: Final = 20_000  # what is left of a hold when it is renewed
 
 
@@ -88,6 +90,7 @@ class Leases:
         self._dead = dead
         self._bell = bell
         self._clock = clock
+        self._begun: OrderedDict[str, str] = OrderedDict()  # mailbox → who has been handed mail from it by this process
 
     # ── handing out ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -162,10 +165,13 @@ class Leases:
         now_ms = int(at.timestamp() * 1000)
         tokens = [b64url(secrets.token_bytes(16)) for _ in range(wanted.parcels)]
         rule = session.bundle.settings.mail.of(name)
+        anew = self._begun.get(name) != session.subject
 
         def work(tx: Transaction) -> Sequence[LeasedMessage]:
             self._generation.expect(tx, session.generation)
             self._own(tx.mail.find(name), session, name)
+            if anew:  # what was out went to an owner, or through a broker, that is no more: it comes first, in order
+                tx.mail.recall(name, (), now_ms=now_ms)
             leased = tx.mail.lease(
                 name,
                 now_ms=now_ms,
@@ -180,7 +186,12 @@ class Leases:
             self._dead.bury(tx, leased.ended, at)
             return leased.messages
 
-        return await self._store.transact(work)
+        messages = await self._store.transact(work)
+        self._begun[name] = session.subject
+        self._begun.move_to_end(name)
+        if len(self._begun) > MAX_BEGUN:
+            self._begun.popitem(last=False)
+        return messages
 
     async def _readable(
         self, session: Session, name: str, leased: Sequence[LeasedMessage], at: datetime, correlation_id: str
