@@ -211,15 +211,20 @@ _IN_FORCE: Final = frozenset({Code.CHAIN_REVOKED, Code.CHAIN_EXPIRED, Code.CHAIN
 _SIGNED: Final = frozenset({Code.QE_SIGNATURE, Code.QE_KEY_NOT_BOUND, Code.QUOTE_SIGNATURE})
 
 
-def earns_entry(error: VerificationFailed) -> bool:
-    """Whether a platform that was certified once made the refused quote for what it is shown for.
+def platform_signed(error: VerificationFailed) -> bool:
+    """Whether the refused quote was made by a platform that was certified once.
 
-    A PCK chain alone says nothing of whoever sends it: anybody can copy one out of a published quote, and the quote
-    too. What costs nothing to make would fill log and archive.
+    A PCK chain alone says nothing of whoever sends it: anybody can copy one out of a published quote. What costs
+    nothing to make would fill log and archive.
     """
     if error.code.startswith("eventlog."):
         return True  # compared only with a quote that had been verified
     chain = [check for check in error.checks if check.code.startswith("chain.") and check.code not in _IN_FORCE]
     signed = {check.code for check in error.checks if check.code in _SIGNED and check.ok}
+    return bool(chain) and all(check.ok for check in chain) and signed == _SIGNED
+
+
+def earns_entry(error: VerificationFailed) -> bool:
+    """Whether a platform made the refused evidence for whoever sends it: published quotes, too, cost nothing."""
     answers = all(check.ok for check in error.checks if check.code == Code.BINDING_REPORT_DATA)
-    return bool(chain) and all(check.ok for check in chain) and signed == _SIGNED and answers
+    return answers and platform_signed(error)

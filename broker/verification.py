@@ -24,7 +24,7 @@ from attestation.verifier import NOT_COMPARED, Allowance, VerifiedQuote
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
 from broker.identity import Identity
-from broker.judging import OUTDATED, Judge, appraisal_of, earns_entry
+from broker.judging import OUTDATED, Judge, appraisal_of, platform_signed
 from broker.pool import Pool
 from broker.ports import Clock
 from broker.status import problem_of
@@ -93,7 +93,7 @@ class VerificationDesk:
         except VerificationFailed as error:
             if error.code in OUTDATED:
                 self._judge.collateral.outdated(quote)
-            if isinstance(error, RefusedByPolicy) or earns_entry(error):
+            if isinstance(error, RefusedByPolicy) or platform_signed(error):
                 await self._note(request, demands, str(error.code), False, at, correlation_id)
             result = self._identity.refusal(error, tee=quote.tee, audience=audience, nonce=request.nonce or "", at=at)
             return VerificationResponse(
