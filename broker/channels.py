@@ -39,6 +39,7 @@ from broker.wire.mailbox import SendStatus
 from policies.model import Send
 
 MAX_ENDS: Final = 64  # batches of a channel that a sender may send again
+MAX_OPEN: Final = 64  # channels of one sender to one mailbox; one of which nothing is left there makes room
 _END: Final = struct.Struct(">Q16s")  # a batch's last number, and half of the chain after it
 _identity = lru_cache(4096)(p256_from_spki)
 
@@ -201,6 +202,8 @@ class Channels:
                 require(tx, message.sender, labels, waived)
         except BrokerError as error:
             return error
+        if found is None and not _room(tx, record):
+            return BrokerError(BrokerCode.MAILBOX_FULL, f"channels to {record.mailbox}", retry_after_s=FULL_RETRY_S)
         if self._dead.queue(tx, replace(message, key=record.key), at) is not Queued.QUEUED:
             return BrokerError(BrokerCode.MAILBOX_FULL, message.mailbox, retry_after_s=FULL_RETRY_S)
         for entry in checked.lowered:
@@ -250,6 +253,19 @@ def _new_record(checked: _Checked) -> ChannelRecord | None:
         until_ms=opened.header.expires_at_ms,
         opening=opened.raw,
     )
+
+
+def _room(tx: Transaction, record: ChannelRecord) -> bool:
+    """Whether the sender may have another channel there: its openings are kept for as long as it says."""
+    own = tx.channels.of(record.sender, record.mailbox)
+    if len(own) < MAX_OPEN:
+        return True
+    busy = tx.mail.channels(record.mailbox, record.sender)
+    idle = next((channel for channel in own if channel[:8] not in busy), None)
+    if idle is None:
+        return False
+    tx.channels.drop(idle)
+    return True
 
 
 def _place(record: ChannelRecord, batch: ChannelBatch) -> Refusal | SendStatus | None:

@@ -1,5 +1,6 @@
 """Channels of the store in memory; the same contract as sql_channels.py."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -17,6 +18,12 @@ class MemoryChannels:
     def get(self, channel: bytes) -> ChannelRecord | None:
         found = self._rows.get(channel)
         return None if found is None else replace(found, opening=b"")
+
+    def of(self, sender: str, mailbox: str) -> Sequence[bytes]:
+        return [row.channel for row in self._rows.rows.values() if (row.sender, row.mailbox) == (sender, mailbox)]
+
+    def drop(self, channel: bytes) -> None:
+        self._rows.drop(channel)
 
     def open(self, record: ChannelRecord) -> None:
         for old in [row.channel for row in self._rows.rows.values() if row.until_ms < record.accepted_at_ms]:

@@ -201,6 +201,11 @@ class MemoryMail:
 
         return over(waiting, quota.messages, quota.octets) or over(own, quota.sender_messages, quota.sender_octets)
 
+    def channels(self, mailbox: str, sender: str) -> frozenset[bytes]:
+        found = [parcel.new for parcel in self._parcels.rows.values()]
+        own = [new for new in found if (new.mailbox, new.sender, new.kind) == (mailbox, sender, "batch")]
+        return frozenset(new.msg_id[:8] for new in own)
+
     def senders(self, mailbox: str) -> Sequence[str]:
         return list({parcel.new.sender for parcel in self._of(mailbox)})
 

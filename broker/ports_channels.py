@@ -4,6 +4,7 @@ Decides what survives a restart: the opening, until the last message that came o
 in the hash chain after the newest batches, by which a resend is told from a forgery.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
@@ -29,6 +30,12 @@ class ChannelRecord:
 class ChannelRows(Protocol):
     def get(self, channel: bytes) -> ChannelRecord | None:
         """Without the opening."""
+
+    def of(self, sender: str, mailbox: str) -> Sequence[bytes]:
+        """The names of the sender's channels to that mailbox, oldest first."""
+
+    def drop(self, channel: bytes) -> None:
+        """Forget it and its opening."""
 
     def open(self, record: ChannelRecord) -> None:
         """Keep a new one; forget some of those that ended before this one came."""

@@ -210,6 +210,9 @@ class Mail(Protocol):
     def queue(self, message: NewMessage, quota: Quota) -> Queued:
         """FULL also while what fills it has expired: whoever calls may bury that, and try again."""
 
+    def channels(self, mailbox: str, sender: str) -> frozenset[bytes]:
+        """The first halves of the names of the sender's channels of which batches lie there, also as dead letters."""
+
     def senders(self, mailbox: str) -> Sequence[str]:
         """Whose messages wait there, in no order."""
 

@@ -1,6 +1,7 @@
 """The queries of the SQLite store that are about channels: a small row changes with every batch, the opening never."""
 
 import sqlite3
+from collections.abc import Sequence
 from typing import Final, final
 
 from broker.ports_channels import ChannelRecord
@@ -33,6 +34,17 @@ class SqlChannels:
             accepted_at_ms=row[8],
             until_ms=row[9],
         )
+
+    def of(self, sender: str, mailbox: str) -> Sequence[bytes]:
+        rows = self._db.execute(
+            "SELECT channel FROM channel WHERE sender = ? AND mailbox = ? ORDER BY accepted_at_ms, rowid",
+            (sender, mailbox),
+        )
+        return [bytes(row[0]) for row in rows]
+
+    def drop(self, channel: bytes) -> None:
+        for table in ("channel_opening", "channel"):
+            self._db.execute(f"DELETE FROM {table} WHERE channel = ?", (channel,))  # noqa: S608  # texts of this file
 
     def open(self, r: ChannelRecord) -> None:
         ended = "SELECT channel FROM channel WHERE until_ms < ? LIMIT ?"

@@ -169,6 +169,11 @@ class SqlMail:
             or row[3] + octets > quota.sender_octets
         )
 
+    def channels(self, mailbox: str, sender: str) -> frozenset[bytes]:
+        query = "SELECT DISTINCT substr(msg_id, 1, 8) FROM parcel WHERE mailbox = ? AND sender = ? AND kind = 'batch'"
+        both = f"{query} AND dead_at_ms = 0 UNION {query} AND dead_at_ms > 0"
+        return frozenset(bytes(row[0]) for row in self._db.execute(both, (mailbox, sender) * 2))
+
     def senders(self, mailbox: str) -> Sequence[str]:
         rows = self._db.execute("SELECT sender FROM lane WHERE mailbox = ? AND messages > 0", (mailbox,))
         return [row[0] for row in rows]

@@ -165,4 +165,5 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     RELEASES_SCHEMA,
     ("CREATE INDEX mailbox_owner ON mailbox (owner)",),
+    ("CREATE INDEX channel_of ON channel (sender, mailbox, accepted_at_ms)",),
 )

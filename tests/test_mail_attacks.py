@@ -12,8 +12,12 @@ import pytest
 
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey
+from broker import channels as broker_channels
+from broker.errors import BrokerCode
 from broker.rpc import stream
 from broker.wire import stream_pb2 as pb
+from broker.wire.channel import channel_of
+from broker.wire.leases import AckRequest
 from broker.wire.mailbox import Delivery
 from enclave import channel as channels
 from enclave.checkpoint import decode, encode
@@ -21,7 +25,8 @@ from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKey, KeptKeys
 from enclave.mailbox import Inbox
 from enclave.replay import Window
-from tests.broker_world import World
+from tests.broker_world import World, outcome
+from tests.channel_world import HandMade
 from tests.test_channel import Pair
 from tests.test_enclave_mailbox import NOW_S, Router, party
 
@@ -186,4 +191,30 @@ async def test_who_reads_no_answers_is_not_read_either(
     assert len(made._next.results) + len(made._next.lost) <= 100 + 2 * 64 * 50
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", [False, True], ids=["memory", "sql"])
+async def test_a_sender_that_opens_channel_after_channel_fills_no_disk_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, database: bool
+) -> None:
+    monkeypatch.setattr(broker_channels, "MAX_OPEN", 4)
+    world = await World.make(tmp_path, database=database)
+    noisy, quiet, owner = [await world.admitted(name) for name in ("noisy", "quiet", "owner")]
+    await owner.open("acme/mail/b")
+    key = (await noisy.find("acme/mail/b")).key
+    for _ in range(4):
+        assert await HandMade(noisy, key).begin(b"one") == "queued"
+    assert await outcome(HandMade(noisy, key).begin(b"too many")) == BrokerCode.MAILBOX_FULL  # all of them have mail
+    assert await HandMade(quiet, key).begin(b"one") == "queued"
+    taken = await owner.receive()
+    assert len(taken.batches) == 5
+    first = next(one for one in taken.batches if one.sender == noisy.subject)
+    await owner.acting(lambda s: world.broker.mailboxes.acknowledge(s, "acme/mail/b", AckRequest(ack=(first.lease,))))
+    assert await HandMade(noisy, key).begin(b"in its place") == "queued"
+    gone = channel_of(first.batch)
+    assert world.broker.store.read(lambda tx: tx.channels.get(gone)) is None
+    others = [channel_of(one.batch) for one in taken.batches if one is not first]
+    assert all(world.broker.store.read(lambda tx: [tx.channels.opening(one) for one in others]))
     await world.broker.close()
