@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.bundle import Bundle, bundle_of, digest_of, load_bundle, read_files
-from policies.codes import MEANING, BundleCode, PolicyCode
+from policies.codes import MEANING, BundleCode, DecisionCode, PolicyCode
 from policies.errors import BundleError
 from policies.scaffold import starter, write
 from policies.signing import FILE, PrivateKey, Signers, key_id, render, sign
@@ -484,7 +484,7 @@ def test_any_small_damage_loads_or_is_refused_with_a_code(data: st.DataObject) -
 
 
 def test_every_code_says_what_happened_and_what_to_do() -> None:
-    assert set(MEANING) == {*PolicyCode, *BundleCode}
+    assert set(MEANING) == {*PolicyCode, *BundleCode, *DecisionCode}
     assert all(happened and do for happened, do in MEANING.values())
 
 
