@@ -69,11 +69,14 @@ class Administration:
         at, act = self._clock(), Act.SECRET_ROTATE if rotate else Act.SECRET_PUT
         admin.require(act, tenant_of(checked_name(name)))
         self._bundles.of(tenant_of(name))
-        if rotate and self._store.read(lambda tx: tx.secrets.get(name)) is None:
+        known = self._store.read(lambda tx: tx.secrets.get(name)) is not None
+        if rotate and not known:
             raise BrokerError(BrokerCode.SECRET_UNKNOWN, name)
         labels = None if rotate and not request.labels else checked_labels(request.labels)
         about = json.dumps(request.to_dict(), sort_keys=True).encode()
-        agreed = await self._second.agreed(admin, act, name, about, correlation_id=correlation_id)
+        if known and (not rotate or request != PutSecretRequest()):  # neither way is a way around the other
+            act = self._second.strictest(act, Act.SECRET_PUT, Act.SECRET_ROTATE)
+        agreed = await self._second.agreed(admin, act, name, about, bytes([rotate]), correlation_id=correlation_id)
         entry = self._entry(Kind.SECRET_PUT, admin, name, correlation_id, agreed, rotated=int(rotate))
 
         def work(tx: Transaction) -> SecretRecord:
@@ -149,6 +152,17 @@ class Administration:
             for bundle in changed:  # nothing else runs between the rise and this
                 self._bundles.replace(bundle)
         return {bundle.tenant: bundle.digest for bundle in self._bundles.all}
+
+    async def agree(self, admin: Admin, act: Act, resource: str = "", *about: bytes, correlation_id: str = "") -> str:
+        """For acts whose use-cases stand elsewhere: used up before the act; the first one's key, or empty.
+
+        Raises BrokerError admin.*
+        """
+        admin.require(act, tenant_of(resource) if resource else "")
+        agreed = await self._second.agreed(admin, act, resource, *about, correlation_id=correlation_id)
+        if agreed.mark:
+            await self._store.transact(agreed.take)
+        return agreed.by
 
     def proposals(self) -> list[dict[str, Any]]:
         """What waits for a second administrator."""

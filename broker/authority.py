@@ -79,6 +79,10 @@ class Authority:
         """Every authority whose certificates may be alive, or will be; newest first."""
         return tuple(self._certificate(key) for key in published(self._keys, at.timestamp()))
 
+    def waits(self, at: datetime) -> bool:
+        """Whether the newest one does not sign yet."""
+        return self._keys[-1].from_s > at.timestamp()
+
     @property
     def sequence(self) -> int:
         """Grows with every authority."""

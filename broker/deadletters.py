@@ -200,7 +200,7 @@ class DeadLetters:
         return await self._redrive(name, request, entry, generation=session.generation)
 
     async def redrive_for(
-        self, admin: Admin, name: str, request: RedriveRequest, *, correlation_id: str = ""
+        self, admin: Admin, name: str, request: RedriveRequest, *, second: str = "", correlation_id: str = ""
     ) -> RedriveResponse:
         """By an administrator, whose role was looked at."""
         entry = Entry(
@@ -211,7 +211,7 @@ class DeadLetters:
             resource=name,
             generation=self._generation.current,
             correlation_id=correlation_id,
-            more={"by": admin.jkt},
+            more={"by": admin.jkt, "second": second},
         )
         return await self._redrive(name, request, entry, generation=None)
 

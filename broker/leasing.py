@@ -72,7 +72,7 @@ class Leasing:
             await self._close(lease, why, by="", correlation_id="")
         return len(ended)
 
-    async def end(self, admin: Admin, wanted: LeaseEnd, *, correlation_id: str = "") -> Lease:
+    async def end(self, admin: Admin, wanted: LeaseEnd, *, second: str = "", correlation_id: str = "") -> Lease:
         """Raises BrokerError admin.*, secret.unknown."""
         admin.require(Act.LEASE_END, tenant_of(wanted.name))
         lease = self._store.read(lambda tx: tx.releases.lease(wanted.name, wanted.version, wanted.subject))
@@ -80,10 +80,10 @@ class Leasing:
             detail = f"no lease of {wanted.name[:80]!a} to {wanted.subject[:80]!a}"
             raise BrokerError(BrokerCode.SECRET_UNKNOWN, detail)
         if not lease.closed:
-            await self._close(lease, "administrator", by=admin.jkt, correlation_id=correlation_id)
+            await self._close(lease, "administrator", by=admin.jkt, second=second, correlation_id=correlation_id)
         return replace(lease, closed=True)
 
-    async def _close(self, lease: Lease, why: str, *, by: str, correlation_id: str) -> None:
+    async def _close(self, lease: Lease, why: str, *, by: str, correlation_id: str, second: str = "") -> None:
         """Close it, and rotate the secret if this is still its newest version: all or nothing, with the entry."""
         at = self._clock()
         terms = self._store.read(lambda tx: terms_of(tx, lease.name))
@@ -106,7 +106,7 @@ class Leasing:
             resource=lease.name,
             codes=(BrokerCode.SECRET_LEASE,),
             correlation_id=correlation_id,
-            more={"version": lease.version, "why": why, "by": by, "rotation": outcome},
+            more={"version": lease.version, "why": why, "by": by, "second": second, "rotation": outcome},
         )
         await self._audit.record(entry, work)
         if outcome == "due":

@@ -32,8 +32,9 @@ class KeyRotation:
         first = store.read(lambda tx: tx.log.entry(0))
         self._begun_s = first.at_ms // 1000 if first else int(clock().timestamp())
 
-    async def rotate(self, by: Admin | None, *, correlation_id: str = "") -> tuple[str, ...]:
-        """Names of the new keys: of tokens, of results. `by` is None when their age asked for it.
+    async def rotate(self, by: Admin | None, *, second: str = "", correlation_id: str = "") -> tuple[str, ...]:
+        """Names of the new keys: of tokens, of results. `by` is None when their age asked for it, `second` the key of
+        whoever asked for it too.
 
         While earlier ones are published and do not sign yet, none are drawn: readers take only so many.
         """
@@ -46,7 +47,7 @@ class KeyRotation:
             at=at,
             subject=f"admin/{by.name}" if by else "",
             correlation_id=correlation_id,
-            more={"by": by.jkt if by else "age"},
+            more={"by": by.jkt if by else "age", "second": second},
         )
         drawn, _ = await self._audit.record(entry, lambda tx: self._keyring.draw_tokens(tx, self._root, at=at))
         self._keyring.tokens, self._keyring.results = drawn

@@ -324,7 +324,9 @@ async def reload_policies(call: Call) -> Answer:
 
 async def refresh_collateral(call: Call) -> Answer:
     """Ask the collateral source now."""
-    call.administrator.require_everywhere(Act.COLLATERAL_REFRESH)
+    await call.broker.administration.agree(
+        call.administrator, Act.COLLATERAL_REFRESH, correlation_id=call.correlation_id
+    )
     return {"changed": await call.broker.administration.refresh_collateral()}
 
 

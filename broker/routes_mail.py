@@ -3,6 +3,7 @@
 Each handler is a translation of a few lines; what it calls decides everything else.
 """
 
+import json
 from dataclasses import replace
 from typing import Final
 
@@ -52,7 +53,11 @@ async def redrive(call: Call) -> Answer:
     wanted = call.read(RedriveRequest.from_dict)
     if call.admin is not None:
         call.admin.require(Act.MAIL_REDRIVE, tenant_of(call.name))
-        return await call.broker.dead.redrive_for(call.admin, call.name, wanted, correlation_id=call.correlation_id)
+        about, by = json.dumps(wanted.to_dict()).encode(), call.correlation_id
+        second = await call.broker.administration.agree(
+            call.admin, Act.MAIL_REDRIVE, call.name, about, correlation_id=by
+        )
+        return await call.broker.dead.redrive_for(call.admin, call.name, wanted, second=second, correlation_id=by)
     return await call.broker.acting(
         call.token,
         lambda session: call.broker.dead.redrive(session, call.name, wanted, correlation_id=call.correlation_id),

@@ -6,6 +6,7 @@ Each handler is a translation of a few lines; what it calls decides everything e
 from typing import Final
 
 from broker.calls import Answer, Call, Door, Endpoint, row
+from broker.rights import Act
 from broker.wire.bodies import MAX_EVIDENCE_BODY
 from broker.wire.relying import (
     IntrospectionRequest,
@@ -41,7 +42,9 @@ async def verify_batch(call: Call) -> Answer:
 
 async def rotate_keys(call: Call) -> Answer:
     """Draw the next token keys; they are published now and sign an hour later."""
-    kids = await call.broker.rotation.rotate(call.administrator, correlation_id=call.correlation_id)
+    admin, by = call.administrator, call.correlation_id
+    second = await call.broker.administration.agree(admin, Act.KEY_ROTATE, "", b"tokens", correlation_id=by)
+    kids = await call.broker.rotation.rotate(admin, second=second, correlation_id=by)
     return {"kids": list(kids)}
 
 
@@ -56,5 +59,5 @@ RELYING_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
         VerificationResults,
         most=MAX_EVIDENCE_BODY,
     ),
-    row("POST /v1/keys:rotate", rotate_keys, Door.ADMIN, changes=True),
+    row("POST /v1/keys:rotate", rotate_keys, Door.ADMIN, changes=True, act=Act.KEY_ROTATE),
 )

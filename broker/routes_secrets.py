@@ -3,6 +3,7 @@
 Each handler is a translation of a few lines; what it calls decides everything else.
 """
 
+import json
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -82,7 +83,10 @@ async def list_leases(call: Call) -> Answer:
 async def end_lease(call: Call) -> Answer:
     """End a lease now: no release again, and a rotation."""
     wanted = call.read(LeaseEnd.from_dict)
-    ended = await call.broker.leasing.end(call.administrator, wanted, correlation_id=call.correlation_id)
+    admin, by = call.administrator, call.correlation_id
+    about = json.dumps(wanted.to_dict(), sort_keys=True).encode()
+    second = await call.broker.administration.agree(admin, Act.LEASE_END, wanted.name, about, correlation_id=by)
+    ended = await call.broker.leasing.end(admin, wanted, second=second, correlation_id=by)
     return _lease_dict(ended)
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from starlette.responses import Response
 
 from broker.calls import Answer, Call, Door, Endpoint, row
+from broker.rights import Act
 from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
 
 CRL_TYPE: Final = "application/pkix-crl"
@@ -39,7 +40,9 @@ async def authority_crl(call: Call) -> Answer:
 
 async def rotate_authority(call: Call) -> Answer:
     """Draw the next certificate authority; it signs an hour later."""
-    return await call.broker.svids.rotate(call.administrator.name, correlation_id=call.correlation_id)
+    admin, by = call.administrator, call.correlation_id
+    await call.broker.administration.agree(admin, Act.KEY_ROTATE, "", b"authorities", correlation_id=by)
+    return await call.broker.svids.rotate(admin.jkt, correlation_id=by)
 
 
 SVID_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
@@ -47,5 +50,5 @@ SVID_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     row("GET /v1/svids/bundle", trust_bundle, Door.OPEN, None, TrustBundle),
     row("GET /v1/spiffe/bundle", spiffe_bundle, Door.OPEN),
     row("GET /v1/spiffe/crls/{name}", authority_crl, Door.OPEN, content=CRL_TYPE),
-    row("POST /v1/spiffe/authorities:rotate", rotate_authority, Door.ADMIN, changes=True),
+    row("POST /v1/spiffe/authorities:rotate", rotate_authority, Door.ADMIN, changes=True, act=Act.KEY_ROTATE),
 )

@@ -52,6 +52,10 @@ class SecondPerson:
         self._marked = frozenset(marked)
         self._clock = clock
 
+    def strictest(self, *acts: Act) -> Act:
+        """The first of them that is marked, for a request that each of them describes; else the first."""
+        return next((act for act in acts if act in self._marked), acts[0])
+
     async def agreed(self, admin: Admin, act: Act, resource: str, *about: bytes, correlation_id: str = "") -> Agreement:
         """Raises BrokerError admin.second_person when this is the first request, which is noted then."""
         if act not in self._marked:

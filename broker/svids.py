@@ -176,10 +176,14 @@ class SvidDesk:
         }
 
     async def rotate(self, by: str, *, correlation_id: str = "") -> dict[str, Any]:
-        """Draw the next authority, for an administrator. It signs an hour from now."""
+        """Draw the next authority, for an administrator. It signs an hour from now.
+
+        While an earlier one is published and does not sign yet, none is drawn: readers take only so many.
+        """
         at = self._clock()
-        await self._authority.rotate(at)
-        await self._note(at, by, correlation_id)
+        if not self._authority.waits(at):
+            await self._authority.rotate(at)
+            await self._note(at, by, correlation_id)
         return {"authorities": list(self._authority.kids(at))}
 
     async def maintain(self) -> None:

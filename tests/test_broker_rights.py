@@ -19,8 +19,10 @@ from broker.rights import MARKABLE, MAY, ROLES, Act
 from broker.routes import ENDPOINTS
 from broker.second import LIFE_S
 from broker.wire import dpop
+from broker.wire.bodies import PutSecretRequest
 from broker.wire.jose import b64u, thumbprint
-from tests.broker_world import URL, World, write_bundle
+from broker.wire.svid import MAX_AUTHORITIES
+from tests.broker_world import URL, World, outcome, write_bundle
 
 VALUE = b"the plaintext that no administrator gets"
 
@@ -219,9 +221,6 @@ async def test_a_note_that_waits_survives_a_restart_and_keeps_no_content(tmp_pat
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     admins = tuple(Admin(name=f"a{n}", jkt=thumbprint(key.public_key())) for n, key in enumerate(keys))
     world = await World.make(tmp_path, database=True, admins=admins, two_person=("secret.put",))
-    from broker.wire.bodies import PutSecretRequest
-    from tests.broker_world import outcome
-
     request = PutSecretRequest(value=VALUE)
     first = world.broker.administration.put_secret(admins[0], "acme/open/a", request)
     assert await outcome(first) == BrokerCode.ADMIN_SECOND
@@ -270,3 +269,73 @@ async def test_what_a_release_rested_on_is_not_shown_when_it_was_changed(office:
     await office.world.broker.store.transact(lambda tx: tx.releases.record(forged, [("workload", "another")]))
     assert await office.code("ida", "GET", "/v1/releases") == BrokerCode.STORE_ROW_FORGED
     assert await office.code("ida", "GET", "/v1/releases", query="?limit=1") == "ok"
+
+
+# ── what takes two takes two by every way ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest_asyncio.fixture
+async def strict(tmp_path: Path) -> AsyncIterator[Office]:
+    """Every act that can be marked is."""
+    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("ann", "ben")}
+    admins = tuple(Admin(name=name, jkt=thumbprint(key.public_key())) for name, key in keys.items())
+    world = await World.make(tmp_path, admins=admins, two_person=tuple(map(str, MARKABLE)))
+    async with httpx2.AsyncClient(
+        transport=httpx2.ASGITransport(app=create_app(world.broker, background=False)), base_url=URL
+    ) as http:
+        yield Office(world=world, http=http, keys=keys)
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_every_act_that_can_be_marked_then_takes_two(strict: Office) -> None:
+    lent = PUT | {"terms": {"lease_s": 600, "draw": True, "meta": {}}}
+    await strict.code("ann", "PUT", SECRET, lent)
+    assert await strict.code("ben", "PUT", SECRET, lent) == "ok"
+    agent = await strict.world.admitted()
+    await agent.release("acme/open/a")
+    write_bundle(strict.world.settings.bundles[0], version=2)
+    lease = {"name": "acme/open/a", "version": 1, "subject": agent.subject}
+    acts: dict[Act, tuple[str, str, Any]] = {
+        Act.SECRET_PUT: ("PUT", SECRET, PUT),
+        Act.SECRET_ROTATE: ("POST", f"{SECRET}:rotate", PUT),
+        Act.LEASE_END: ("POST", "/v1/leases:end", lease),
+        Act.KEY_ROTATE: ("POST", "/v1/keys:rotate", None),
+        Act.COLLATERAL_REFRESH: ("POST", "/v1/collateral:refresh", None),
+        Act.MAIL_REDRIVE: ("POST", "/v1/mailboxes/acme/mail/b:redrive", {"numbers": [1]}),
+        Act.POLICY_RELOAD: ("POST", "/v1/policies:reload", None),
+        Act.SECRET_DESTROY: ("POST", f"{SECRET}:destroy", {}),
+        Act.AGENT_REVOKE: ("POST", f"/v1/agents/{agent.subject}:revoke", {"why": "lost"}),
+    }
+    assert acts.keys() == MARKABLE
+    ways = [*acts.values(), ("POST", "/v1/spiffe/authorities:rotate", None)]
+    for method, path, body in ways:
+        for name, code in (("ann", BrokerCode.ADMIN_SECOND), ("ann", BrokerCode.ADMIN_SECOND), ("ben", "ok")):
+            assert await strict.code(name, method, path, body) == code, path
+    assert not (await strict.ask("ann", "GET", "/v1/proposals")).json()["proposals"], "each note is used up"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("marked", ["secret.put", "secret.rotate"])
+async def test_one_way_of_writing_a_secret_is_no_way_around_the_other(tmp_path: Path, marked: str) -> None:
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    admins = tuple(Admin(name=f"a{n}", jkt=thumbprint(key.public_key())) for n, key in enumerate(keys))
+    world = await World.make(tmp_path, admins=admins, two_person=(marked,))
+    write = world.broker.administration.put_secret
+    for admin in admins:
+        await outcome(write(admin, "acme/open/a", PutSecretRequest(value=b"first")))
+    alone = PutSecretRequest(value=b"mine alone")
+    for rotate in (False, True):
+        assert await outcome(write(admins[0], "acme/open/a", alone, rotate=rotate)) == BrokerCode.ADMIN_SECOND
+        other = write(admins[1], "acme/open/a", alone, rotate=not rotate)
+        assert await outcome(other) == BrokerCode.ADMIN_SECOND, "another request"
+        assert await outcome(write(admins[1], "acme/open/a", alone, rotate=rotate)) == "ok"
+        assert await outcome(write(admins[0], "acme/open/a", alone, rotate=not rotate)) == "ok", "two had asked for it"
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_an_operator_cannot_draw_so_many_authorities_that_nobody_reads_the_bundle(office: Office) -> None:
+    for _ in range(MAX_AUTHORITIES + 2):
+        assert await office.code("oli", "POST", "/v1/spiffe/authorities:rotate") == "ok"
+    assert len(office.world.broker.svids.bundle().authorities) == 2
