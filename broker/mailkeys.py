@@ -129,6 +129,7 @@ class KeyDesk:
         """
         at = self._clock()
         permit = await self._permit(session, of, name, at, correlation_id)
+        self._not_anothers(session, of, name, at)
         ring = [epoch for epoch in await self.current(of, name, at) if epoch.number >= since]
         bound = permit.bind(
             broker_id=self._identity.broker_id.hex(),
@@ -177,6 +178,17 @@ class KeyDesk:
             assert answer.refusal is not None
             raise answer.refusal
         return answer.permit
+
+    def _not_anothers(self, session: Session, of: Place, name: str, at: datetime) -> None:
+        """No keys are made for the ephemeral mailbox of an owner who is there: he could not go on with it.
+
+        Raises BrokerError mailbox.kind_mismatch.
+        """
+        box = self._store.read(lambda tx: tx.mail.find(name)) if of is Place.MAILBOX else None
+        if box is None or box.kind == "durable" or box.owner == session.subject:
+            return
+        if box.held_until_ms > at.timestamp() * 1000:
+            raise BrokerError(BrokerCode.MAILBOX_KIND, f"{name} is {box.owner}'s, and {box.kind}")
 
     async def current(self, of: Place, name: str, at: datetime) -> Ring:
         """The ring with an epoch that may be sealed to; a new one is made when it is due."""

@@ -28,7 +28,7 @@ from broker.wire.envelope import Envelope
 from broker.wire.jose import es256_sign, unb64u
 from broker.wire.keys import NO_INCARNATION, KeysRequest, KeysResponse, Place, TopicKey
 from broker.wire.mailbox import Delivery, SendResponse, SendStatus
-from broker.wire.names import is_resource
+from broker.wire.names import is_resource, tenant_of
 from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 from policies.model import Receive
 
@@ -72,8 +72,14 @@ class TopicDesk:
     # ── keys and readers ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def info(self, session: Session, topic: str) -> TopicInfo:
-        """The key to seal to. Raises BrokerError mailbox.name_invalid."""
+        """The key to seal to, once there is one: it is made for the first who may read.
+
+        Raises BrokerError mailbox.name_invalid, mailbox.unknown.
+        """
         at = self._clock()
+        known = bool(self._store.read(lambda tx: ring_of(tx, Place.TOPIC, _named(topic))))
+        if not ((known and tenant_of(topic) == session.record.tenant) or self._reads(session, topic, at)):
+            raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
         epoch = (await self._settled(_named(topic), at))[-1]
         return TopicInfo(
             key=TopicKey.sign(
@@ -220,9 +226,7 @@ class TopicDesk:
 
     # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def receive(
-        self, session: Session, topic: str, request: TopicRead, *, correlation_id: str = ""
-    ) -> TopicPage:
+    async def receive(self, session: Session, topic: str, request: TopicRead, *, correlation_id: str = "") -> TopicPage:
         """What lies behind the reader's place; waits for a first message if told so.
 
         Raises BrokerError mailbox.name_invalid, topic.not_reader; Refused.

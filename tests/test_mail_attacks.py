@@ -17,6 +17,7 @@ from broker.errors import BrokerCode
 from broker.rpc import stream
 from broker.wire import stream_pb2 as pb
 from broker.wire.channel import channel_of
+from broker.wire.keys import KeysRequest, Place
 from broker.wire.leases import AckRequest
 from broker.wire.mailbox import Delivery
 from enclave import channel as channels
@@ -217,4 +218,36 @@ async def test_a_sender_that_opens_channel_after_channel_fills_no_disk_and_loses
     assert world.broker.store.read(lambda tx: tx.channels.get(gone)) is None
     others = [channel_of(one.batch) for one in taken.batches if one is not first]
     assert all(world.broker.store.read(lambda tx: [tx.channels.opening(one) for one in others]))
+    await world.broker.close()
+
+
+# ── keys that nobody should have made ──────────────────────────────────────────────────────────────────────────────
+
+
+def rings(world: World) -> list[str]:
+    return sorted(world.broker.store.read(lambda tx: tx.marks.under("keys/")))
+
+
+@pytest.mark.asyncio
+async def test_asking_about_topics_makes_no_keys(tmp_path: Path) -> None:
+    """Whoever may read there makes the first key; asking for one takes no permit, and so changes nothing."""
+    world = await World.make(tmp_path)
+    eve = await world.admitted("eve")
+    for topic in ("acme/made/up", "other/tenants/topic"):
+        asked = eve.acting(lambda s, topic=topic: world.broker.topics.info(s, topic))
+        assert await outcome(asked) == BrokerCode.MAILBOX_UNKNOWN
+    assert rings(world) == []
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_asking_for_keys_of_anothers_mailbox_does_not_make_it_durable(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    eve, bob = await world.admitted("eve"), await world.admitted("bob")
+    await bob.open("acme/mail/b")
+    request = KeysRequest(nonce=bytes(32))
+    asked = eve.acting(lambda s: world.broker.keys.grant(s, Place.MAILBOX, "acme/mail/b", request))
+    assert await outcome(asked) == BrokerCode.MAILBOX_KIND
+    assert rings(world) == []
+    await bob.open("acme/mail/b", epoch=2)  # goes on
     await world.broker.close()
