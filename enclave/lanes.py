@@ -133,6 +133,13 @@ class Lane:
             _fail(item, error)
         self._waiting.clear()
 
+    def give_up(self, error: Exception) -> None:
+        """Nobody waits any longer: neither for what waits nor for what is flying, which goes again if it ever can."""
+        for flight in self._flying:
+            for item in flight.items:
+                _fail(item, error)
+        self.fail(error)
+
     # ── sending ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def sends(self, now_s: float) -> Iterator[pb.StreamSend]:

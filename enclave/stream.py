@@ -228,6 +228,7 @@ class Stream:
                         pause = FIRST_PAUSE_S
                     expected = error.code == "dpop.nonce_required"  # the first connection learns the nonce so
                     log.log(logging.DEBUG if expected else logging.INFO, "mail stream: %s", error)
+                    self._give_up_on(error)
                     if not await self._admitted_anew(error):
                         continue_at_once = error.code == "dpop.nonce_required" and pause == FIRST_PAUSE_S
                         if not continue_at_once:
@@ -251,8 +252,16 @@ class Stream:
             await self._admit(self._admission)
         except CloisterError as refused:
             log.error("not admitted any more: %s", refused.code)
+            self._give_up_on(refused)
             return False
         return True
+
+    def _give_up_on(self, error: CloisterError) -> None:
+        """An agent that the broker forbids to be here can send nothing: who waits for that is told so. Whether what
+        was under way had arrived, nobody knows."""
+        if isinstance(error, BrokerRefused) and error.status == 403:
+            for lane in self._lanes:
+                lane.give_up(error)
 
     async def _connection(self, dialled: grpc.aio.Channel) -> None:
         """One connection, until it ends; it always ends with an error."""

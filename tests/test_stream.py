@@ -229,7 +229,7 @@ async def test_a_revoked_agents_stream_is_cut_at_once(tmp_path: Path) -> None:
         agent = await net.world.admitted("a")
         async with raw(net, agent) as call:
             await net.world.broker.administration.revoke(net.world.settings.admins[0], agent.subject, "lost")
-            assert await asyncio.wait_for(ended(call), 1.0) == BrokerCode.AGENT_REVOKED
+            assert await asyncio.wait_for(ended(call), PATIENCE_S) == BrokerCode.AGENT_REVOKED
 
 
 @pytest.mark.asyncio
@@ -239,7 +239,20 @@ async def test_a_quarantined_agents_stream_is_cut_at_once(tmp_path: Path) -> Non
         async with raw(net, agent) as call:
             write_bundle(net.world.settings.bundles[0], ('["UpToDate"]', '["OutOfDate"]'), version=2)
             await net.world.broker.administration.reload_policies(net.world.settings.admins[0])
-            assert await asyncio.wait_for(ended(call), 1.0) == BrokerCode.AGENT_QUARANTINED
+            assert await asyncio.wait_for(ended(call), PATIENCE_S) == BrokerCode.AGENT_QUARANTINED
+
+
+@pytest.mark.asyncio
+async def test_who_may_not_be_here_any_more_is_told_so_instead_of_waiting(tmp_path: Path) -> None:
+    async with mail(tmp_path) as net:
+        a, b = await net.pair()
+        await a.stream.send(b.box, kind="note", plaintext=b"before")
+        write_bundle(net.world.settings.bundles[0], ('["UpToDate"]', '["OutOfDate"]'), version=2)
+        await net.world.broker.administration.reload_policies(net.world.settings.admins[0])
+        with pytest.raises(BrokerRefused) as refused:
+            async with asyncio.timeout(PATIENCE_S):
+                await a.stream.send(b.box, kind="note", plaintext=b"after")
+        assert refused.value.status == 403
 
 
 @pytest.mark.asyncio
