@@ -11,7 +11,7 @@ from typing import final
 from broker.audit import Audit
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
-from broker.labels import Ratchets, require
+from broker.labels import Ratchets, fits, require
 from broker.leases import Leases
 from broker.ports import Clock, Store, Transaction
 from broker.ports_mail import BlobRecord, Queued, Quota
@@ -109,6 +109,8 @@ class Blobs:
         record = self._own(session, name, at)
         labels = frozenset(Header.from_bytes(BlobRef.of(record.body).open(record.body).header).labels)
         await self._leases.permit(session, Receive(record.mailbox, labels), at, correlation_id)
+        if not fits(self._labels.of(session.subject), labels):
+            raise BrokerError(BrokerCode.BLOB_UNKNOWN, f"{name}: more labels than a message holds")
         await self._labels.delivered(session, labels, why=record.mailbox, at=at)
         return record.body
 

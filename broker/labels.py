@@ -20,7 +20,7 @@ from broker.ports import Store, Transaction
 from broker.reasons import codes_of
 from broker.sessions import Session
 from broker.wire.channel import labels_of
-from broker.wire.envelope import LABEL, Envelope, Header
+from broker.wire.envelope import LABEL, MAX_LABELS, Envelope, Header
 from broker.wire.errors import WireCode, WireError
 from policies.model import Declassify, Receive, Send
 
@@ -48,6 +48,11 @@ def checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
         if not LABEL.fullmatch(label):
             raise WireError(WireCode.BODY_FIELD_INVALID, f"label {label[:64]!a} must match {LABEL.pattern}")
     return tuple(sorted(set(labels)))
+
+
+def fits(before: Labels, labels: Labels) -> bool:
+    """Whether who is held to labels `before` can still say anything when it is held to these too."""
+    return labels <= before or len(before | labels) <= MAX_LABELS
 
 
 def require(tx: Transaction, subject: str, labels: Labels, waived: Labels = NOTHING) -> None:
@@ -120,13 +125,14 @@ class Ratchets:
         labels any more: those of its sender stand for them.
         """
         known = {sender: self.of(sender) for sender in set(senders) - {session.subject}}
-        allowed = {
-            sender: labels
-            for sender, labels in known.items()
-            if not labels or self._edges.ask(session, Receive(mailbox, labels), at).refusal is None
-        }
-        await self.delivered(session, NOTHING.union(*allowed.values()), why=mailbox, at=at)
-        return frozenset({*allowed, session.subject})
+        allowed, heard = {session.subject}, self.of(session.subject)
+        for sender, labels in sorted(known.items()):
+            read = not labels or self._edges.ask(session, Receive(mailbox, labels), at).refusal is None
+            if read and fits(heard, labels):
+                allowed.add(sender)
+                heard |= labels
+        await self.delivered(session, heard, why=mailbox, at=at)
+        return frozenset(allowed)
 
     def clear(
         self,

@@ -20,7 +20,7 @@ from broker.deadletters import DeadLetters
 from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
-from broker.labels import Labels, Ratchets, labels_in
+from broker.labels import Labels, Ratchets, fits, labels_in
 from broker.ports import Clock, Store, Transaction
 from broker.ports_mail import MAX_OCTETS, NO_LIMIT, EndedParcel, LeasedMessage, MailboxRecord
 from broker.sessions import Session, Sessions
@@ -196,18 +196,20 @@ class Leases:
     async def _readable(
         self, session: Session, name: str, leased: Sequence[LeasedMessage], at: datetime, correlation_id: str
     ) -> Sequence[LeasedMessage]:
-        """Those whose labels the policy lets the receiver see, to which it is held from now on; the others die here."""
+        """Those whose labels the policy lets the receiver see, to which it is held from now on; the others die here,
+        and so do those with more labels than it could ever put on a message."""
         labels: Labels = frozenset()
         readable: list[LeasedMessage] = []
         denied: list[LeasedMessage] = []
         broken: list[LeasedMessage] = []
+        held = self._labels.of(session.subject)
         for message in leased:
             try:
                 found = labels_in(message.kind, message.envelope)
             except WireError:  # it was well formed when it was taken in: somebody has been at the database
                 broken.append(message)
                 continue
-            if await self._ask(session, Receive(name, found), at, correlation_id):
+            if not fits(held | labels, found) or await self._ask(session, Receive(name, found), at, correlation_id):
                 denied.append(message)
                 continue
             readable.append(message)

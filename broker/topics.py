@@ -7,6 +7,7 @@ keys of before. A message lies here once; each reader's place moves over it. In 
 long as the reader is there: a topic is no archive.
 """
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final, final
 
@@ -16,7 +17,7 @@ from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
-from broker.labels import Ratchets, labels_in, require
+from broker.labels import Labels, Ratchets, fits, labels_in, require
 from broker.mailkeys import Epoch, KeyDesk, Ring, ring_of
 from broker.ports import Clock, Store, Transaction
 from broker.ports_mail import Queued, Quota
@@ -34,6 +35,7 @@ from policies.model import Receive
 
 LOOK_AGAIN_S: Final = 1.0
 FULL_RETRY_S: Final = 1
+Labelled = tuple[TopicMessage, Labels]
 
 
 @final
@@ -255,6 +257,7 @@ class TopicDesk:
         now_ms = int(at.timestamp() * 1000)
         found = self._store.read(lambda tx: tx.topics.page(topic, after=place, now_ms=now_ms, limit=limit))
         senders = await self._sessions.settle(tuple({message.sender for message in found}), at)
+        held = self._labels.of(session.subject)
         labelled = [(message, labels_in("envelope", message.envelope)) for message in found]
         shown = [
             (message, labels)
@@ -262,6 +265,7 @@ class TopicDesk:
             if message.sender in senders
             and self._edges.ask(session, Receive(topic, labels, kind="topic"), at).refusal is None
         ]
+        shown = list(_bearable(held, shown))
         if found and not shown:  # nothing here is for this reader, nor will be
             await self._store.transact(lambda tx: tx.topics.advance(topic, session.subject, found[-1].number))
         await self._labels.delivered(session, {one for _, labels in shown for one in labels}, why=topic, at=at)
@@ -298,6 +302,14 @@ def _named(topic: str) -> str:
     if not is_resource(topic):
         raise BrokerError(BrokerCode.MAILBOX_NAME, f"{topic[:80]!a}")
     return topic
+
+
+def _bearable(held: Labels, shown: Sequence[Labelled]) -> Iterator[Labelled]:
+    """Without what would hold the reader to more labels than fit on a message."""
+    for message, labels in shown:
+        if fits(held, labels):
+            held |= labels
+            yield message, labels
 
 
 def _bell(topic: str) -> str:

@@ -16,6 +16,7 @@ from broker import channels as broker_channels
 from broker.errors import BrokerCode
 from broker.rpc import stream
 from broker.wire import stream_pb2 as pb
+from broker.wire.blob import BLOB_TYPE, BlobRef
 from broker.wire.channel import channel_of
 from broker.wire.keys import KeysRequest, Place
 from broker.wire.leases import AckRequest
@@ -233,8 +234,9 @@ async def test_asking_about_topics_makes_no_keys(tmp_path: Path) -> None:
     """Whoever may read there makes the first key; asking for one takes no permit, and so changes nothing."""
     world = await World.make(tmp_path)
     eve = await world.admitted("eve")
-    for topic in ("acme/made/up", "other/tenants/topic"):
-        asked = eve.acting(lambda s, topic=topic: world.broker.topics.info(s, topic))
+    desk, topics = world.broker.topics, ("acme/made/up", "other/tenants/topic")
+    for topic in topics:
+        asked = eve.acting(partial(desk.info, topic=topic))
         assert await outcome(asked) == BrokerCode.MAILBOX_UNKNOWN
     assert rings(world) == []
     await world.broker.close()
@@ -250,4 +252,44 @@ async def test_asking_for_keys_of_anothers_mailbox_does_not_make_it_durable(tmp_
     assert await outcome(asked) == BrokerCode.MAILBOX_KIND
     assert rings(world) == []
     await bob.open("acme/mail/b", epoch=2)  # goes on
+    await world.broker.close()
+
+
+# ── labels as a weapon ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", [False, True], ids=["memory", "sql"])
+async def test_nobody_is_silenced_by_mail_with_more_labels_than_a_header_holds(tmp_path: Path, database: bool) -> None:
+    world = await World.make(tmp_path, database=database)
+    eve, bob, carol = [await world.admitted(name) for name in ("eve", "bob", "carol")]
+    await bob.open("acme/mail/b")
+    await carol.open("acme/mail/c")
+    key = (await eve.find("acme/mail/b")).key
+    labels = [f"junk-{number:03d}" for number in range(60)]
+    for part in (labels[:20], labels[20:40], labels[40:]):
+        await eve.send(eve.envelope(key, labels=tuple(part)))
+    await eve.send(eve.envelope(key, b"plain"))
+    assert len((await bob.receive()).deliveries) == 2  # the first with labels, and the plain one
+    assert len(world.broker.store.read(lambda tx: tx.mail.dead("acme/mail/b"))) == 2
+    to_carol = (await bob.find("acme/mail/c")).key
+    sent = bob.send(bob.envelope(to_carol, labels=tuple(labels[:20])), name="acme/mail/c")
+    assert await outcome(sent) == "ok"
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_nor_by_what_lies_beside_mail(tmp_path: Path) -> None:
+    world = await World.make(tmp_path)
+    eve, bob = await world.admitted("eve"), await world.admitted("bob")
+    await bob.open("acme/mail/b")
+    key, refs = (await eve.find("acme/mail/b")).key, []
+    for part in range(2):
+        labels = tuple(f"junk-{part}-{number:02d}" for number in range(20))
+        raw = eve.envelope(key, type=BLOB_TYPE, labels=labels).to_bytes()
+        refs.append(BlobRef.of(raw).sha256)
+        await eve.acting(partial(world.broker.blobs.put, name=refs[-1], raw=raw))
+    codes = [await outcome(bob.acting(partial(world.broker.blobs.get, name=name))) for name in refs]
+    assert codes == ["ok", BrokerCode.BLOB_UNKNOWN]
+    assert len(world.broker.labels.of(bob.subject)) == 20
     await world.broker.close()
