@@ -127,6 +127,7 @@ async def serve(
     tls = tls or Tls.of(broker.settings)
     bound = sock or listen(broker.settings.host, broker.settings.port)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    options["proxy_headers"] = False  # limits and policies go by whose connection it is; no header says so
     if tls is not None:
         context = tls.context
         options["ssl_context_factory"] = lambda *_: context

@@ -237,7 +237,9 @@ def administrator(broker: Broker, shown: Shown) -> Admin:
     text = shown.one("cloister-admin")
     if text is None:
         raise BrokerError(BrokerCode.ADMIN_PROOF_MISSING, "no Cloister-Admin header, or several")
-    proof = broker.gate.check(text, method=shown.method, path=shown.path, body=shown.body, at=broker.clock())
+    proof = broker.gate.check(
+        text, method=shown.method, path=shown.path, body=shown.body, at=broker.clock(), known=broker.admin
+    )
     return broker.admin(proof.jkt)
 
 
@@ -247,9 +249,12 @@ def agent_token(broker: Broker, shown: Shown) -> str:
     if scheme.lower() != "dpop" or not token:
         raise BrokerError(BrokerCode.SESSION_TOKEN_MISSING, "no `Authorization: DPoP` header, or several")
     at = broker.clock()
-    proof = broker.gate.check(
-        shown.one("dpop"), method=shown.method, path=shown.path, body=shown.body, at=at, token=token
+
+    def holds(jkt: str) -> None:
+        if jkt != broker.sessions.key_of(token, at):
+            raise BrokerError(BrokerCode.DPOP_KEY, "the token is bound to another key")
+
+    broker.gate.check(
+        shown.one("dpop"), method=shown.method, path=shown.path, body=shown.body, at=at, token=token, known=holds
     )
-    if proof.jkt != broker.sessions.key_of(token, at):
-        raise BrokerError(BrokerCode.DPOP_KEY, "the token is bound to another key")
     return token

@@ -7,6 +7,7 @@ address (never a forwarded header), this body, this token, the token's key. The 
 
 import hmac
 import secrets
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final, final
 
@@ -36,10 +37,24 @@ class Gate:
             self._current = now_s, b64url(self._nonces.issue(b"", at))
         return self._current[1]
 
+    @property
+    def remembered(self) -> int:
+        """How many proofs are kept, so that none serves twice."""
+        return len(self._seen)
+
     def check(
-        self, text: str | None, *, method: str, path: str, body: bytes, at: datetime, token: str | None = None
+        self,
+        text: str | None,
+        *,
+        method: str,
+        path: str,
+        body: bytes,
+        at: datetime,
+        token: str | None = None,
+        known: Callable[[str], object] = lambda _: None,
     ) -> Proof:
-        """The proof, if it is one for this request. Whose key it is about is for the caller to compare.
+        """The proof, if it is one for this request. Whose key it is about is for the caller to compare: `known` raises
+        for a thumbprint that nobody here knows, before anything is remembered of it.
 
         Raises BrokerError dpop.missing, dpop.nonce_required, dpop.*_mismatch, dpop.replayed; WireError dpop.malformed,
         dpop.signature_invalid.
@@ -57,6 +72,7 @@ class Gate:
         expected = None if token is None else token_hash(token)
         if proof.ath != expected:
             raise BrokerError(BrokerCode.DPOP_TOKEN, "proof about another token")
+        known(proof.jkt)
         if not self._seen.first(f"{proof.jkt}/{proof.jti}".encode("ascii"), at.timestamp()):
             raise BrokerError(BrokerCode.DPOP_REPLAYED, "this jti was used")
         return proof

@@ -99,6 +99,7 @@ class BrokerCode(StrEnum):
     SECRET_NAME = "secret.name_invalid"
     SECRET_UNKNOWN = "secret.unknown"
     SVID_AUTHORITY = "svid.authority_unknown"
+    SVID_TOO_MANY = "svid.too_many"
     SESSION_TOKEN_MISSING = "session.token_missing"
     STORE_DAMAGED = "store.damaged"
     STORE_IN_USE = "store.in_use"
@@ -471,5 +472,9 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.SVID_AUTHORITY: (
         "No certificate authority by that name is published.",
         "GET /v1/spiffe/bundle has the authorities whose certificates may be alive.",
+    ),
+    BrokerCode.SVID_TOO_MANY: (
+        "The agent has as many certificates in force as one agent may have.",
+        "Use those that there are until they end, minutes from now; one for each TLS key is enough.",
     ),
 }

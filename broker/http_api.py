@@ -54,7 +54,7 @@ def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awa
 async def _answer(broker: Broker, endpoint: Endpoint, request: Request, correlation_id: str) -> Response:
     source_ip = request.client.host if request.client else None
     enter(broker, endpoint, source_ip)
-    body = await _within(read_body(request, endpoint.max_body)) if endpoint.max_body else b""
+    body = await within(read_body(request, endpoint.max_body)) if endpoint.max_body else b""
     shown = Shown(method=request.method, path=request.scope["path"], body=body, header=request.headers.getlist)
     token, admin = prove(broker, shown, endpoint.door, changes=endpoint.changes, act=endpoint.act)
     call = Call(
@@ -74,7 +74,7 @@ async def _answer(broker: Broker, endpoint: Endpoint, request: Request, correlat
     return json_response(members)
 
 
-async def _within(reading: Awaitable[bytes]) -> bytes:
+async def within(reading: Awaitable[bytes]) -> bytes:
     """A body that trickles in is not waited for."""
     try:
         async with asyncio.timeout(DEADLINE_S):

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from attestation.errors import VerificationFailed
 from broker.calls import REFUSALS
 from broker.errors import BrokerCode, BrokerError
-from broker.http_api import read_body
+from broker.http_api import read_body, within
 from broker.kbs.guests import Caller
 from broker.kbs.messages import COOKIE, MAX_BODY, session_of
 from broker.reasons import Refusal, codes_of, told
@@ -65,7 +65,7 @@ def routes(broker: Broker) -> list[Route]:
 
 
 async def _auth(broker: Broker, request: Request, caller: Caller) -> Response:
-    opened = broker.kbs.auth(await read_body(request, MAX_BODY))
+    opened = broker.kbs.auth(await within(read_body(request, MAX_BODY)))
     response = _json({"nonce": opened.nonce, "extra-params": ""})
     _set_cookie(response, opened.session, format_datetime(opened.expires, usegmt=True))
     return response
@@ -73,7 +73,7 @@ async def _auth(broker: Broker, request: Request, caller: Caller) -> Response:
 
 async def _attest(broker: Broker, request: Request, caller: Caller) -> Response:
     session = session_of(_cookies(request))
-    token, expires = await broker.kbs.attest(session, await read_body(request, MAX_BODY), caller)
+    token, expires = await broker.kbs.attest(session, await within(read_body(request, MAX_BODY)), caller)
     response = _json({"token": token})
     _set_cookie(response, session or "", format_datetime(expires, usegmt=True))
     return response

@@ -3,6 +3,7 @@
 Each handler is a translation of a few lines; what it calls decides everything else.
 """
 
+import time
 from typing import Final
 
 from broker.calls import Answer, Call, Door, Endpoint, row
@@ -37,6 +38,8 @@ async def introspect(call: Call) -> Answer:
 async def verify_batch(call: Call) -> Answer:
     """Verify several quotes for a relying service."""
     batch = call.read(VerificationBatch.from_dict)
+    for _ in batch.verifications[1:]:  # each costs what it would alone
+        call.broker.limits.enter(call.source_ip, time.monotonic())
     return await call.broker.verification.verify_batch(batch.verifications, correlation_id=call.correlation_id)
 
 

@@ -23,7 +23,7 @@ from broker.calls import REFUSALS, SMALL, Shown
 from broker.config import Admin, Settings
 from broker.dpop import Gate
 from broker.errors import BrokerCode, BrokerError
-from broker.http_api import json_response, read_body
+from broker.http_api import json_response, read_body, within
 from broker.ports import Clock
 from broker.reasons import told
 from broker.sealed import Unsealing
@@ -96,7 +96,7 @@ class SealedDoors:
         return (await self._desk.challenge(await _read(request, ChallengeRequest.from_dict))).to_dict()
 
     async def _confirm(self, request: Request) -> dict[str, Any]:
-        body = await read_body(request, SMALL)
+        body = await within(read_body(request, SMALL))
         shown = Shown(method="POST", path=request.scope["path"], body=body, header=request.headers.getlist)
         admin = self._administrator(shown)
         return self._desk.confirm(admin, Confirmation.from_dict(parse_object(body, max_len=SMALL))).to_dict()
@@ -105,11 +105,16 @@ class SealedDoors:
         text = shown.one("cloister-admin")
         if text is None:
             raise BrokerError(BrokerCode.ADMIN_PROOF_MISSING, "no Cloister-Admin header, or several")
-        proof = self._gate.check(text, method=shown.method, path=shown.path, body=shown.body, at=self._clock())
+        proof = self._gate.check(
+            text, method=shown.method, path=shown.path, body=shown.body, at=self._clock(), known=self._known
+        )
+        return self._known(proof.jkt)
+
+    def _known(self, jkt: str) -> Admin:
         for admin in self.settings.admins:
-            if admin.jkt == proof.jkt:
+            if admin.jkt == jkt:
                 return admin
-        raise BrokerError(BrokerCode.ADMIN_KEY_UNKNOWN, f"key {proof.jkt}")
+        raise BrokerError(BrokerCode.ADMIN_KEY_UNKNOWN, f"key {jkt}")
 
     async def _consistency(self, request: Request) -> dict[str, Any]:
         old = request.query_params.get("old", "")
@@ -119,7 +124,7 @@ class SealedDoors:
 
 
 async def _read(request: Request, make: Callable[[object], T]) -> T:
-    return make(parse_object(await read_body(request, SMALL), max_len=SMALL))
+    return make(parse_object(await within(read_body(request, SMALL)), max_len=SMALL))
 
 
 class _Server(uvicorn.Server):
@@ -139,6 +144,7 @@ async def serving_sealed(
 ) -> AsyncIterator["asyncio.Task[None]"]:
     """Serve the sealed doors on a copy of the socket while the block runs. The task ends early on a signal."""
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    options["proxy_headers"] = False  # who asks is whose connection it is; no header says so
     if (tls := Tls.of(doors.settings)) is not None:
         context = tls.context
         options["ssl_context_factory"] = lambda *_: context

@@ -32,6 +32,7 @@ from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
 
 CRL_PATH: Final = "/v1/spiffe/crls/"
 REFRESH_S: Final = 30
+MAX_LIVING: Final = 32  # certificates of one agent: each may have to stand on the CRL that everybody reads
 SIMULATED: Final = "simulated."
 _REASONS: Final = {
     AgentState.QUARANTINED.value: x509.ReasonFlags.certificate_hold,
@@ -97,7 +98,8 @@ class SvidDesk:
     async def issue(self, session: Session, request: SvidRequest, *, correlation_id: str = "") -> SvidResponse:
         """A certificate for the key that signed the request.
 
-        Raises WireError svid.request_invalid; BrokerError generation.moved, agent.revoked, agent.expired.
+        Raises WireError svid.request_invalid; BrokerError generation.moved, agent.revoked, agent.expired,
+        svid.too_many.
         """
         at, key = self._clock(), request.public_key()
         if hmac.compare_digest(spki(key), session.verdict.identity_key):
@@ -123,6 +125,8 @@ class SvidDesk:
         def work(tx: Transaction) -> None:
             self._generation.expect(tx, session.generation)
             require_unrevoked(tx, session.subject)
+            if len(tx.svids.of(session.subject, now_s=int(at.timestamp()))) >= MAX_LIVING:
+                raise BrokerError(BrokerCode.SVID_TOO_MANY, f"{session.subject} has {MAX_LIVING}")
             tx.svids.add(record, now_s=int(at.timestamp()))
 
         await self._audit.record(self._entry(session, record, at, correlation_id), work)

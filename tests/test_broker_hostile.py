@@ -1,14 +1,27 @@
 """A hostile caller at every door: what strangers can fill, replay and outlast, and what a role cannot do alone."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.errors import Code
+from broker import http_api
+from broker.app import create_app, listen, serve
+from broker.calls import Shown, administrator, agent_token
+from broker.errors import BrokerCode, BrokerError
+from broker.limits import Rates
+from broker.svids import MAX_LIVING
+from broker.wire import dpop
 from broker.wire.bodies import AttestationRequest, VerificationRequest
-from tests.broker_world import Agent, World, outcome
+from broker.wire.relying import VerificationBatch
+from broker.wire.svid import request_for
+from tests.broker_world import URL, Agent, World, outcome
 
 
 @pytest_asyncio.fixture
@@ -56,3 +69,111 @@ async def test_t32_a_forged_quote_that_a_relying_service_brings_earns_no_entry(w
     answer = await world.broker.verification.verify(VerificationRequest(quote=bytes(quote)))
     assert (answer.ok, answer.code) == (False, Code.QUOTE_SIGNATURE)
     assert world.kinds() == before
+
+
+def shown(**headers: str) -> Shown:
+    named = {name.replace("_", "-"): [value] for name, value in headers.items()}
+    return Shown(method="GET", path="/v1/labels", body=b"", header=lambda name: named.get(name, ()))
+
+
+@pytest.mark.asyncio
+async def test_t33_proofs_by_keys_that_nobody_knows_are_not_remembered(world: World) -> None:
+    stranger, agent = world.agent(), await world.admitted()
+    broker = world.broker
+    for _ in range(5):
+        nonce, at_s = broker.gate.nonce(broker.clock()), int(broker.clock().timestamp())
+        how: dict[str, Any] = {"method": "GET", "url": f"{URL}/v1/labels", "body": b"", "nonce": nonce, "at_s": at_s}
+        with pytest.raises(BrokerError) as caught:
+            administrator(broker, shown(cloister_admin=dpop.build(stranger.key, **how)))
+        assert caught.value.code is BrokerCode.ADMIN_KEY_UNKNOWN
+        proof = dpop.build(stranger.key, **how, token=agent.token)
+        with pytest.raises(BrokerError) as caught:
+            agent_token(broker, shown(authorization=f"DPoP {agent.token}", dpop=proof))
+        assert caught.value.code is BrokerCode.DPOP_KEY
+    assert broker.gate.remembered == 0
+    good = shown(authorization=f"DPoP {agent.token}", dpop=dpop.build(agent.key, **how, token=agent.token))
+    agent_token(broker, good)
+    assert broker.gate.remembered == 1
+    with pytest.raises(BrokerError) as caught:
+        agent_token(broker, good)
+    assert caught.value.code is BrokerCode.DPOP_REPLAYED
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("path", ["/kbs/v0/auth", "/kbs/v0/attest", "/v1/attestations"])
+async def test_t32_a_body_that_trickles_in_is_not_waited_for(
+    world: World, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_api, "DEADLINE_S", 0)
+    app, sent = create_app(world.broker, background=False), []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    cookie = (b"cookie", b"kbs-session-id=" + b"0" * 32)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"content-length", b"100"), cookie],
+        "client": ("192.0.2.1", 1),
+        "server": ("broker.test", 80),
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+    async with asyncio.timeout(10):
+        await app(scope, receive, send)
+    assert sent[0]["status"] == 503
+
+
+@pytest.mark.asyncio
+async def test_t32_each_quote_of_a_batch_counts(tmp_path: Path) -> None:
+    world = await World.make(tmp_path, rates=Rates(source_per_s=1, source_burst=4))
+    quote = world.machine.launch("td").quote(b"q" * 64)
+    three = VerificationBatch(verifications=(VerificationRequest(quote=quote),) * 3).to_dict()
+    transport = httpx2.ASGITransport(app=create_app(world.broker, background=False))
+    async with httpx2.AsyncClient(transport=transport, base_url=URL) as http:
+        answers = [await http.post("/v1/verifications:batch", json=three) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_t32_no_header_says_where_a_request_comes_from(tmp_path: Path) -> None:
+    world = await World.make(tmp_path, rates=Rates(source_per_s=1, source_burst=2))
+    ready, stop = asyncio.Event(), asyncio.Event()
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        serving = asyncio.create_task(serve(world.broker, sock=sock, ready=ready.set, stop=stop))
+        await ready.wait()
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            told = [
+                (await http.get("/v1/svids/bundle", headers={"x-forwarded-for": f"192.0.2.{n}"})).status_code
+                for n in range(4)
+            ]
+        stop.set()
+        await serving
+    assert told[:2] == [200, 200]
+    assert 429 in told
+
+
+@pytest.mark.asyncio
+async def test_one_agent_cannot_fill_the_revocation_list_of_everybody(world: World) -> None:
+    agent, other = await world.admitted("rogue"), await world.admitted("other")
+
+    async def ask(by: Agent) -> str:
+        wanted = request_for(ec.generate_private_key(ec.SECP256R1()))
+        return await outcome(by.acting(lambda session: world.broker.svids.issue(session, wanted)))
+
+    told = [await ask(agent) for _ in range(MAX_LIVING + 1)]
+    assert told == ["ok"] * MAX_LIVING + [BrokerCode.SVID_TOO_MANY]
+    assert await ask(other) == "ok"
+    world.machine.clock.advance(world.settings.token_ttl_s + 1)
+    await agent.attest()
+    assert await ask(agent) == "ok", "what has ended counts no more"
