@@ -251,6 +251,7 @@ class Agent:
         message: object,
         *,
         labels: frozenset[str],
+        without: frozenset[str] = frozenset(),
         in_reply_to: bytes = b"",
         item: int | None = None,
         waits: Waits | None = None,
@@ -268,19 +269,23 @@ class Agent:
             kind=message_type.name,
             plaintext=message_type.encode(message, item=item),
             labels=labels,
+            without=without,
             in_reply_to=in_reply_to,
             reply_to=life.runtime.inbox.name if waits is not None else "",
             ttl_s=ttl_s,
             announce=expect,
         )
 
-    async def publish(self, topic: str, message: object, *, labels: frozenset[str], ttl_s: float) -> None:
+    async def publish(
+        self, topic: str, message: object, *, labels: frozenset[str], without: frozenset[str], ttl_s: float
+    ) -> None:
         runtime, message_type = self.running, self.message_type(type(message))
         await runtime.publish_to(
             self._address(topic, runtime.trust.tenant, TOPICS),
             kind=message_type.name,
             plaintext=message_type.encode(message),
             labels=labels,
+            without=without,
             ttl_s=ttl_s,
         )
 

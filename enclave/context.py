@@ -8,14 +8,14 @@ own account, so an agent that bypasses this class gains nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
 from attestation.errors import CloisterError
 from attestation.tcb import UP_TO_DATE, TcbStates
 from attestation.verdict import Verdict
-from enclave.errors import AgentError, Code
+from enclave.errors import AgentError, Code, MessageError
 from enclave.mailbox import DEFAULT_TTL_S, Judge
 from enclave.messages import MessageType
 from enclave.received import Received
@@ -43,13 +43,16 @@ class Host(Protocol):
         message: object,
         *,
         labels: frozenset[str],
+        without: frozenset[str] = frozenset(),
         in_reply_to: bytes = b"",
         item: int | None = None,
         waits: Waits | None = None,
         ttl_s: float = DEFAULT_TTL_S,
     ) -> bytes: ...
 
-    async def publish(self, topic: str, message: object, *, labels: frozenset[str], ttl_s: float) -> None: ...
+    async def publish(
+        self, topic: str, message: object, *, labels: frozenset[str], without: frozenset[str], ttl_s: float
+    ) -> None: ...
 
     def forget(self, waits: Waits) -> None: ...
 
@@ -91,20 +94,35 @@ class Context:
         """Which handling of this message this is, from 1; 0 where there is no message."""
         return self._received.attempt if self._received else 0
 
-    async def send(self, to: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
-        """Send a message to an agent by its name, or to a mailbox by its full name `tenant/path/name`."""
-        await self._host.deliver(to, message, labels=self._labels, ttl_s=ttl_s)
+    async def send(
+        self, to: str, message: object, *, without: Iterable[str] = (), ttl_s: float = DEFAULT_TTL_S
+    ) -> None:
+        """Send a message to an agent by its name, or to a mailbox by its full name `tenant/path/name`.
 
-    async def publish(self, topic: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
-        """Tell everybody who reads the topic, by its name or by its full name `tenant/path/name`."""
-        await self._host.publish(topic, message, labels=self._labels, ttl_s=ttl_s)
+        It carries the labels of all that this agent was given; leaving some off (`without`) takes a permit for
+        `Declassify`, and is in the log.
+        """
+        await self._host.deliver(to, message, labels=self._labels, without=frozenset(without), ttl_s=ttl_s)
+
+    async def publish(
+        self, topic: str, message: object, *, without: Iterable[str] = (), ttl_s: float = DEFAULT_TTL_S
+    ) -> None:
+        """Tell all who read the topic, by its name or by its full name `tenant/path/name`. Labels as in `send`."""
+        await self._host.publish(topic, message, labels=self._labels, without=frozenset(without), ttl_s=ttl_s)
 
     async def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
-        """Send, and wait for the answer of that type. Raises MessageError message.no_answer, message.peer_failed."""
+        """Send, and wait for the answer of that type; both together within `timeout_s`.
+
+        Raises MessageError message.no_answer, message.peer_failed.
+        """
         waits = Single(self._host.message_type(reply))
+        begun = asyncio.get_running_loop().time()
         try:
-            await self._host.deliver(to, message, labels=self._labels, waits=waits, ttl_s=timeout_s + CLOCK_SLACK_S)
-            answer = await waits.take(timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._host.deliver(to, message, labels=self._labels, waits=waits, ttl_s=timeout_s + CLOCK_SLACK_S)
+            answer = await waits.take(begun + timeout_s - asyncio.get_running_loop().time())
+        except TimeoutError:
+            raise MessageError(Code.MESSAGE_NO_ANSWER, f"not even sent within {timeout_s:g} s") from None
         finally:
             self._host.forget(waits)
         self._labels |= answer.labels
@@ -211,11 +229,13 @@ class BlockingContext:
     def add_labels(self, *labels: str) -> None:
         self._context.add_labels(*labels)
 
-    def send(self, to: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
-        self._wait(self._context.send(to, message, ttl_s=ttl_s))
+    def send(self, to: str, message: object, *, without: Iterable[str] = (), ttl_s: float = DEFAULT_TTL_S) -> None:
+        self._wait(self._context.send(to, message, without=without, ttl_s=ttl_s))
 
-    def publish(self, topic: str, message: object, *, ttl_s: float = DEFAULT_TTL_S) -> None:
-        self._wait(self._context.publish(topic, message, ttl_s=ttl_s))
+    def publish(
+        self, topic: str, message: object, *, without: Iterable[str] = (), ttl_s: float = DEFAULT_TTL_S
+    ) -> None:
+        self._wait(self._context.publish(topic, message, without=without, ttl_s=ttl_s))
 
     def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
         return self._wait(self._context.ask(to, message, reply, timeout_s=timeout_s))

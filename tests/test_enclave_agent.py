@@ -175,6 +175,47 @@ def test_a_rejected_message_is_not_tried_again_and_the_asker_reads_the_reason(wo
         Reject("a sentence that might quote the message")
 
 
+def test_leaving_a_label_off_takes_the_policys_permit(world: BrokerUnderTest) -> None:
+    world.put_secret("lab/plans/labelled", b"v", labels=("secret",))
+    agent, heard = Agent("curious"), []
+
+    @agent.on_message(Ask)
+    async def handle(ctx: Context, message: Ask) -> Reply:
+        heard.append(ctx.labels)
+        return Reply(number=message.number)
+
+    async def story() -> list[str]:
+        async with started(world, agent) as ctx:
+            await ctx.secrets.get("lab/plans/labelled")
+            with_all = await said(ctx.ask("curious", Ask(number=1), Reply))
+            return [with_all, await said(ctx.send("curious", Ask(number=2), without={"secret"}))]
+
+    with_all, without = run(story())
+    assert with_all == "ok"
+    assert without.startswith("message.labels_lowered ")
+    assert heard == [frozenset({"secret"})]
+
+
+def test_asking_ends_in_time_though_nothing_can_be_sent(world: BrokerUnderTest) -> None:
+    async def story() -> str:
+        caller, sent = Agent("stuck"), asyncio.Event()
+        await caller.start(domain=world.machine.launch("stuck"), trust=world.trust, broker_url=world.url)
+
+        async def never(*_: Any, **__: Any) -> bytes:
+            sent.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        try:
+            caller.running.send = never  # type: ignore[method-assign]
+            return await said(caller.context().ask("nobody", Ask(number=1), Reply, timeout_s=0.2))
+        finally:
+            assert sent.is_set()
+            await caller.stop()
+
+    assert run(story()).startswith(Code.MESSAGE_NO_ANSWER)
+
+
 def test_a_repeated_key_is_answered_from_memory(world: BrokerUnderTest) -> None:
     handled: list[int] = []
     agent = Agent("ledger")
