@@ -152,4 +152,5 @@ def _ground(permit: Permit, verdict: Verdict, workload: str | None) -> tuple[str
             raise BrokerError(BrokerCode.KEY_WORKLOAD, detail)
         return "workload", workload
     launches = tuple(launch.digest for launch in verdict.launches)
-    return "measurement", verdict.mr_td, *verdict.rtmrs[:3], *launches
+    # RTMR3 itself as well: it is in the quote, while a log may be withheld and names more than launches
+    return "measurement", verdict.mr_td, *verdict.rtmrs, *launches

@@ -4,6 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from attestation.evidence import proof_message, sign_proof
 from broker.derivation import derive
 from broker.errors import BrokerCode
 from broker.memory import MemoryStore
@@ -18,7 +20,7 @@ from broker.ports import Store, Transaction
 from broker.ports_releases import Lease, Released
 from broker.rootkey.root import RootKey
 from broker.sql import SqlStore
-from broker.wire.bodies import PutSecretRequest
+from broker.wire.bodies import AttestationRequest, PutSecretRequest
 from broker.wire.derive import DERIVED_VERSION, DeriveRequest
 from broker.wire.errors import WireCode, WireError
 from broker.wire.release import ReleaseResponse
@@ -195,6 +197,21 @@ async def test_a_key_of_the_measurements_is_another_for_another_image(world: Wor
     assert await derived(twin, "acme/keys/disk") == key
     assert await derived(other, "acme/keys/disk") != key
     assert await derived(one, "acme/keys/disk", "anything") != key
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shows_log", [True, False])
+async def test_whatever_else_ran_in_a_domain_gives_it_another_key(world: World, shows_log: bool) -> None:
+    clean, other = await world.admitted("clean", image="image one"), world.agent("other", image="image one")
+    other.td.extend(3, b"\x0d" * 48, data=b"another program")
+    client_nonce, answer = other.challenge()
+    binding = other.binding(answer.nonce)
+    evidence = other.evidence(binding, client_nonce)
+    if not shows_log:
+        message = proof_message(binding.broker_id, client_nonce, binding.nonce, evidence.quote, None)
+        evidence = replace(evidence, event_log=None, proof=sign_proof(other.key, message))
+    await other.attest(AttestationRequest(evidence=evidence.to_dict(), client_nonce=client_nonce))
+    assert await derived(other, "acme/keys/disk") != await derived(clean, "acme/keys/disk")
 
 
 @pytest.mark.asyncio
