@@ -22,7 +22,7 @@ import grpc
 from broker.calls import REFUSALS
 from broker.drawing import Drawn
 from broker.errors import BrokerCode, BrokerError
-from broker.reasons import Refusal, codes_of
+from broker.reasons import Refusal
 from broker.refusals import as_refusal
 from broker.rpc import doors
 from broker.rpc.settling import Settling
@@ -240,7 +240,7 @@ class MailStream:
         except REFUSALS as error:
             result.status = SendStatus.REFUSED
             policy = isinstance(error, Refused)
-            result.code = BrokerCode.POLICY_REFUSED if policy else codes_of(error)[0]
+            result.code = BrokerCode.POLICY_REFUSED if policy else str(error.code)
             result.retry_after_s = (isinstance(error, BrokerError) and error.retry_after_s) or 0
             self._broker.metrics.refused(result.code)
         self._next.results.append(result)
