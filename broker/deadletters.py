@@ -17,6 +17,7 @@ from broker.bell import Bell
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
+from broker.labels import held
 from broker.ports import Clock, Store, Transaction
 from broker.ports_mail import DEAD_LETTERS, MAX_ENDED, End, EndedParcel, NewMessage, Queued, Quota, TombstoneRecord
 from broker.reasons import codes_of, told
@@ -38,6 +39,7 @@ from policies.model import Administer, Context
 
 RETENTION_MS: Final = 4 * 24 * 3600 * 1000  # of dead letters and tombstones
 REDRIVE: Final = "redrive"  # the operation of `Administer` that a policy permits
+_OWN_CODES: Final = frozenset(map(str, BrokerCode))
 MAX_NAMED: Final = 16  # message ids in one entry of the log
 
 
@@ -78,7 +80,7 @@ class DeadLetters:
         """Tombstones for parcels that ended, inside the transaction in which they did."""
         if not ended:
             return
-        tx.mail.bury(*(self._stone(parcel, at) for parcel in ended))
+        tx.mail.bury(*(self._stone(parcel, _tellable(tx, parcel), at) for parcel in ended))
         for mailbox in {parcel.mailbox for parcel in ended if parcel.end in DEAD_LETTERS}:
             tx.mail.trim(mailbox, dead=self._quota.dead, octets=self._quota.octets)
         for kind, ends in ((Kind.MAIL_DIED, DEAD_LETTERS), (Kind.MAIL_DROPPED, {End.SENDER_FALLEN})):
@@ -86,7 +88,7 @@ class DeadLetters:
             if found:
                 self._audit.append(tx, self._entry(kind, found, at))
 
-    def _stone(self, parcel: EndedParcel, at: datetime) -> TombstoneRecord:
+    def _stone(self, parcel: EndedParcel, code: str, at: datetime) -> TombstoneRecord:
         at_ms = int(at.timestamp() * 1000)
         stone = Tombstone.sign(
             self._identity.key,
@@ -95,7 +97,7 @@ class DeadLetters:
             msg_id=parcel.msg_id,
             digest=parcel.digest,
             end=parcel.end,
-            code=parcel.code,
+            code=code,
             at_ms=at_ms,
         )
         return TombstoneRecord(
@@ -231,3 +233,14 @@ class DeadLetters:
         if done:
             self._bell.ring(name)
         return RedriveResponse(redriven=tuple(done), gone=tuple(n for n in request.numbers if n not in done))
+
+
+def _tellable(tx: Transaction, parcel: EndedParcel) -> str:
+    """Why it ended, as far as its sender may hear it: a reason that the reader chose can say what the reader has read.
+
+    The broker's own codes say nothing; others go to those who are held to everything that the reader is held to.
+    """
+    if not parcel.code or parcel.code in _OWN_CODES:
+        return parcel.code
+    box = tx.mail.find(parcel.mailbox)
+    return parcel.code if box is not None and held(tx, box.owner) <= held(tx, parcel.sender) else ""

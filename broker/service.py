@@ -331,7 +331,15 @@ async def _assemble(
             quota=settings.quota,
         ),
         standing=StandingDesk(store=store, generation=generation, identity=identity, clock=clock),
-        states=StateDesk(store=store, audit=audit, edges=edges, generation=generation, identity=identity, clock=clock),
+        states=StateDesk(
+            store=store,
+            audit=audit,
+            edges=edges,
+            generation=generation,
+            identity=identity,
+            labels=labels,
+            clock=clock,
+        ),
         releases=ReleaseDesk(
             store=store,
             vault=vault,

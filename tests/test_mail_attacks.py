@@ -14,20 +14,24 @@ from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey
 from broker import channels as broker_channels
 from broker.errors import BrokerCode
+from broker.mailkeys import ring_of
 from broker.rpc import stream
 from broker.wire import stream_pb2 as pb
 from broker.wire.blob import BLOB_TYPE, BlobRef
 from broker.wire.channel import channel_of
-from broker.wire.keys import KeysRequest, Place
-from broker.wire.leases import AckRequest
+from broker.wire.deadletters import PageRequest
+from broker.wire.jose import unb64u
+from broker.wire.keys import NO_INCARNATION, KeysRequest, Place
+from broker.wire.leases import AckRequest, Rejection
 from broker.wire.mailbox import Delivery
+from broker.wire.state import SaveRequest, StateRequest
 from enclave import channel as channels
 from enclave.checkpoint import decode, encode
 from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKey, KeptKeys
 from enclave.mailbox import Inbox
 from enclave.replay import Window
-from tests.broker_world import World, outcome
+from tests.broker_world import Agent, World, outcome
 from tests.channel_world import HandMade
 from tests.test_channel import Pair
 from tests.test_enclave_mailbox import NOW_S, Router, party
@@ -293,3 +297,80 @@ async def test_nor_by_what_lies_beside_mail(tmp_path: Path) -> None:
     assert codes == ["ok", BrokerCode.BLOB_UNKNOWN]
     assert len(world.broker.labels.of(bob.subject)) == 20
     await world.broker.close()
+
+
+# ── what was read leaves by the small print ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", [False, True], ids=["memory", "sql"])
+async def test_the_reason_of_a_rejection_tells_the_sender_nothing_that_he_may_not_know(
+    tmp_path: Path, database: bool
+) -> None:
+    """A reason is the receiver's choice and can say anything."""
+    world = await World.make(tmp_path, database=database)
+    await world.put("acme/open/plan", b"the plan", "secret")
+    eve, spy = await world.admitted("eve"), await world.admitted("spy")
+    await spy.open("acme/mail/b")
+    key = (await eve.find("acme/mail/b")).key
+
+    async def told(code: str) -> list[str]:
+        await eve.send(eve.envelope(key))
+        (delivery,) = (await spy.receive()).deliveries
+        ack = AckRequest(reject=(Rejection(lease=delivery.lease, code=code),))
+        await spy.acting(lambda s: world.broker.mailboxes.acknowledge(s, "acme/mail/b", ack))
+        page = PageRequest()
+        session = await world.broker.sessions.of_subject(eve.subject, world.broker.clock())
+        return [stone.code for stone in world.broker.dead.tombstones(session, "acme/mail/b", page).tombstones]
+
+    assert await told("app.broken") == ["app.broken"]
+    await spy.release("acme/open/plan")
+    assert (await told("leak.the_plan_is"))[1:] == [""]
+    assert (await told(str(BrokerCode.POLICY_REFUSED)))[2:] == [BrokerCode.POLICY_REFUSED]
+    assert [one.code for one in world.broker.dead.dead("acme/mail/b", PageRequest()).dead][1] == "leak.the_plan_is"
+    await eve.release("acme/open/plan")
+    eve_sends = eve.envelope(key, labels=("secret",))
+    await eve.send(eve_sends)
+    (delivery,) = (await spy.receive()).deliveries
+    ack = AckRequest(reject=(Rejection(lease=delivery.lease, code="app.now_both_know"),))
+    await spy.acting(lambda s: world.broker.mailboxes.acknowledge(s, "acme/mail/b", ack))
+    session = await world.broker.sessions.of_subject(eve.subject, world.broker.clock())
+    stones = world.broker.dead.tombstones(session, "acme/mail/b", PageRequest()).tombstones
+    assert stones[-1].code == "app.now_both_know"
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_a_checkpoint_carries_the_labels_of_who_wrote_it(tmp_path: Path) -> None:
+    """It is sealed by its writer and can say anything; whoever succeeds to the mailbox reads it."""
+    world = await World.make(tmp_path)
+    await world.put("acme/open/plan", b"the plan", "secret")
+    spy, heir = await world.admitted("spy"), await world.admitted("heir")
+    desk, box = world.broker.states, "acme/mail/jobs"
+    await spy.acting(partial(world.broker.keys.grant, of=Place.MAILBOX, name=box, request=KeysRequest(nonce=bytes(32))))
+    await durable(world, spy, box)
+    nonce = bytes(32)
+    await spy.acting(partial(desk.save, mailbox=box, request=SaveRequest(number=1, sealed=b"nothing yet", nonce=nonce)))
+    asked = partial(desk.newest, mailbox=box, request=StateRequest(nonce=nonce))
+    assert (await heir.acting(asked)).sealed == b"nothing yet"
+    assert world.broker.labels.of(heir.subject) == frozenset()
+    await spy.release("acme/open/plan")
+    await spy.acting(partial(desk.save, mailbox=box, request=SaveRequest(number=2, sealed=b"the plan", nonce=nonce)))
+    assert (await heir.acting(asked)).sealed == b"the plan"
+    assert world.broker.labels.of(heir.subject) == {"secret"}
+    await world.broker.close()
+
+
+async def durable(world: World, owner: Agent, box: str) -> None:
+    """Open the mailbox under the newest kept key."""
+    epoch = world.broker.store.read(lambda tx: ring_of(tx, Place.MAILBOX, box))[-1]
+    await owner.open(
+        box,
+        epoch=epoch.number,
+        kind="durable",
+        suite=epoch.suite,
+        key=unb64u(epoch.public),
+        incarnation=NO_INCARNATION,
+        not_before_s=epoch.not_before_s,
+        not_after_s=epoch.not_after_s,
+    )
