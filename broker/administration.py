@@ -174,12 +174,8 @@ class Administration:
 
     def overview(self) -> dict[str, Any]:
         """Numbers for `broker status` and the console."""
-        counts = dict.fromkeys((str(state) for state in AgentState), 0)
-        after = ""
-        while page := self.agents(tenant=None, after=after, limit=MAX_PAGE):
-            for record in page:
-                counts[record.state] += 1
-            after = page[-1].subject
+        found = self._store.read(lambda tx: tx.agents.counts())
+        counts = {str(state): found.get(state, 0) for state in AgentState}
         return {
             "generation": self._generation.current,
             "agents": counts,

@@ -124,7 +124,7 @@ class Endpoint:
     @property
     def limited(self) -> bool:
         """Probes are not: whoever floods the broker must not make it look dead."""
-        return self.path.startswith(("/v1/", "/.well-known/", "/results/"))
+        return self.path.startswith(("/v1/", "/.well-known/", "/results/", "/console"))
 
 
 def row(

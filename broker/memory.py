@@ -5,7 +5,8 @@ by taking back its steps in reverse order.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
@@ -60,6 +61,9 @@ class _Agents:
             if r.state is AgentState.ADMITTED and r.expires_at_s > live_at_s and r.generation < generation
         ]
         return found[:limit]
+
+    def counts(self) -> Mapping[str, int]:
+        return Counter(str(record.state) for record in self._rows.rows.values())
 
     def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
         down = (AgentState.QUARANTINED, AgentState.REVOKED)

@@ -7,7 +7,7 @@ signed head. Queries run on what is committed. What the rows mean is decided by 
 Times are integers: `_s` seconds, `_ms` milliseconds since 1970.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -103,6 +103,9 @@ class Agents(Protocol):
 
     def stale(self, *, generation: int, live_at_s: int, limit: int) -> Sequence[AgentRecord]:
         """Admitted agents with an unexpired token that were last judged before this generation."""
+
+    def counts(self) -> Mapping[str, int]:
+        """How many there are in each state that anybody is in; no row is read for it."""
 
     def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
         """Subjects of quarantined and revoked agents whose token had not expired then, in order."""

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, final
 
 from broker.errors import BrokerCode, BrokerError
@@ -88,6 +88,9 @@ class _Agents:
             (live_at_s, generation, limit),
         )
         return [_agent(row) for row in rows]
+
+    def counts(self) -> Mapping[str, int]:
+        return dict(self._db.execute("SELECT state, count(*) FROM agent GROUP BY state").fetchall())
 
     def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
         rows = self._db.execute(

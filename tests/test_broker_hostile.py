@@ -177,3 +177,13 @@ async def test_one_agent_cannot_fill_the_revocation_list_of_everybody(world: Wor
     world.machine.clock.advance(world.settings.token_ttl_s + 1)
     await agent.attest()
     assert await ask(agent) == "ok", "what has ended counts no more"
+
+
+@pytest.mark.asyncio
+async def test_t32_a_look_at_the_metrics_costs_no_row_of_any_agent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to prove anything for it, and no limit holds for probes."""
+    await world.admitted()
+    monkeypatch.setattr(type(world.broker.administration), "agents", None)
+    assert b'cloister_agents{of="admitted"} 1.0' in world.broker.metrics.render()

@@ -218,6 +218,18 @@ def test_agents_are_listed_in_pages_by_tenant(store: Store) -> None:
     assert len(store.read(lambda tx: tx.agents.page())) == 6
 
 
+def test_agents_are_counted_by_state(store: Store) -> None:
+    assert dict(store.read(lambda tx: tx.agents.counts())) == {}
+
+    def work(tx: Transaction) -> None:
+        tx.agents.put(agent("agent/acme/in"))
+        tx.agents.put(agent("agent/acme/too"))
+        tx.agents.put(agent("agent/acme/out", state=AgentState.QUARANTINED))
+
+    do(store, work)
+    assert dict(store.read(lambda tx: tx.agents.counts())) == {"admitted": 2, "quarantined": 1}
+
+
 def test_stale_agents_are_the_live_ones_judged_earlier(store: Store) -> None:
     def work(tx: Transaction) -> None:
         tx.agents.put(agent("agent/acme/old"))
