@@ -368,6 +368,7 @@ async def _assemble(
             root,
             store,
             judge=judge,
+            pool=pool,
             identity=identity,
             vault=vault,
             audit=audit,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -21,9 +22,11 @@ from hypothesis import strategies as st
 
 from attestation import es256
 from attestation.encoding import b64url
-from attestation.errors import MalformedEvidence, TokenRefused
+from attestation.errors import MalformedEvidence, TokenRefused, VerificationFailed
 from attestation.guest import GuestEvidence, init_data_digest, runtime_text
+from attestation.verifier import Verifier
 from broker.errors import BrokerError
+from broker.judging import Judge
 from broker.kbs.jwe import TeeKey
 from broker.kbs.messages import AttestBody, read_request
 from broker.wire.bodies import PutSecretRequest
@@ -670,3 +673,38 @@ def test_an_unmodified_guest_in_a_trust_domain_fetches_from_a_lab(tmp_path: Path
         sandboxed = [*command, "sim", "run", "--machine", str(lab.machine_folder), "--", *client]
         done = subprocess.run(sandboxed, cwd=ROOT, check=False, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, SECRET), done.stderr.decode()
+
+
+def test_t32_evidence_of_strangers_is_verified_beside_the_event_loop(
+    own: BrokerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[str] = []
+    verify, chain = Verifier.verify, Judge.require_chain
+
+    def noting(work: Any) -> Any:
+        def noted(*args: Any, **named: Any) -> Any:
+            try:
+                return work(*args, **named)
+            except VerificationFailed:
+                failed.append(threading.current_thread().name)
+                raise
+
+        return noted
+
+    monkeypatch.setattr(Verifier, "verify", noting(verify))
+    monkeypatch.setattr(Judge, "require_chain", noting(chain))
+
+    def forged(report_data: bytes) -> tuple[bytes, bytes | None]:
+        quote = bytearray(own.machine.launch("guest").quote(report_data))
+        quote[48 + 136] ^= 1
+        return bytes(quote), None
+
+    attested(own)
+    forger = KbsClient(send=over_http(own.url), attester=forged)
+    stranger = guest(own, td=Machine.create(seed="another stranger").launch("guest"))
+    for client, code in ((forger, "quote.signature_invalid"), (stranger, "chain.")):
+        client.auth()
+        refused(client.attest(), 403, "AttestationError", code)
+    assert len(failed) == 2
+    assert all(name.startswith("verify") for name in failed)
+    assert not entries(own, "guest.refused")

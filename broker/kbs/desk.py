@@ -31,6 +31,7 @@ from broker.kbs.messages import AttestBody, read_request
 from broker.kbs.records import key_of
 from broker.kbs.resources import Resources, resource_name
 from broker.kbs.token import KbsTokens, Ticket
+from broker.pool import Pool
 from broker.ports import Clock, Store, Transaction
 from broker.reasons import codes_of, told
 from broker.rootkey.root import RootKey
@@ -61,6 +62,7 @@ class KbsDesk:
         *,
         challenges: Challenges,
         judge: Judge,
+        pool: Pool,
         tokens: KbsTokens,
         resources: Resources,
         store: Store,
@@ -71,7 +73,7 @@ class KbsDesk:
         self._challenges = challenges
         self._judge = judge
         self._tokens = tokens
-        self._gauge = Gauge(judge)
+        self._gauge = Gauge(judge, pool)
         self._resources = resources
         self._store = store
         self._audit = audit
@@ -113,6 +115,7 @@ class KbsDesk:
         quote = self._gauge.quote(body.evidence)
         await self._gauge.have_collateral(quote)
         try:
+            await self._gauge.prove(body.evidence, quote, at)
             guest = await again_while_moving(lambda: self._admit(body, quote, claim, caller, at))
         except (VerificationFailed, Refused) as error:
             if isinstance(error, Refused) or earns_entry(error):
@@ -249,6 +252,7 @@ async def open_desk(
     store: Store,
     *,
     judge: Judge,
+    pool: Pool,
     identity: Identity,
     vault: Vault,
     audit: Audit,
@@ -261,6 +265,7 @@ async def open_desk(
     return KbsDesk(
         challenges=Challenges(root.derive("challenges"), "kbs"),
         judge=judge,
+        pool=pool,
         tokens=KbsTokens(keys, issuer=f"{identity.issuer}/kbs", ttl_s=ttl_s),
         resources=Resources(store=store, vault=vault, audit=audit, generation=generation, identity=identity),
         store=store,

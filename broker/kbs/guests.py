@@ -17,16 +17,19 @@ from attestation.quote import Quote, Tee
 from attestation.records import VIA_KBS as VIA
 from attestation.tcb import ANY_TCB
 from attestation.verdict import Verdict
+from attestation.verifier import Allowance
 from broker.errors import BrokerCode, BrokerError
 from broker.judging import Judge, Judged, circumstances_of
 from broker.kbs.jwe import TeeKey
 from broker.kbs.token import Ticket
+from broker.pool import Pool
 from policies.bundle import Bundle
 from policies.engine import decide
 from policies.errors import Refused
 from policies.model import Admit, Context
 
 T = TypeVar("T")
+_ALL: Final = frozenset(Allowance)
 COLLATERAL_S: Final = 20.0  # how long a request waits for the first collateral of a platform
 MAX_RETRIES: Final = 3
 
@@ -69,8 +72,9 @@ def subject_of(key: TeeKey) -> str:
 class Gauge:
     """Judges guests with the broker's own judge."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, pool: Pool) -> None:
         self.judge: Final = judge
+        self._pool = pool
 
     def quote(self, evidence: GuestEvidence) -> Quote:
         """A TD's quote about these very runtime data: what is not costs nothing more."""
@@ -85,11 +89,33 @@ class Gauge:
     async def have_collateral(self, quote: Quote) -> None:
         """Wait for the first collateral of a platform whose PCK chain holds.
 
-        Raises VerificationFailed chain.*; CollateralUnavailable; BrokerError collateral.pending.
+        Raises VerificationFailed chain.*; CollateralUnavailable; BrokerError collateral.pending, broker.busy.
         """
         if self.judge.collateral.find(quote) is None:
-            self.judge.require_chain(quote)
+            await self._pool.run(self.judge.require_chain, quote)
             await self.judge.collateral.wait_for(quote, COLLATERAL_S)
+
+    async def prove(self, evidence: GuestEvidence, quote: Quote, at: datetime) -> None:
+        """What no bundle would let pass is refused on the pool's threads, so that garbage takes nobody's turn; what is
+        proved there is not proved again.
+
+        Raises VerificationFailed; CollateralUnavailable; BrokerError collateral.pending, broker.busy.
+        """
+        collateral = self.judge.collateral.find(quote)
+        if collateral is None:
+            raise self.judge.collateral.wanted(quote)
+        try:
+            await self._pool.run(
+                self.judge.verifier.verify,
+                quote,
+                collateral,
+                report_data=evidence.report_data,
+                at=at,
+                accept=ANY_TCB,
+                allow=_ALL,
+            )
+        except VerificationFailed as error:
+            raise self.judge.told(error, quote) from None
 
     def judged(self, evidence: GuestEvidence, quote: Quote, caller: Caller, at: datetime) -> dict[str, Judged]:
         """Every bundle's judgement that is a yes. Raises the refusal, of all bundles together, when there is none."""
