@@ -29,6 +29,7 @@ log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
 
 MAX_OUTSTANDING: Final = 64
+MAX_WAITED: Final = 1024  # while an answer is waited for: it may stand behind what is not handled until it has come
 STOP_PATIENCE_S: Final = 5.0
 FIRST_PAUSE_S: Final = 0.5
 MAX_PAUSE_S: Final = 30.0
@@ -65,17 +66,28 @@ class Handling:
         pause = FIRST_PAUSE_S
         while True:
             self._room.clear()
-            if len(self._held) >= MAX_OUTSTANDING:
-                await self._room.wait()
+            most = MAX_WAITED if self._waiting.asked.is_set() else MAX_OUTSTANDING
+            if len(self._held) >= most:
+                await self._more(most)
                 continue
             try:
-                for received in await self._mail.receive(MAX_OUTSTANDING - len(self._held)):
+                for received in await self._mail.receive(min(MAX_OUTSTANDING, most - len(self._held))):
                     self._take(received)
                 pause = FIRST_PAUSE_S
             except CloisterError as error:
                 log.warning("receiving failed: %s", error.code)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE_S)
+
+    async def _more(self, most: int) -> None:
+        """Until there is room, or somebody waits for an answer."""
+        wakes = [self._room.wait()] if most == MAX_WAITED else [self._room.wait(), self._waiting.asked.wait()]
+        tasks = [asyncio.ensure_future(wake) for wake in wakes]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def keep(self) -> None:
         """Extend what is held, three times in a lease, so that one lost request loses nothing."""

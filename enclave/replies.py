@@ -211,15 +211,19 @@ class Waiting:
     """Everything that one agent waits for, by the id of the question."""
 
     def __init__(self) -> None:
+        self.asked = asyncio.Event()  # while an answer is waited for
         self._questions: dict[bytes, Waits] = {}
         self._flows: dict[tuple[bytes, str], Outflow] = {}
 
     def expect(self, msg_id: bytes, peer: str, waits: Waits) -> None:
         waits.peer = peer
         self._questions[msg_id] = waits
+        self.asked.set()
 
     def forget(self, waits: Waits) -> None:
         self._questions = {msg_id: one for msg_id, one in self._questions.items() if one is not waits}
+        if not self._questions:
+            self.asked.clear()
 
     def open(self, msg_id: bytes, asker: str) -> Outflow:
         """Begin to answer a question with a stream."""

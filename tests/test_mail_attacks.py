@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from attestation.errors import CloisterError
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey
 from broker import channels as broker_channels
@@ -25,12 +26,15 @@ from broker.wire.keys import NO_INCARNATION, KeysRequest, Place
 from broker.wire.leases import AckRequest, Rejection
 from broker.wire.mailbox import Delivery
 from broker.wire.state import SaveRequest, StateRequest
+from enclave import Agent as Author
+from enclave import Context
 from enclave import channel as channels
 from enclave.checkpoint import decode, encode
 from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKey, KeptKeys
 from enclave.mailbox import Inbox
 from enclave.replay import Window
+from simulator.broker_fixture import BrokerUnderTest
 from tests.broker_world import Agent, World, outcome
 from tests.channel_world import HandMade
 from tests.test_channel import Pair
@@ -374,3 +378,52 @@ async def durable(world: World, owner: Agent, box: str) -> None:
         not_before_s=epoch.not_before_s,
         not_after_s=epoch.not_after_s,
     )
+
+
+# ── a flood that keeps answers away ────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Question:
+    number: int
+
+
+@dataclass
+class Answered:
+    number: int
+
+
+@pytest.mark.parametrize("count", [120])
+def test_an_agent_that_waits_for_an_answer_gets_it_though_somebody_floods_it(
+    broker: BrokerUnderTest, count: int
+) -> None:
+    helper, busy, flood = Author("helper"), Author("busy"), Author("flood")
+    outcomes: list[str] = []
+    enough = asyncio.Event()
+
+    @helper.on_message(Question)
+    async def answer(ctx: Context, question: Question) -> Answered:
+        return Answered(number=question.number)
+
+    @busy.on_message(Question)
+    async def work(ctx: Context, question: Question) -> None:
+        try:
+            outcomes.append(str((await ctx.ask("helper", question, Answered, timeout_s=3)).number))
+        except CloisterError as error:
+            outcomes.append(str(error.code))
+        if len(outcomes) == 10:
+            enough.set()
+
+    async def story() -> None:
+        async with asyncio.timeout(40):
+            for agent in (helper, busy, flood):
+                domain = broker.machine.launch(agent.name)
+                await agent.start(domain=domain, trust=broker.trust, broker_url=broker.url)
+            context = flood.context()
+            await asyncio.gather(*[context.send("busy", Question(number=n)) for n in range(count)])
+            await enough.wait()
+            for agent in (flood, helper, busy):
+                await agent.stop()
+
+    asyncio.run(story())
+    assert outcomes[:10] == [str(n) for n in range(10)]
