@@ -6,6 +6,7 @@ dataclasses of `broker.wire`; no model library stands in the hot path.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from broker import tracing
-from broker.calls import DEADLINE_S, JSON_TYPE, Call, Door, Endpoint, Shown, answer, enter, prove
+from broker.calls import DEADLINE_S, JSON_TYPE, SMALL, Call, Door, Endpoint, Shown, answer, enter, prove
 from broker.errors import BrokerCode, BrokerError
 from broker.reasons import Refusal
 from broker.refusals import as_refusal, note
@@ -54,9 +55,25 @@ def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awa
 async def _answer(broker: Broker, endpoint: Endpoint, request: Request, correlation_id: str) -> Response:
     source_ip = request.client.host if request.client else None
     enter(broker, endpoint, source_ip)
-    body = await within(read_body(request, endpoint.max_body)) if endpoint.max_body else b""
+    with contextlib.ExitStack() as held:
+        take = held.enter_context(broker.limits.room.entered(source_ip))
+        return await _handled(broker, endpoint, request, correlation_id, source_ip, take, held)
+
+
+async def _handled(
+    broker: Broker,
+    endpoint: Endpoint,
+    request: Request,
+    correlation_id: str,
+    source_ip: str | None,
+    take: Callable[[int], None],
+    held: contextlib.ExitStack,
+) -> Response:
+    body = await within(read_body(request, endpoint.max_body, take)) if endpoint.max_body else b""
     shown = Shown(method=request.method, path=request.scope["path"], body=body, header=request.headers.getlist)
     token, admin = prove(broker, shown, endpoint.door, changes=endpoint.changes, act=endpoint.act)
+    if endpoint.door is not Door.OPEN:
+        held.close()  # somebody who is known has sent it
     call = Call(
         broker=broker,
         body=body,
@@ -83,8 +100,11 @@ async def within(reading: Awaitable[bytes]) -> bytes:
         raise BrokerError(BrokerCode.BROKER_DEADLINE, "the body did not come") from None
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The whole body, never more than `most` bytes of it. Raises WireError body.too_large."""
+async def read_body(request: Request, most: int, take: Callable[[int], None] = lambda _: None) -> bytes:
+    """The whole body, never more than `most` bytes of it; `take` hears of every part beyond the first small ones.
+
+    Raises WireError body.too_large; what `take` raises.
+    """
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared[:12]) > most:
         raise WireError(WireCode.BODY_TOO_LARGE, f"{declared[:12]} bytes declared, at most {most}")
@@ -94,6 +114,8 @@ async def read_body(request: Request, most: int) -> bytes:
         size += len(part)
         if size > most:
             raise WireError(WireCode.BODY_TOO_LARGE, f"more than {most} bytes")
+        if size > SMALL:
+            take(len(part))
         parts.append(part)
     return b"".join(parts)
 

@@ -65,7 +65,8 @@ def routes(broker: Broker) -> list[Route]:
 
 
 async def _auth(broker: Broker, request: Request, caller: Caller) -> Response:
-    opened = broker.kbs.auth(await within(read_body(request, MAX_BODY)))
+    with broker.limits.room.entered(caller.source_ip) as take:
+        opened = broker.kbs.auth(await within(read_body(request, MAX_BODY, take)))
     response = _json({"nonce": opened.nonce, "extra-params": ""})
     _set_cookie(response, opened.session, format_datetime(opened.expires, usegmt=True))
     return response
@@ -73,7 +74,9 @@ async def _auth(broker: Broker, request: Request, caller: Caller) -> Response:
 
 async def _attest(broker: Broker, request: Request, caller: Caller) -> Response:
     session = session_of(_cookies(request))
-    token, expires = await broker.kbs.attest(session, await within(read_body(request, MAX_BODY)), caller)
+    with broker.limits.room.entered(caller.source_ip) as take:
+        raw = await within(read_body(request, MAX_BODY, take))
+        token, expires = await broker.kbs.attest(session, raw, caller)
     response = _json({"token": token})
     _set_cookie(response, session or "", format_datetime(expires, usegmt=True))
     return response

@@ -8,7 +8,9 @@ An address that has paid nothing for a while has a full bucket, which is what an
 When there is no room for another, the one that was seen longest ago is.
 """
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
@@ -17,6 +19,8 @@ from typing import Final, final
 from broker.errors import BrokerCode, BrokerError
 
 MAX_KEYS: Final = 8192
+MAX_BODIES: Final = 512 << 20
+MAX_BODIES_OF_ONE: Final = 128 << 20
 _PREFIX_V6: Final = 64  # what one customer has: addresses below it cost nothing
 
 
@@ -73,10 +77,51 @@ class Buckets:
 
 
 @final
+class Room:
+    """Memory for bodies of callers who have proved nothing yet: so much for all, and less for one address.
+
+    The small ones of honest callers are not counted (http_api.py): who fills the room keeps nobody else out of it.
+    """
+
+    def __init__(self, *, most: int = MAX_BODIES, each: int = MAX_BODIES_OF_ONE) -> None:
+        self._most = most
+        self._each = each
+        self._held: dict[str, int] = {}
+        self.held = 0
+
+    @contextlib.contextmanager
+    def entered(self, source_ip: str | None) -> Iterator[Callable[[int], None]]:
+        """Call what is yielded for every part, before it is kept; all is given back at the end.
+
+        What is called raises BrokerError broker.busy.
+        """
+        source, mine = source_of(source_ip), 0
+
+        def take(octets: int) -> None:
+            nonlocal mine
+            if self.held + octets > self._most or self._held.get(source, 0) + octets > self._each:
+                raise BrokerError(BrokerCode.BROKER_BUSY, f"{self.held} bytes of bodies are held", retry_after_s=1)
+            mine += octets
+            self.held += octets
+            self._held[source] = self._held.get(source, 0) + octets
+
+        try:
+            yield take
+        finally:
+            self.held -= mine
+            left = self._held.get(source, 0) - mine
+            if left > 0:
+                self._held[source] = left
+            else:
+                self._held.pop(source, None)
+
+
+@final
 class Limits:
     """The limits of one broker."""
 
     def __init__(self, rates: Rates) -> None:
+        self.room: Final = Room()
         self._sources = Buckets(rates.source_per_s, rates.source_burst)
         self._tenants = Buckets(rates.tenant_per_s, rates.tenant_burst)
 

@@ -15,7 +15,7 @@ from broker import http_api
 from broker.app import create_app, listen, serve
 from broker.calls import Shown, administrator, agent_token
 from broker.errors import BrokerCode, BrokerError
-from broker.limits import Rates
+from broker.limits import Rates, Room
 from broker.svids import MAX_LIVING
 from broker.wire import dpop
 from broker.wire.bodies import AttestationRequest, VerificationRequest
@@ -71,6 +71,22 @@ async def test_t32_a_forged_quote_that_a_relying_service_brings_earns_no_entry(w
     assert world.kinds() == before
 
 
+def scope_of(path: str, address: str) -> dict[str, Any]:
+    """A POST from there, as ASGI has it."""
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"cookie", b"kbs-session-id=" + b"0" * 32)],
+        "client": (address, 1),
+        "server": ("broker.test", 80),
+        "scheme": "http",
+        "http_version": "1.1",
+    }
+
+
 def shown(**headers: str) -> Shown:
     named = {name.replace("_", "-"): [value] for name, value in headers.items()}
     return Shown(method="GET", path="/v1/labels", body=b"", header=lambda name: named.get(name, ()))
@@ -114,21 +130,8 @@ async def test_t32_a_body_that_trickles_in_is_not_waited_for(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    cookie = (b"cookie", b"kbs-session-id=" + b"0" * 32)
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(b"content-length", b"100"), cookie],
-        "client": ("192.0.2.1", 1),
-        "server": ("broker.test", 80),
-        "scheme": "http",
-        "http_version": "1.1",
-    }
     async with asyncio.timeout(10):
-        await app(scope, receive, send)
+        await app(scope_of(path, "192.0.2.1"), receive, send)
     assert sent[0]["status"] == 503
 
 
@@ -187,3 +190,36 @@ async def test_t32_a_look_at_the_metrics_costs_no_row_of_any_agent(
     await world.admitted()
     monkeypatch.setattr(type(world.broker.administration), "agents", None)
     assert b'cloister_agents{of="admitted"} 1.0' in world.broker.metrics.render()
+
+
+@pytest.mark.asyncio
+async def test_t32_large_bodies_of_one_address_take_bounded_memory_and_nobody_elses_room(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.broker.limits, "room", Room(most=8 << 20, each=3 << 20))
+    app, chunk, begun = create_app(world.broker, background=False), b" " * (1 << 20), asyncio.Event()
+
+    async def post(address: str, *, parts: int, ends: bool) -> int:
+        left, sent = [chunk] * parts, []
+
+        async def receive() -> dict[str, Any]:
+            if left:
+                return {"type": "http.request", "body": left.pop(), "more_body": bool(left) or not ends}
+            begun.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope_of("/v1/attestations", address), receive, send)
+        return int(sent[0]["status"])
+
+    slow = asyncio.create_task(post("192.0.2.1", parts=3, ends=False))
+    await begun.wait()
+    assert world.broker.limits.room.held == 3 << 20
+    assert await post("192.0.2.1", parts=2, ends=True) == 503
+    assert await post("192.0.2.2", parts=2, ends=True) == 400, "read, and not JSON"
+    slow.cancel()
+    await asyncio.gather(slow, return_exceptions=True)
+    assert world.broker.limits.room.held == 0
