@@ -223,13 +223,17 @@ class MemoryMail:
         ready: frozenset[str] | None = None,
     ) -> Leased:
         waiting = self._of(mailbox)
-        out = sum(p.messages for p in waiting if p.lease is not None and p.visible_at_ms > now_ms)
+        out: dict[str, int] = {}
+        for one in waiting:
+            if one.lease is not None and one.visible_at_ms > now_ms:
+                out[one.new.sender] = out.get(one.new.sender, 0) + one.messages
         harvest: Harvest[_Parcel] = Harvest(
             now_ms=now_ms,
             max_attempts=max_attempts,
             parcels=len(leases),
-            messages=min(max_messages, MAX_OUT - out),
+            messages=min(max_messages, MAX_OUT - sum(out.values())),
             octets=max_octets,
+            out=out,
         )
         lanes: dict[str, list[_Parcel]] = {}
         for parcel in waiting:

@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol, final
 MAX_KEYS: Final = 4  # epochs of a mailbox to which senders may still seal
 MAX_ENDED: Final = 128  # parcels that one call takes out of a queue for good; what is left goes with the next
 MAX_OUT: Final = 1024  # messages of one mailbox under leases at a time
+MAX_OUT_OF_SENDER: Final = 512  # of them of one sender, before a last batch
 MAX_OCTETS: Final = 4 << 20  # of parcels handed out by one call, unless the first alone has more
 MAX_STONES: Final = 10_000  # tombstones of one mailbox
 NO_LIMIT: Final = 2**53

@@ -191,16 +191,20 @@ class SqlMail:
         fallen: WhenFallen = "hold",
         ready: frozenset[str] | None = None,
     ) -> Leased:
-        (out,) = self._db.execute(
-            "SELECT coalesce(sum(undone), 0) FROM parcel WHERE mailbox = ? AND lease IS NOT NULL AND visible_at_ms > ?",
-            (mailbox, now_ms),
-        ).fetchone()
+        out: dict[str, int] = dict(
+            self._db.execute(
+                """SELECT sender, sum(undone) FROM parcel
+                   WHERE mailbox = ? AND lease IS NOT NULL AND visible_at_ms > ? GROUP BY sender""",
+                (mailbox, now_ms),
+            )
+        )
         harvest: Harvest[ParcelRow] = Harvest(
             now_ms=now_ms,
             max_attempts=max_attempts,
             parcels=len(leases),
-            messages=min(max_messages, MAX_OUT - out),
+            messages=min(max_messages, MAX_OUT - sum(out.values())),
             octets=max_octets,
+            out=out,
         )
         harvest.reap(self._lanes(mailbox, ready), lambda sender: self._lane(mailbox, sender), fallen=fallen)
         self._note_turn(mailbox, harvest.last)

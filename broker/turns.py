@@ -1,7 +1,8 @@
 """Whose parcel is handed out next: senders take turns, each sender's own stay in order.
 
 Decides the order for every store. A parcel that waits, because it was given back with a delay, keeps those behind it
-waiting; one that is out under a lease does not. What can no longer be handed out is noted with how it ended, and
+waiting; one that is out under a lease does not. No sender has more than half of what may be out, but for the rest of a
+batch: there is room for what others say meanwhile. What can no longer be handed out is noted with how it ended, and
 nothing is changed before everything is found. Pure; whose mail is held or dropped is decided by the caller.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, final
 
-from broker.ports_mail import MAX_ENDED, End, WhenFallen
+from broker.ports_mail import MAX_ENDED, MAX_OUT_OF_SENDER, End, WhenFallen
 
 
 class Waiting(Protocol):
@@ -44,6 +45,7 @@ class Harvest(Generic[P]):
     parcels: int
     messages: int
     octets: int
+    out: dict[str, int] = field(default_factory=dict)  # messages of each sender that are out
     taken: list[P] = field(default_factory=list)
     ended: list[tuple[P, End]] = field(default_factory=list)
     last: str = ""  # who was served last
@@ -72,13 +74,15 @@ class Harvest(Generic[P]):
 
     def _take(self, sender: str, lane: Iterator[P]) -> bool:
         """The lane's next parcel, if there is one and room for it; the first of all always has room."""
-        parcel = None if self._over else next(lane, None)
+        full = self.out.get(sender, 0) >= MAX_OUT_OF_SENDER
+        parcel = None if self._over or full else next(lane, None)
         if parcel is None:
             return False
         if self.taken and (parcel.messages > self.messages or parcel.octets > self.octets):
             return False
         self.messages -= parcel.messages
         self.octets -= parcel.octets
+        self.out[sender] = self.out.get(sender, 0) + parcel.messages
         self.taken.append(parcel)
         self.last = sender
         return True

@@ -42,7 +42,7 @@ from enclave.session import Admission
 
 log: Final = logging.getLogger("cloister.agent")
 METHOD: Final = "/cloister.v1.Mail/Stream"
-CREDIT: Final = 256  # messages that may be delivered and not settled
+CREDIT: Final = 1024  # messages that may be delivered and not settled; no sender is given more than 767 of them
 LEASE_S: Final = 30
 MAX_MESSAGE: Final = 16 << 20  # that the broker may send
 SEND_OCTETS: Final = 2 << 20  # of batches in one message to it

@@ -393,7 +393,7 @@ class Answered:
     number: int
 
 
-@pytest.mark.parametrize("count", [120])
+@pytest.mark.parametrize("count", [1500])
 def test_an_agent_that_waits_for_an_answer_gets_it_though_somebody_floods_it(
     broker: BrokerUnderTest, count: int
 ) -> None:
