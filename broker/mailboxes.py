@@ -37,7 +37,7 @@ from broker.wire.mailbox import (
     ReceiveRequest,
     ReceiveResponse,
 )
-from broker.wire.names import is_resource
+from broker.wire.names import is_resource, tenant_of
 from policies.model import Receive
 
 LOOK_AGAIN_S: Final = 1.0  # a lease may end, or a delay, while a receiver waits
@@ -159,7 +159,7 @@ class Mailboxes:
         """
         at = self._clock()
         record, next_seq = self._store.read(lambda tx: (tx.mail.find(name), tx.mail.next_seq(name, session.subject)))
-        if record is None:
+        if record is None or tenant_of(name) != session.record.tenant:  # nor do other tenants learn what there is
             raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"{name[:80]!a}")
         find = self._sessions.of_subject if record.kind == "durable" else self._sessions.peer
         owner = await find(record.owner, at)

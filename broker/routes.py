@@ -141,8 +141,8 @@ async def agent(call: Call) -> Answer:
         call.admin.require(Act.AGENT_LIST, found.tenant)
         return record_dict(found)
     at = call.broker.clock()
-    await call.broker.sessions.of_token(call.token, at)
-    peer = await call.broker.sessions.peer(subject, at)
+    asking = await call.broker.sessions.of_token(call.token, at)
+    peer = await call.broker.sessions.peer(subject, at, of=asking)
     return PeerInfo(subject=peer.subject, token=call.broker.sessions.peer_token(peer, at))
 
 

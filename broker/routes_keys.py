@@ -55,15 +55,15 @@ async def save_state(call: Call) -> Answer:
 async def revocations(call: Call) -> Answer:
     """Who may no longer speak, signed over the asking agent's nonce."""
     wanted = call.read(RevocationsRequest.from_dict)
-    await call.broker.sessions.of_token(call.token, call.broker.clock())
-    return call.broker.standing.answer(wanted)
+    session = await call.broker.sessions.of_token(call.token, call.broker.clock())
+    return call.broker.standing.answer(wanted, tenant=session.record.tenant)
 
 
 async def peer_collateral(call: Call) -> Answer:
     """Collateral for a peer's platform, for an agent that verifies the peer's quote itself."""
     at = call.broker.clock()
-    await call.broker.sessions.of_token(call.token, at)
-    peer = await call.broker.sessions.peer(call.name, at)
+    asking = await call.broker.sessions.of_token(call.token, at)
+    peer = await call.broker.sessions.peer(call.name, at, of=asking)
     found = call.broker.store.read(lambda tx: tx.archive.get(bytes.fromhex(peer.record.collateral)))
     if found is None:
         raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"the collateral of {call.name} is gone")

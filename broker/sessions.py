@@ -324,8 +324,13 @@ class Sessions:
             session.peer_token = issued
         return issued.token
 
-    async def peer(self, subject: str, at: datetime) -> Session:
-        """An agent that is here now, for those who want to talk to it. Raises BrokerError agent.*"""
+    async def peer(self, subject: str, at: datetime, *, of: Session | None = None) -> Session:
+        """An agent that is here now, for those who want to talk to it: another tenant's is nobody's peer.
+
+        Raises BrokerError agent.*
+        """
+        if of is not None and subject.split("/")[1:2] != [of.record.tenant]:
+            raise BrokerError(BrokerCode.AGENT_UNKNOWN, f"{subject[:128]!a} is not of {of.record.tenant}")
         session = await self.of_subject(subject, at)
         if session.record.expires_at_s <= at.timestamp():
             raise BrokerError(BrokerCode.AGENT_EXPIRED, subject)

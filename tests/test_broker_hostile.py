@@ -1,6 +1,7 @@
 """A hostile caller at every door: what strangers can fill, replay and outlast, and what a role cannot do alone."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from broker.limits import Rates, Room
 from broker.svids import MAX_LIVING
 from broker.wire import dpop
 from broker.wire.bodies import AttestationRequest, VerificationRequest
+from broker.wire.jose import b64u
 from broker.wire.relying import VerificationBatch
+from broker.wire.revocations import RevocationsRequest
 from broker.wire.svid import request_for
-from tests.broker_world import URL, Agent, World, outcome
+from tests.broker_world import URL, Agent, World, outcome, write_bundle
 
 
 @pytest_asyncio.fixture
@@ -223,3 +226,51 @@ async def test_t32_large_bodies_of_one_address_take_bounded_memory_and_nobody_el
     slow.cancel()
     await asyncio.gather(slow, return_exceptions=True)
     assert world.broker.limits.room.held == 0
+
+
+# ── other tenants ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_an_agent_learns_nothing_of_another_tenants_agents_and_mailboxes(tmp_path: Path) -> None:
+    other = write_bundle(tmp_path / "other", ('tenant = "acme"', 'tenant = "other"'), ("acme", "other"))
+    world = await World.make(tmp_path, bundles=(write_bundle(tmp_path / "acme"), other))
+    victim, fallen, spy = await world.admitted("victim"), await world.admitted("fallen"), world.agent("spy")
+    await victim.open("acme/mail/b")
+    await world.broker.administration.revoke(world.settings.admins[0], fallen.subject, "lost")
+    await spy.attest(spy.request(tenant="other"))
+    transport = httpx2.ASGITransport(app=create_app(world.broker, background=False))
+    async with httpx2.AsyncClient(transport=transport, base_url=URL) as http:
+
+        async def ask(by: Agent, method: str, path: str, body: bytes = b"") -> httpx2.Response:
+            headers = by.headers(method, path, body, nonce=world.broker.gate.nonce(world.broker.clock()))
+            return await http.request(method, path, content=body, headers=headers)
+
+        for path, code in (
+            ("/v1/mailboxes/acme/mail/b", BrokerCode.MAILBOX_UNKNOWN),
+            (f"/v1/agents/{victim.subject}", BrokerCode.AGENT_UNKNOWN),
+            (f"/v1/agents/{victim.subject}:collateral", BrokerCode.AGENT_UNKNOWN),
+            ("/v1/agents/nobody", BrokerCode.AGENT_UNKNOWN),
+        ):
+            assert (await ask(spy, "GET", path)).json()["code"] == code
+        nonce = json.dumps({"nonce": b64u(b"n" * 32)}).encode()
+        assert (await ask(spy, "POST", "/v1/revocations", nonce)).json()["fallen"] == []
+        assert (await ask(victim, "POST", "/v1/revocations", nonce)).json()["fallen"] == [fallen.subject]
+        assert (await ask(victim, "GET", f"/v1/agents/{victim.subject}")).status_code == 200
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_a_list_of_the_fallen_that_is_not_whole_is_not_given_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.standing.MAX_FALLEN", 1)
+    ask = RevocationsRequest(nonce=b"n" * 32)
+    for expected in (True, False):
+        agent = await world.admitted()
+        await world.broker.administration.revoke(world.settings.admins[0], agent.subject, "lost")
+        if expected:
+            assert world.broker.standing.answer(ask).fallen == (agent.subject,)
+    with pytest.raises(BrokerError) as caught:
+        world.broker.standing.answer(ask)
+    assert caught.value.code is BrokerCode.BROKER_BUSY
