@@ -358,8 +358,8 @@ class MemoryMail:
         return True
 
     def trim(self, mailbox: str, *, dead: int, octets: int) -> int:
-        rows = [(n, p.octets) for n, p in self._parcels.rows.items() if p.dead_at_ms and p.new.mailbox == mailbox]
-        excess = beyond(sorted(rows, reverse=True), dead, octets)
+        found = [one for one in self._parcels.rows.items() if one[1].dead_at_ms and one[1].new.mailbox == mailbox]
+        excess = beyond(sorted((n, p.octets, p.new.sender) for n, p in found), dead, octets)
         for number in excess:
             self._parcels.drop(number)
         return len(excess)

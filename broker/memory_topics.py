@@ -38,8 +38,14 @@ class MemoryTopics:
 
     def _full(self, message: TopicMessage, quota: Quota) -> bool:
         waiting = self._of(message.topic)
-        octets = sum(len(one.envelope) for one in waiting) + len(message.envelope)
-        return len(waiting) >= quota.messages or octets > quota.octets
+        own = [one for one in waiting if one.sender == message.sender]
+        size = len(message.envelope)
+        return (
+            len(waiting) >= quota.messages
+            or sum(len(one.envelope) for one in waiting) + size > quota.octets
+            or len(own) >= quota.sender_messages
+            or sum(len(one.envelope) for one in own) + size > quota.sender_octets
+        )
 
     def _prune(self, topic: str, now_ms: int) -> None:
         done = min((reader.place for reader in self.readers(topic)), default=self._next)

@@ -288,7 +288,7 @@ class Mail(Protocol):
         """Back to its place in the queue, with all attempts before it; False when none is there, or it has expired."""
 
     def trim(self, mailbox: str, *, dead: int, octets: int) -> int:
-        """Forget the oldest dead letters beyond that many, or that many bytes; how many."""
+        """Forget dead letters beyond that many, or that many bytes, the oldest of who has the most; how many."""
 
     def bury(self, *tombstones: TombstoneRecord) -> None:
         """Keep them, and no more than the newest MAX_STONES of a mailbox."""

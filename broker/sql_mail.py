@@ -360,7 +360,7 @@ class SqlMail:
 
     def trim(self, mailbox: str, *, dead: int, octets: int) -> int:
         rows = self._db.execute(
-            "SELECT id, octets FROM parcel WHERE mailbox = ? AND dead_at_ms > 0 ORDER BY id DESC", (mailbox,)
+            "SELECT id, octets, sender FROM parcel WHERE mailbox = ? AND dead_at_ms > 0 ORDER BY id", (mailbox,)
         ).fetchall()
         excess = beyond(rows, dead, octets)
         self._db.executemany("DELETE FROM parcel WHERE id = ?", [(number,) for number in excess])

@@ -53,10 +53,18 @@ class SqlTopics:
         return Queued.QUEUED
 
     def _full(self, m: TopicMessage, quota: Quota) -> bool:
-        messages, octets = self._db.execute(
-            "SELECT count(*), coalesce(sum(length(envelope)), 0) FROM topic_message WHERE topic = ?", (m.topic,)
+        messages, octets, own, own_octets = self._db.execute(
+            """SELECT count(*), coalesce(sum(length(envelope)), 0), coalesce(sum(sender = ?), 0),
+               coalesce(sum(iif(sender = ?, length(envelope), 0)), 0) FROM topic_message WHERE topic = ?""",
+            (m.sender, m.sender, m.topic),
         ).fetchone()
-        return bool(messages >= quota.messages or octets + len(m.envelope) > quota.octets)
+        size = len(m.envelope)
+        return bool(
+            messages >= quota.messages
+            or octets + size > quota.octets
+            or own >= quota.sender_messages
+            or own_octets + size > quota.sender_octets
+        )
 
     def _prune(self, topic: str, now_ms: int) -> None:
         self._db.execute(

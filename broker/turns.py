@@ -6,6 +6,7 @@ batch: there is room for what others say meanwhile. What can no longer be handed
 nothing is changed before everything is found. Pure; whose mail is held or dropped is decided by the caller.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, final
@@ -107,13 +108,21 @@ class Harvest(Generic[P]):
                 return
 
 
-def beyond(rows: Iterable[tuple[int, int]], most: int, octets: int) -> list[int]:
-    """Of numbers and sizes, newest first, the numbers for which there is no room."""
-    kept = held = 0
+def beyond(rows: Iterable[tuple[int, int, str]], most: int, octets: int) -> list[int]:
+    """Of numbers, sizes and senders, oldest first, the numbers for which there is no room: the oldest of whoever has
+    the most, so that nobody's go because another has so many."""
+    lanes: dict[str, deque[tuple[int, int]]] = {}
+    sizes: dict[str, int] = {}
+    for number, size, sender in rows:
+        lanes.setdefault(sender, deque()).append((number, size))
+        sizes[sender] = sizes.get(sender, 0) + size
+    count, held = sum(map(len, lanes.values())), sum(sizes.values())
     excess: list[int] = []
-    for number, size in rows:
-        if kept < most and held + size <= octets:
-            kept, held = kept + 1, held + size
-        else:
-            excess.append(number)
+    while count > most or held > octets:
+        largest = max(lanes, key=(sizes.__getitem__ if held > octets else lambda sender: len(lanes[sender])))
+        number, size = lanes[largest].popleft()
+        count, held, sizes[largest] = count - 1, held - size, sizes[largest] - size
+        excess.append(number)
+        if not lanes[largest]:
+            del lanes[largest], sizes[largest]
     return excess

@@ -1,7 +1,7 @@
 """Attacks on mail that need more than one step: old keys brought back, windows wound back, room taken from others."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,8 @@ from attestation.sealing import SealingKey
 from broker import channels as broker_channels
 from broker.errors import BrokerCode
 from broker.mailkeys import ring_of
+from broker.ports_mail import Queued, Quota
+from broker.ports_topics import TopicMessage, TopicReader
 from broker.rpc import stream
 from broker.wire import stream_pb2 as pb
 from broker.wire.blob import BLOB_TYPE, BlobRef
@@ -427,3 +429,52 @@ def test_an_agent_that_waits_for_an_answer_gets_it_though_somebody_floods_it(
 
     asyncio.run(story())
     assert outcomes[:10] == [str(n) for n in range(10)]
+
+
+# ── one noisy sender ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_topic(sender: str, number: int) -> TopicMessage:
+    return TopicMessage(
+        topic="acme/news/daily",
+        sender=sender,
+        msg_id=number.to_bytes(16, "big"),
+        digest=bytes(32),
+        key=bytes(32),
+        accepted_at_ms=1,
+        expires_at_ms=10**15,
+        envelope=b"sealed",
+    )
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", [False, True], ids=["memory", "sql"])
+@pytest.mark.parametrize("quota", [Quota(messages=4, sender_messages=3), Quota(octets=24, sender_octets=18)])
+async def test_one_publisher_cannot_fill_a_topic(tmp_path: Path, database: bool, quota: Quota) -> None:
+    world = await World.make(tmp_path, database=database)
+
+    def publish(sender: str, number: int) -> Awaitable[Queued]:
+        return world.broker.store.transact(lambda tx: tx.topics.publish(of_topic(sender, number), quota))
+
+    reader = TopicReader(topic="acme/news/daily", subject="slow", place=0, epoch=1, joined_at_ms=0)
+    await world.broker.store.transact(lambda tx: tx.topics.join(reader))
+    assert [await publish("noisy", number) for number in range(4)] == [Queued.QUEUED] * 3 + [Queued.FULL]
+    assert [await publish("quiet", number) for number in range(2)] == [Queued.QUEUED, Queued.FULL]
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("database", [False, True], ids=["memory", "sql"])
+async def test_one_senders_dead_letters_push_out_his_own_first(tmp_path: Path, database: bool) -> None:
+    world = await World.make(tmp_path, database=database, quota=Quota(dead=4))
+    quiet, noisy, owner = [await world.admitted(name) for name in ("quiet", "noisy", "owner")]
+    await owner.open("acme/mail/b")
+    key = (await quiet.find("acme/mail/b")).key
+    for sender in (quiet, *[noisy] * 8):
+        await sender.send(sender.envelope(key))
+        (delivery,) = (await owner.receive()).deliveries
+        ack = AckRequest(reject=(Rejection(lease=delivery.lease, code="app.poison"),))
+        await owner.acting(partial(world.broker.mailboxes.acknowledge, name="acme/mail/b", request=ack))
+    dead = world.broker.dead.dead("acme/mail/b", PageRequest()).dead
+    assert [letter.sender for letter in dead] == [quiet.subject] + [noisy.subject] * 3
+    await world.broker.close()
