@@ -165,7 +165,7 @@ class Leases:
         now_ms = int(at.timestamp() * 1000)
         tokens = [b64url(secrets.token_bytes(16)) for _ in range(wanted.parcels)]
         rule = session.bundle.settings.mail.of(name)
-        anew = self._begun.get(name) != session.subject
+        anew = self._begin(name, session.subject)
 
         def work(tx: Transaction) -> Sequence[LeasedMessage]:
             self._generation.expect(tx, session.generation)
@@ -186,12 +186,22 @@ class Leases:
             self._dead.bury(tx, leased.ended, at)
             return leased.messages
 
-        messages = await self._store.transact(work)
-        self._begun[name] = session.subject
+        try:
+            return await self._store.transact(work)
+        except BaseException:
+            if anew:
+                self._begun.pop(name, None)
+            raise
+
+    def _begin(self, name: str, owner: str) -> bool:
+        """Whether this is the first mail that the owner is handed from it; noted at once, since others may ask too."""
+        if self._begun.get(name) == owner:
+            return False
+        self._begun[name] = owner
         self._begun.move_to_end(name)
         if len(self._begun) > MAX_BEGUN:
             self._begun.popitem(last=False)
-        return messages
+        return True
 
     async def _readable(
         self, session: Session, name: str, leased: Sequence[LeasedMessage], at: datetime, correlation_id: str
