@@ -69,6 +69,8 @@ class Settings:
     confirm_by: str | None = None  # who stands for the newest checkpoint at start: an operator in production
     witness_url: str | None = None
     witness_key: str | None = None
+    signers: tuple[Path, ...] = ()  # public keys (PEM); without any, whoever can write the folders makes the policy
+    signers_needed: int = 1
     two_person: tuple[str, ...] = ()  # acts that a second administrator has to ask for, too
 
     @property
@@ -152,6 +154,9 @@ class Settings:
             "administration.two_person needs two administrators of role security without tenants"
             if self.two_person and people < 2
             else "",
+            ""
+            if 1 <= self.signers_needed <= max(1, len(self.signers))
+            else "policy.threshold must be 1 to the number of policy.signers",
             "" if self.confirm in CONFIRM else f"root.confirm must be one of {', '.join(CONFIRM)}",
             'witness.url and witness.key must be named for root.confirm = "witness"'
             if self.confirm == "witness" and not named
@@ -236,6 +241,8 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "witness.key": ("witness_key", _text),
     "administration.two_person": ("two_person", _texts),
     "policy.bundles": ("bundles", _paths),
+    "policy.signers": ("signers", _paths),
+    "policy.threshold": ("signers_needed", _number),
     "trust.roots_file": ("roots_file", _path),
     "trust.file": ("trust_file", _path),
     "identity.trust_domain": ("spiffe_trust_domain", _text),
@@ -280,7 +287,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
         raise BrokerError(BrokerCode.CONFIG_INVALID, f"{path}: " + "; ".join(wrong))
     home = path.resolve().parent
     values |= {name: home / values[name] for name in _RELATIVE if name in values}
-    values["bundles"] = tuple(home / bundle for bundle in values["bundles"])
+    values |= {name: tuple(home / path for path in values[name]) for name in ("bundles", "signers") if name in values}
     quota = {name: values.pop(name) for name in _QUOTAS if name in values}
     rates = {name: values.pop(name) for name in _RATES if name in values}
     return Settings(**values, admins=admins, quota=Quota(**quota), rates=Rates(**rates))

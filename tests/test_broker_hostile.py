@@ -10,6 +10,8 @@ import httpx2
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.errors import Code
 from broker import http_api
@@ -24,6 +26,9 @@ from broker.wire.jose import b64u
 from broker.wire.relying import VerificationBatch
 from broker.wire.revocations import RevocationsRequest
 from broker.wire.svid import request_for
+from policies.bundle import load_bundle
+from policies.errors import BundleError
+from policies.signing import key_id, render, sign
 from tests.broker_world import URL, Agent, World, outcome, write_bundle
 
 
@@ -274,3 +279,39 @@ async def test_a_list_of_the_fallen_that_is_not_whole_is_not_given_out(
     with pytest.raises(BrokerError) as caught:
         world.broker.standing.answer(ask)
     assert caught.value.code is BrokerCode.BROKER_BUSY
+
+
+# ── policies ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_t25_a_policy_without_enough_signatures_neither_starts_nor_comes_into_force(tmp_path: Path) -> None:
+    keys = [Ed25519PrivateKey.generate() for _ in range(2)]
+    signers = tuple(tmp_path / f"{number}.pub" for number in range(2))
+    for path, key in zip(signers, keys, strict=True):
+        path.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    folder = write_bundle(tmp_path / "signed")
+
+    def signed(*by: Ed25519PrivateKey) -> None:
+        digest = bytes.fromhex(load_bundle(folder).digest)
+        (folder / "signatures.toml").write_text(render((key_id(key.public_key()), sign(key, digest)) for key in by))
+
+    how: dict[str, Any] = {"bundles": (folder,), "signers": signers, "signers_needed": 2}
+    signed(keys[0])
+    with pytest.raises(BundleError) as caught:
+        await World.make(tmp_path, **how)
+    assert caught.value.code == "bundle.unsigned"
+    signed(*keys)
+    world = await World.make(tmp_path, **how)
+    write_bundle(folder, ("max_age_s = 600", "max_age_s = 601"), version=2)
+    reload = world.broker.administration.reload_policies
+    for by in ((), (keys[0],), (keys[0], Ed25519PrivateKey.generate())):
+        signed(*by)
+        with pytest.raises(BundleError):
+            await reload(world.settings.admins[0])
+    signed(*keys)
+    await reload(world.settings.admins[0])
+    await world.broker.close()
+    with pytest.raises(BrokerError) as refused:
+        await World.make(tmp_path, **how | {"signers": (folder / "bundle.toml", *signers)})
+    assert refused.value.code is BrokerCode.CONFIG_INVALID
