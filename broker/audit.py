@@ -337,10 +337,25 @@ def verify_store(store: Readable, log_key: bytes) -> Checkpoint:
     if head is None:
         raise BrokerError(BrokerCode.LOG_TAMPERED, "no checkpoint")
     checkpoint = Checkpoint.open(head.note, log_key)
-    found = recompute((row.index, row.entry) for row in rows(store))
+    found = recompute((row.index, _covered(row)) for row in rows(store))
     if found != (checkpoint.size, checkpoint.root):
         raise BrokerError(BrokerCode.LOG_TAMPERED, f"{found[0]} entries do not give the root of {checkpoint.size}")
     return checkpoint
+
+
+def _covered(row: LogRow) -> bytes:
+    """The entry, of which the tree has the hash; what the row is found by must say the same.
+
+    Raises BrokerError log.tampered.
+    """
+    try:
+        told = orjson.loads(row.entry)
+        same = (told.get("at_ms", 0), told["kind"], told.get("subject", "")) == (row.at_ms, row.kind, row.subject)
+    except (ValueError, KeyError, AttributeError):
+        same = False
+    if not same:
+        raise BrokerError(BrokerCode.LOG_TAMPERED, f"row {row.index} says other than its entry")
+    return row.entry
 
 
 def recompute(entries: Iterable[tuple[int, bytes]]) -> tuple[int, bytes]:
