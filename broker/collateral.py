@@ -66,7 +66,8 @@ class CollateralCache:
         failed = self._failed.get(family)
         if failed is not None and self._clock().timestamp() - failed[0] < PAUSE_S:
             return failed[1]
-        if family not in self._fetching and len(self._fetching) < MAX_FETCHES:
+        here = family in self._known and family not in self._ended  # it came between the caller's look and now
+        if not here and family not in self._fetching and len(self._fetching) < MAX_FETCHES:
             self._spawn(family, self._fetch(family, quote))
         return BrokerError(BrokerCode.COLLATERAL_PENDING, f"fetching for {family}", retry_after_s=RETRY_S)
 
@@ -78,6 +79,8 @@ class CollateralCache:
         answer = self.wanted(quote)
         fetching = self._fetching.get(family_of(quote))
         if fetching is None:
+            if self.find(quote) is not None:
+                return
             raise answer
         await asyncio.wait([fetching], timeout=patience_s)
         if self.find(quote) is None:
