@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,8 +39,10 @@ from enclave.replay import Window
 from simulator.broker_fixture import BrokerUnderTest
 from tests.broker_world import Agent, World, outcome
 from tests.channel_world import HandMade
+from tests.stream_world import mail
 from tests.test_channel import Pair
 from tests.test_enclave_mailbox import NOW_S, Router, party
+from tests.test_stream import ended, raw
 
 KEY, JKT = bytes(32), "A" * 43
 
@@ -478,3 +480,16 @@ async def test_one_senders_dead_letters_push_out_his_own_first(tmp_path: Path, d
     dead = world.broker.dead.dead("acme/mail/b", PageRequest()).dead
     assert [letter.sender for letter in dead] == [quiet.subject] + [noisy.subject] * 3
     await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_one_agent_cannot_have_all_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_STREAMS", 3)
+    async with mail(tmp_path) as net:
+        other = await net.member("other")
+        eve = await net.world.admitted("eve")
+        async with AsyncExitStack() as open_ones:
+            first, *rest = [await open_ones.enter_async_context(raw(net, eve)) for _ in range(4)]
+            assert await asyncio.wait_for(ended(first), 10) == BrokerCode.STREAM_SUPERSEDED
+            assert not any(call.done() for call in rest)
+            assert other.stream.connected

@@ -40,6 +40,7 @@ SERVICE: Final = "cloister.v1.Mail"
 METHOD: Final = f"/{SERVICE}/Stream"
 MAX_MESSAGE: Final = 8 << 20
 MAX_FLYING: Final = 64  # batches of one stream that are being written
+MAX_STREAMS: Final = 8  # of one agent
 MAX_UNREAD: Final = 4096  # answers that lie ready; an agent that does not read them is not read either
 MAX_KNOWN: Final = 4096  # openings and tokens that are not sent twice; then they are sent again
 FIRST_S: Final = 10.0  # for the first message, before which nobody knows who is there
@@ -54,7 +55,7 @@ class Streams:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._live: set[MailStream] = set()
+        self._live: dict[MailStream, None] = {}  # oldest first
         self._emptying: dict[str, MailStream] = {}
         broker.generation.on_change(self._generation_rose)
 
@@ -69,6 +70,12 @@ class Streams:
             before.superseded.set()
         self._emptying[mailbox] = stream
 
+    def _make_room(self, stream: "MailStream") -> None:
+        """There are so many streams for everybody: an agent that begins too many loses its oldest."""
+        own = [one for one in self._live if one.subject == stream.subject and not one.superseded.is_set()]
+        for one in own[: len(own) - MAX_STREAMS + 1]:
+            one.superseded.set()
+
     def is_latest(self, mailbox: str, stream: "MailStream") -> bool:
         return self._emptying.get(mailbox) is stream
 
@@ -78,14 +85,15 @@ class Streams:
             stream = await self._begin(context, call_id)
         except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged by its type
             await doors.refuse(context, broker, as_refusal(error, call_id), call_id)
-        self._live.add(stream)
+        self._make_room(stream)
+        self._live[stream] = None
         ended: Exception | None = None
         try:
             await stream.run()
         except Exception as error:  # noqa: BLE001  # as above
             ended = error
         finally:
-            self._live.discard(stream)
+            del self._live[stream]
             await stream.leave()
             if stream.mailbox and self.is_latest(stream.mailbox, stream):
                 del self._emptying[stream.mailbox]
@@ -126,7 +134,7 @@ class MailStream:
         self._context = context
         self._token = token
         self._call_id = call_id
-        self._subject = ""
+        self.subject = ""
         self._lease_s = hello.lease_s or DEFAULT_LEASE_S
         self._credit = min(hello.credit, MAX_OUTSTANDING)
         self._credited = asyncio.Event()
@@ -149,7 +157,7 @@ class MailStream:
     async def welcome(self) -> None:
         """Judge the agent, claim the mailbox, and say until when. Raises what judging does, mailbox.*"""
         session = await self._session()
-        self._subject = session.subject
+        self.subject = session.subject
         if self.mailbox:
             await self._broker.drawing.begin(session, self.mailbox)
             self._broker.mailboxes.on_stream(session, self.mailbox)
@@ -267,8 +275,8 @@ class MailStream:
         metadata = (("authorization", f"DPoP {renewal.token}"), ("dpop", renewal.proof))
         self._token = doors.token(self._broker, metadata, METHOD)
         session = await self._session()
-        if session.subject != self._subject:
-            raise BrokerError(BrokerCode.DPOP_KEY, f"{session.subject} renews the stream of {self._subject}")
+        if session.subject != self.subject:
+            raise BrokerError(BrokerCode.DPOP_KEY, f"{session.subject} renews the stream of {self.subject}")
         self._greet(session)
 
     # ── to the agent ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -357,7 +365,7 @@ class MailStream:
 
     async def _yield_place(self) -> None:
         await self.superseded.wait()
-        raise BrokerError(BrokerCode.STREAM_SUPERSEDED, f"another stream empties {self.mailbox}")
+        raise BrokerError(BrokerCode.STREAM_SUPERSEDED, f"a later stream took the place of one for {self.mailbox!a}")
 
 
 def services(broker: Broker) -> tuple[grpc.GenericRpcHandler, ...]:
