@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from attestation.chains import claimed_platform
 from attestation.errors import AttestationError
 from attestation.pki import TrustRoots
@@ -22,6 +24,7 @@ from attestation.quote import Quote
 from broker.config import DOMAINS, Admin
 from broker.errors import BrokerCode, BrokerError
 from broker.identity import Identity
+from policies.signing import Signers
 
 GROUP: Final = "cloister.trust_domain"
 LABEL: Final = "broker"
@@ -63,8 +66,11 @@ def _entry_points() -> dict[str, str]:
     return {**declared, **found}
 
 
-def trust_file_digest(path: Path, identity: Identity, roots: Sequence[str], admins: Sequence[Admin]) -> bytes:
-    """SHA-256 of the trust file, if it speaks of this broker, of these roots (SHA-256) and of these administrators.
+def trust_file_digest(
+    path: Path, identity: Identity, roots: Sequence[str], admins: Sequence[Admin], signers: Signers | None = None
+) -> bytes:
+    """SHA-256 of the trust file, if it speaks of this broker, of these roots (SHA-256), of these administrators and,
+    where it names policy signers, of those whose signatures this broker demands.
 
     Raises BrokerError config.invalid.
     """
@@ -73,7 +79,7 @@ def trust_file_digest(path: Path, identity: Identity, roots: Sequence[str], admi
             raw = file.read(MAX_TRUST_FILE + 1)
         text = raw.decode("utf-8")
         found = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-        wrong = _contradictions(found, identity, roots, admins)
+        wrong = [*_contradictions(found, identity, roots, admins), *_unsigned(found, signers)]
     except OSError as error:
         raise _invalid(f"trust.file {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -98,6 +104,16 @@ def _contradictions(
         )
         if wrong
     ]
+
+
+def _unsigned(found: dict[str, Any], signers: Signers | None) -> list[str]:
+    """Whoever keeps the disk of an attested broker must not be able to write its policies."""
+    named = set(found.get("policies", {}).get("signers", ()))
+    keys = signers.keys if signers else ()
+    demanded = {key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex() for key in keys}
+    if not named or (demanded and demanded <= named):
+        return []
+    return ["it names policy signers, and policy.signers demands no signature of them alone"]
 
 
 def _pem_roots(texts: list[str]) -> TrustRoots:

@@ -56,7 +56,7 @@ from broker.rotation import KeyRotation
 from broker.routing import Router
 from broker.second import SecondPerson
 from broker.sessions import Session, Sessions
-from broker.sources import bundles_of, pcs_of, root_key_of, roots_of
+from broker.sources import bundles_of, pcs_of, root_key_of, roots_of, signers_of
 from broker.sql import SqlStore
 from broker.standing import StandingDesk
 from broker.states import StateDesk
@@ -183,7 +183,8 @@ async def build(
         if collateral is None and settings.early:
             built.upkeep.watch(pcs_of(settings, trusted, clock, "early"))
         if domain is not None and settings.trust_file is not None:
-            told = trust_file_digest(settings.trust_file, built.identity, trusted.sha256, settings.admins)
+            signers = signers_of(settings)
+            told = trust_file_digest(settings.trust_file, built.identity, trusted.sha256, settings.admins, signers)
             await begin_attested(built, domain, told)
         return built
     except BaseException:

@@ -17,6 +17,7 @@ from attestation.errors import Code
 from broker import http_api
 from broker.app import create_app, listen, serve
 from broker.calls import Shown, administrator, agent_token
+from broker.domains import trust_file_digest
 from broker.errors import BrokerCode, BrokerError
 from broker.limits import Rates, Room
 from broker.svids import MAX_LIVING
@@ -28,7 +29,7 @@ from broker.wire.revocations import RevocationsRequest
 from broker.wire.svid import request_for
 from policies.bundle import load_bundle
 from policies.errors import BundleError
-from policies.signing import key_id, render, sign
+from policies.signing import Signers, key_id, render, sign
 from tests.broker_world import URL, Agent, World, outcome, write_bundle
 
 
@@ -315,3 +316,20 @@ async def test_t25_a_policy_without_enough_signatures_neither_starts_nor_comes_i
     with pytest.raises(BrokerError) as refused:
         await World.make(tmp_path, **how | {"signers": (folder / "bundle.toml", *signers)})
     assert refused.value.code is BrokerCode.CONFIG_INVALID
+
+
+@pytest.mark.asyncio
+async def test_t25_an_attested_broker_demands_the_signers_that_its_trust_file_names(
+    world: World, tmp_path: Path
+) -> None:
+    keys = [Ed25519PrivateKey.generate().public_key() for _ in range(2)]
+    told = [key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex() for key in keys]
+    roots = {"pem": [world.machine.root_pem.decode()]}
+    path, identity = tmp_path / "trust.json", world.broker.identity
+    file = {"broker": {"id": identity.broker_id.hex()}, "roots": roots, "policies": {"signers": told[:1]}}
+    path.write_text(json.dumps(file))
+    for signers in (None, Signers((keys[1],)), Signers(tuple(keys))):
+        with pytest.raises(BrokerError, match="policy signers") as caught:
+            trust_file_digest(path, identity, world.machine.roots.sha256, (), signers)
+        assert caught.value.code is BrokerCode.CONFIG_INVALID
+    assert trust_file_digest(path, identity, world.machine.roots.sha256, (), Signers((keys[0],)))
