@@ -62,6 +62,8 @@ def refused(**members: Any) -> str:
         ({"refresh_s": 0}, "collateral.refresh_s"),
         ({"database": Path("x")}, "root.key_file"),
         ({"admins": (Admin(name="a", jkt="short"),)}, "thumbprint"),
+        ({"signers_needed": 0}, "policy.threshold"),
+        ({"signers": (Path("a.pub"),), "signers_needed": 2}, "policy.threshold"),
         ({"admins": (Admin(name="a", jkt="A" * 43, role="king"),)}, "role"),
         ({"admins": (Admin(name="a", jkt="A" * 43), Admin(name="b", jkt="A" * 43))}, "one key"),
     ],
@@ -83,6 +85,7 @@ def test_every_mistake_is_named_at_once() -> None:
         ({"database": None}, "store.database"),
         ({"admins": ()}, "admins"),
         ({"roots_file": Path("other.pem")}, "foreign_roots"),
+        ({"witness_url": "http://witness.example", "witness_key": "w+00+AA=="}, "witness.url"),
     ],
     ids=str,
 )
