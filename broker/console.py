@@ -1,7 +1,7 @@
 """One page for whoever runs the broker: who is here, what was refused and why, where the log stands.
 
 Decides how it looks. It stands alone (no script, nothing fetched), a strict Content-Security-Policy keeps it so, and
-simulated agents are hatched, so that nobody takes one for a real one. Everything shown is escaped.
+simulated agents are hatched and never green, so that nobody takes one for a real one. Everything shown is escaped.
 """
 
 import base64
@@ -28,7 +28,7 @@ h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8884}
 td{vertical-align:top;overflow-wrap:anywhere}code{font-size:.9em}
 .simulated{background:repeating-linear-gradient(45deg,#e8a80033 0 8px,#0000 8px 16px)}
-.admitted{color:#1a7f37}.quarantined,.revoked{color:#cf222e}.note{opacity:.7}
+.real .admitted{color:#1a7f37}.quarantined,.revoked{color:#cf222e}.note{opacity:.7}
 """
 _HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode("ascii")
 HEADERS: Final = {
