@@ -53,6 +53,8 @@ key_file = "root.json"         # {root}
 {tcti}
 [policy]
 bundles = ["policy"]           # one folder for each tenant
+# signers = ["ann.pub", "ben.pub"]  # without any, whoever can write that folder makes the policy
+# threshold = 2                     # how many of them must have signed (cloister policy sign)
 
 [trust]
 file = "trust.json"            # what agents are given; a broker in a trust domain proves that it runs under it
