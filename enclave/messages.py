@@ -82,7 +82,12 @@ class MessageType:
         item = found.get("item")
         if "item" in found and (type(item) is not int or item < 0):
             raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: the number of the item")
-        return self._value(found["data"]), item
+        try:
+            return self._value(found["data"]), item
+        except MessageError:
+            raise
+        except Exception as error:  # noqa: BLE001  a type's own checks may raise anything, and the sender chooses what
+            raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: {type(error).__name__}") from None
 
     def _value(self, data: Any) -> Any:
         if not self._pydantic:

@@ -1,6 +1,7 @@
 """Attacks on mail that need more than one step: old keys brought back, windows wound back, room taken from others."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
@@ -32,9 +33,10 @@ from enclave import Agent as Author
 from enclave import Context
 from enclave import channel as channels
 from enclave.checkpoint import decode, encode
-from enclave.errors import Code, EnvelopeRefused
+from enclave.errors import Code, EnvelopeRefused, MessageError
 from enclave.kept import KeptKey, KeptKeys
 from enclave.mailbox import Inbox
+from enclave.messages import MessageType
 from enclave.replay import Window
 from simulator.broker_fixture import BrokerUnderTest
 from tests.broker_world import Agent, World, outcome
@@ -493,3 +495,31 @@ async def test_one_agent_cannot_have_all_streams(tmp_path: Path, monkeypatch: py
             assert await asyncio.wait_for(ended(first), 10) == BrokerCode.STREAM_SUPERSEDED
             assert not any(call.done() for call in rest)
             assert other.stream.connected
+
+
+@dataclass
+class Measured:
+    value: float
+
+
+class Fussy:
+    """As a pydantic model looks from outside, with a check that expects too much of its input."""
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]:
+        return {"title": "Fussy"}
+
+    @classmethod
+    def model_validate(cls, data: dict[str, Any]) -> object:
+        return data["missing"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [(Measured, {"value": 10**400}), (Fussy, {}), (Measured, {"value": -(10**999)})]
+)
+def test_no_body_gets_past_the_reading_of_messages_as_another_error(kind: type, data: dict[str, Any]) -> None:
+    """An error that nobody expects would end the task that handles this sender's mail, with all that is queued."""
+    made = MessageType(kind)
+    with pytest.raises(MessageError) as caught:
+        made.decode(json.dumps({"schema": made.digest, "data": data}).encode())
+    assert caught.value.code is Code.MESSAGE_SCHEMA
