@@ -325,7 +325,8 @@ class ReceivingChannels:
         """Prove and open one delivery of a batch. Cheap first; a refused batch changes nothing here.
 
         `past` is the token of a sender who has fallen since, by which it is judged as of the moment of acceptance.
-        `remaining`, unless it is empty, are the only numbers that the mailbox's readers have not settled yet.
+        `remaining`, unless it is empty, are the only numbers that this process has not settled yet; of a batch that is
+        seen for the first time that is all of them.
 
         Raises WireError channel.*; TokenRefused token.*; EnvelopeRefused channel.*, envelope.acceptance_invalid,
         envelope.sent_in_future, envelope.sender_mismatch.
@@ -345,8 +346,8 @@ class ReceivingChannels:
         else:
             self._still_admitted(known, senders, broker)
         frames = self._opened(known, batch, headers)
-        if again or remaining:
-            wanted = (known.again if again else remaining) & (remaining or known.again)
+        if again:  # nobody but this process settles: at first sight all of it remains, whatever the broker says
+            wanted = known.again & (remaining or known.again)
             frames = [frame for frame in frames if frame.header.seq in wanted]
         skipped = None if again else self._advance(known, batch)
         fresh = {frame.header.seq for frame in frames}

@@ -93,6 +93,11 @@ def test_what_failed_is_named_and_a_whole_parcel_is_given_back(book: Book) -> No
     assert [one.plaintext for one in book.take(book.delivery(first, remaining=[2], messages=1))] == [b"2"]
 
 
+def test_a_broker_cannot_call_settled_what_was_never_seen(book: Book) -> None:
+    raw = book.sealed(b"1", b"2", b"3")
+    assert [one.plaintext for one in book.take(book.delivery(raw, remaining=[3]))] == [b"1", b"2", b"3"]
+
+
 def test_the_newest_lease_of_a_parcel_counts(book: Book) -> None:
     raw = book.sealed(b"1", b"2")
     one, two = book.take(book.delivery(raw))

@@ -188,9 +188,7 @@ class Forger:
 
 def test_a_forging_broker_passes_a_key_of_its_own_for_bob_until_bob_is_asked_for_proof() -> None:
     forger = Forger()
-    assert (
-        asyncio.run(forger.owner_of("lab/inbox/bob")).subject == forger.puppet.verdict.subject
-    )
+    assert asyncio.run(forger.owner_of("lab/inbox/bob")).subject == forger.puppet.verdict.subject
     real = Prover(MACHINE.launch("mail"), forger.bob.keys, TRUST, clock())
 
     def passed_on(asked: ProofAsked) -> ProofGiven:
