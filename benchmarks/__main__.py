@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.harness import PartMissing, Row, show, write
 
-MODULES = ("verify", "scaling", "policies", "simulator", "broker", "garbage", "fleet", "messages", "shell")
+MODULES = ("verify", "scaling", "policies", "simulator", "broker", "floor", "garbage", "fleet", "messages", "shell")
 REPORT = Path("build") / "bench.json"
 
 
