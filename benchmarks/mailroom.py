@@ -1,6 +1,7 @@
 """Agents for the messages benchmark: senders in one process, receivers in another, each with its stream to a broker."""
 
 import asyncio
+import gc
 import struct
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -122,6 +123,8 @@ async def _receive(member: Member, order: Order) -> None:
 
 async def _work(order: Order, pipe: Connection, act: Callable[[Sequence[Member]], Awaitable[Any]], **how: Any) -> None:
     members = await _members(order, **how)
+    gc.collect()
+    gc.freeze()
     pipe.send("ready")
     await asyncio.to_thread(pipe.recv)
     begun, busy = time.monotonic(), time.process_time()
