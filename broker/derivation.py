@@ -37,7 +37,17 @@ OPERATION: Final = "derive_key"
 _TAG: Final = b"cloister/workload-key/v1"
 
 
-def derive(root: RootKey, name: str, ground: tuple[str, ...]) -> bytes:
+def derive_permitted(root: RootKey, permit: Permit, ground: tuple[str, ...]) -> bytes:
+    """The key of the name in the permit, for this ground.
+
+    Raises TypeError for a permit about anything but administering that name, or bound to nobody.
+    """
+    if permit.action != Administer.action or not permit.nonce:
+        raise TypeError("the permit is about something else, or bound to nobody")
+    return _key(root, permit.resource, ground)
+
+
+def _key(root: RootKey, name: str, ground: tuple[str, ...]) -> bytes:
     """32 bytes for this name and ground, the same ones each time."""
     told = framed(_TAG, tenant_of(name).encode(), name.encode(), *(item.encode() for item in ground))
     return root.derive(f"workload-key/{hashlib.sha256(told).hexdigest()}")
@@ -99,7 +109,7 @@ class DerivationDesk:
             self._generation.expect(tx, session.generation)
 
         _, receipt = await self._audit.record(entry, still)
-        sealed = seal(session.verdict, derive(self._root, name, ground), context=permit_digest(statement))
+        sealed = seal(session.verdict, derive_permitted(self._root, bound, ground), context=permit_digest(statement))
         return ReleaseResponse.sign(
             self._identity.key, sealed=sealed.blob, suite=sealed.suite, permit=statement, receipt=receipt
         )

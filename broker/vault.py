@@ -1,8 +1,8 @@
 """Secrets at rest: each version under a data key of its own, the data key wrapped by the root key.
 
 Decides the encryption (AES-256-GCM, AAD = tenant, name, version, labels, so that no row can stand for another) and
-hands a plaintext to nobody but `open_permitted`, which wants a `Permit`. Who may have it is the policy's decision, how
-it travels release.py's.
+hands what rests here to nobody without a `Permit` about it (`open_permitted`, `open_kept`). Who may have it is the
+policy's decision, how it travels release.py's.
 """
 
 import secrets

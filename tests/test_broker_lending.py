@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from attestation.evidence import proof_message, sign_proof
-from broker.derivation import derive
+from broker.derivation import OPERATION, _key, derive_permitted
 from broker.errors import BrokerCode
 from broker.memory import MemoryStore
 from broker.ports import Store, Transaction
@@ -26,6 +26,8 @@ from broker.wire.errors import WireCode, WireError
 from broker.wire.release import ReleaseResponse
 from broker.wire.tags import sealing_thumbprint
 from broker.wire.terms import LeaseEnd, SecretTerms
+from policies.engine import decide
+from policies.model import Administer, Context, ReleaseSecret
 from tests.broker_world import FILES, Agent, World, outcome, write_bundle
 
 KEYS = """
@@ -158,6 +160,22 @@ def test_terms_that_are_none_are_refused(members: dict[str, Any]) -> None:
 # ── derived keys ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.asyncio
+async def test_no_key_is_derived_without_a_bound_permit_about_it(world: World) -> None:
+    agent = await world.admitted()
+    session = await world.broker.sessions.of_token(agent.token, world.broker.clock())
+    root, context = RootKey(b"R" * 32), Context(at=world.broker.clock())
+    unbound = decide(session.bundle, session.verdict, Administer("acme/keys/a", OPERATION), context=context)
+    another = decide(session.bundle, session.verdict, ReleaseSecret(SECRET), context=context)
+    to_whom: dict[str, Any] = {"broker_id": "b", "jkt": "j", "sealing_thumbprint": "s", "suite": "x", "nonce": "n"}
+    for permit in (unbound, another.bind(**to_whom)):
+        with pytest.raises(TypeError):
+            derive_permitted(root, permit, ("workload", "w"))
+    assert derive_permitted(root, unbound.bind(**to_whom), ("workload", "w")) == _key(
+        root, "acme/keys/a", ("workload", "w")
+    )
+
+
 async def derived(agent: Agent, name: str, workload: str | None = None) -> bytes:
     request = DeriveRequest(nonce=secrets.token_bytes(32), workload=workload)
     answer: ReleaseResponse = await agent.acting(
@@ -226,11 +244,11 @@ async def test_a_key_is_refused_to_whom_the_policy_or_the_measurements_do_not_fi
 def test_other_roots_tenants_names_and_grounds_give_other_keys() -> None:
     root = RootKey(b"R" * 32)
     found = {
-        derive(root, "acme/keys/a", ("workload", "w")),
-        derive(root, "acme/keys/b", ("workload", "w")),
-        derive(root, "acme/keys/a", ("workload", "v")),
-        derive(root, "acme/keys/a", ("measurement", "w")),
-        derive(RootKey(b"S" * 32), "acme/keys/a", ("workload", "w")),
+        _key(root, "acme/keys/a", ("workload", "w")),
+        _key(root, "acme/keys/b", ("workload", "w")),
+        _key(root, "acme/keys/a", ("workload", "v")),
+        _key(root, "acme/keys/a", ("measurement", "w")),
+        _key(RootKey(b"S" * 32), "acme/keys/a", ("workload", "w")),
         root.derive("id"),
     }
     assert len(found) == 6
