@@ -14,8 +14,8 @@ from broker.collateral import CollateralCache
 from broker.config import Admin
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
-from broker.labels import checked_labels
 from broker.leasing import TERMS, terms_of
+from broker.mail.labels import checked_labels
 from broker.ports import AgentRecord, AgentState, Clock, SecretRecord, Store, Transaction
 from broker.rights import Act
 from broker.second import Agreement, SecondPerson

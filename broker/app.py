@@ -21,10 +21,10 @@ from starlette.responses import Response
 
 from broker.background import Background
 from broker.errors import BrokerCode, BrokerError
-from broker.http_api import asgi_endpoint, json_response, refusal
-from broker.kbs_http import routes as kbs_routes
-from broker.openapi import document
-from broker.routes import ENDPOINTS
+from broker.rest.http_api import asgi_endpoint, json_response, refusal
+from broker.rest.kbs_http import routes as kbs_routes
+from broker.rest.openapi import document
+from broker.rest.routes import ENDPOINTS
 from broker.rpc.server import GrpcServer
 from broker.rpc.server import start as start_grpc
 from broker.service import Broker, build

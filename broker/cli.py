@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from broker import audit_cli, domain_cli, lending_cli, root_cli
-from broker.admin_client import AdminError
-from broker.cli_parts import (
+from broker.commands import audit_cli, domain_cli, lending_cli, root_cli
+from broker.commands.admin_client import AdminError
+from broker.commands.cli_parts import (
     USAGE,
     AsJson,
     KeyFile,
@@ -28,7 +28,7 @@ from broker.cli_parts import (
     show,
     time_text,
 )
-from broker.lending_cli import Draw, Lease, Meta, terms_body
+from broker.commands.lending_cli import Draw, Lease, Meta, terms_body
 
 MAX_SECRET_FILE: Final = 64 * 1024
 

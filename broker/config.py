@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from broker.errors import BrokerCode, BrokerError
 from broker.limits import Rates
-from broker.ports_mail import Quota
+from broker.ports.mail import Quota
 from broker.rights import MARKABLE, ROLES, Admin
 from broker.rootkey.tpm import DEFAULT_TCTI
 

@@ -14,7 +14,7 @@ from typing import Final, final
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import Clock, Store, Transaction
-from broker.ports_releases import Lease
+from broker.ports.releases import Lease
 from broker.rights import Act, Admin
 from broker.vault import Vault
 from broker.wire.names import tenant_of

@@ -18,8 +18,8 @@ from broker.clock import wall_clock
 from broker.config import Settings
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import Clock
+from broker.rest.sealed_http import SealedDoors, serving_sealed
 from broker.sealed import Unsealing
-from broker.sealed_http import SealedDoors, serving_sealed
 from broker.service import Broker, build
 from broker.sources import collateral_source
 from broker.witness import Witness

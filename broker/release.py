@@ -15,11 +15,11 @@ from broker.audit import Audit, Entry, Kind
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.judging import released_by
-from broker.labels import Ratchets
 from broker.leasing import take
+from broker.mail.labels import Ratchets
 from broker.points import reached
 from broker.ports import Clock, SecretRecord, Store, Transaction
-from broker.ports_releases import FactKind, Released, ground_of
+from broker.ports.releases import FactKind, Released, ground_of
 from broker.reasons import codes_of, told
 from broker.sessions import Session
 from broker.vault import Vault, checked_name, find

@@ -28,13 +28,13 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.keyring import Keyring, TokenKey
-from broker.memory import MemoryStore
 from broker.ports import Clock
 from broker.rights import Act
 from broker.rootkey.holders import unpacked
 from broker.rootkey.methods import Method, load, method_of, share_set
 from broker.rootkey.root import RootKey
 from broker.rootkey.shares import Share, ShareSet
+from broker.store.memory import MemoryStore
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.jose import thumbprint
 from broker.wire.unseal import Confirmation, ShareOffer, UnsealStatus, share_info

@@ -20,50 +20,50 @@ from broker.administration import Administration
 from broker.admission import AdmissionDesk
 from broker.attested import Attestor
 from broker.audit import Audit, Entry, Kind
-from broker.bell import Bell
-from broker.blobs import Blobs
 from broker.bundles import Bundles
 from broker.challenges import Challenges
-from broker.channels import Channels
 from broker.clock import SteadyClock, wall_clock
 from broker.collateral import CollateralCache
 from broker.config import Admin, Settings
-from broker.deadletters import DeadLetters
 from broker.derivation import DerivationDesk
 from broker.domains import trust_file_digest
 from broker.dpop import Gate
-from broker.drawing import Drawing
-from broker.edges import Edges
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.judging import Judge
 from broker.kbs.desk import KbsDesk, open_desk
 from broker.keyring import Keyring
-from broker.labels import Ratchets
-from broker.leases import Leases
 from broker.leasing import Leasing
 from broker.limits import Limits
-from broker.mail import assemble as assemble_mail
-from broker.mailboxes import Mailboxes
-from broker.mailkeys import KeyDesk
-from broker.memory import MemoryStore
+from broker.mail.bell import Bell
+from broker.mail.blobs import Blobs
+from broker.mail.channels import Channels
+from broker.mail.deadletters import DeadLetters
+from broker.mail.desks import assemble as assemble_mail
+from broker.mail.drawing import Drawing
+from broker.mail.edges import Edges
+from broker.mail.labels import Ratchets
+from broker.mail.leases import Leases
+from broker.mail.mailboxes import Mailboxes
+from broker.mail.mailkeys import KeyDesk
+from broker.mail.routing import Router
+from broker.mail.states import StateDesk
+from broker.mail.topics import TopicDesk
 from broker.pool import Pool
 from broker.ports import AgentState, Clock, Store, Transaction
 from broker.release import ReleaseDesk
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
-from broker.routing import Router
 from broker.second import SecondPerson
 from broker.sessions import Session, Sessions
 from broker.sources import bundles_of, pcs_of, root_key_of, roots_of, signers_of
-from broker.sql import SqlStore
 from broker.standing import StandingDesk
-from broker.states import StateDesk
+from broker.store.memory import MemoryStore
+from broker.store.sql import SqlStore
 from broker.svids import SvidDesk
 from broker.telemetry import Metrics
 from broker.tokens import TokenDesk
-from broker.topics import TopicDesk
 from broker.upkeep import DAY_S, Upkeep
 from broker.vault import Vault
 from broker.verification import VerificationDesk

@@ -23,7 +23,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
 from broker.ports import AgentState, Clock, Store, Transaction
-from broker.ports_svids import MAX_FALLEN, FallenSvid, SvidRecord
+from broker.ports.svids import MAX_FALLEN, FallenSvid, SvidRecord
 from broker.rootkey.root import RootKey
 from broker.sessions import Session, require_unrevoked
 from broker.wire.errors import WireCode, WireError

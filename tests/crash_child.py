@@ -21,7 +21,7 @@ from typing import Any, Final
 from broker import points
 from broker.audit import verify_store
 from broker.ports import AgentState, Transaction
-from broker.sql import SqlFile
+from broker.store.sql import SqlFile
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.terms import SecretTerms
 from tests.broker_world import Agent, World, write_bundle

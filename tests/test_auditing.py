@@ -18,7 +18,7 @@ from broker.auditing import GIVING, Flag, Flaw, review, token_flags
 from broker.errors import BrokerError
 from broker.generation import Generation
 from broker.platforms import MAX_ADDRESSES, MAX_PLATFORMS, WINDOW_S, Platforms
-from broker.sql import SqlFile
+from broker.store.sql import SqlFile
 from broker.wire.jose import split_compact
 from broker.wire.log import Receipt, verifier_key
 from policies import permit as permits

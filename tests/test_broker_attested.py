@@ -21,12 +21,12 @@ from attestation.errors import AttestationError, CollateralUnavailable
 from attestation.errors import Code as AttestationCode
 from attestation.quote import Quote
 from broker.attested import Attestor
+from broker.commands.setup import initialise
 from broker.config import Settings, load
 from broker.domains import open_domain
 from broker.errors import BrokerCode, BrokerError
 from broker.rpc.members import fill, members_of, parse
 from broker.service import build
-from broker.setup import initialise
 from broker.wire import api_pb2 as pb
 from broker.wire.attested import MAX_AGE_S, RENEW_S, BrokerReference, judge
 from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from broker import tree
 from broker.audit import Audit, Entry, Kind, recompute, rows, verify_store
 from broker.errors import BrokerCode, BrokerError
-from broker.memory import MemoryStore
 from broker.ports import Store, Transaction
-from broker.routes import parse_tile
-from broker.sql import SqlFile, SqlStore
+from broker.rest.routes import parse_tile
+from broker.store.memory import MemoryStore
+from broker.store.sql import SqlFile, SqlStore
 from broker.wire.errors import WireCode, WireError
 from broker.wire.log import Checkpoint, Receipt, leaf_hash, node_hash, verify_consistency, verify_inclusion
 

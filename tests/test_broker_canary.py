@@ -14,9 +14,9 @@ import httpx2
 import pytest
 
 from broker.app import create_app
+from broker.rest.routes import ENDPOINTS
 from broker.rootkey import keyfile
 from broker.rootkey.methods import Keeping, Method, create, load
-from broker.routes import ENDPOINTS
 from broker.telemetry import JsonLines
 from tests.broker_world import URL, World, outcome
 from tests.test_broker_opening import made

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from broker.challenges import Challenges, Once
 from broker.dpop import NONCE_LIFE_S, Gate
 from broker.errors import BrokerCode, BrokerError
-from broker.memory import MemoryStore
+from broker.store.memory import MemoryStore
 from broker.wire import dpop
 from broker.wire.errors import WireError
 

@@ -13,8 +13,8 @@ import pytest_asyncio
 from broker.app import create_app
 from broker.errors import BrokerCode
 from broker.ports import Transaction
-from broker.ports_channels import ChannelRecord
-from broker.ports_mail import Quota
+from broker.ports.channels import ChannelRecord
+from broker.ports.mail import Quota
 from broker.wire.channel import MAX_SEQ, ChannelSend, chain_start
 from broker.wire.envelope import MAX_LIFE_MS
 from broker.wire.errors import WireCode

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import BrokerCode
-from broker.routes import ENDPOINTS
+from broker.rest.routes import ENDPOINTS
 from broker.rpc import stream
 from broker.rpc.doors import address_of
 from broker.rpc.members import fill, members_of, parse

@@ -14,12 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.errors import Code
-from broker import http_api
 from broker.app import create_app, listen, serve
 from broker.calls import Shown, administrator, agent_token
 from broker.domains import trust_file_digest
 from broker.errors import BrokerCode, BrokerError
 from broker.limits import Rates, Room
+from broker.rest import http_api
 from broker.svids import MAX_LIVING
 from broker.wire import dpop
 from broker.wire.bodies import AttestationRequest, VerificationRequest

@@ -17,7 +17,7 @@ from attestation.errors import MEANING as ATTESTATION_MEANING
 from broker.app import create_app
 from broker.calls import Door
 from broker.errors import MEANING, BrokerCode, BrokerError
-from broker.routes import ENDPOINTS
+from broker.rest.routes import ENDPOINTS
 from broker.status import STATUS, problem_of, status_of
 from broker.wire.bodies import AttestationResponse, Problem, PutSecretRequest
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.errors import BrokerCode, BrokerError
 from broker.keyring import KEEP_AFTER_S, PUBLISH_BEFORE_S, Keyring, TokenKey, published, signing
-from broker.memory import MemoryStore
 from broker.rootkey import keyfile
 from broker.rootkey.root import RootKey, seal, unseal
+from broker.store.memory import MemoryStore
 from broker.vault import Vault, checked_name, find
 
 AT = datetime(2026, 7, 1, 12, tzinfo=UTC)

@@ -15,11 +15,11 @@ import pytest_asyncio
 from attestation.evidence import proof_message, sign_proof
 from broker.derivation import OPERATION, _key, derive_permitted
 from broker.errors import BrokerCode
-from broker.memory import MemoryStore
 from broker.ports import Store, Transaction
-from broker.ports_releases import Lease, Released
+from broker.ports.releases import Lease, Released
 from broker.rootkey.root import RootKey
-from broker.sql import SqlStore
+from broker.store.memory import MemoryStore
+from broker.store.sql import SqlStore
 from broker.wire.bodies import AttestationRequest, PutSecretRequest
 from broker.wire.derive import DERIVED_VERSION, DeriveRequest
 from broker.wire.errors import WireCode, WireError

@@ -14,7 +14,7 @@ import pytest_asyncio
 from attestation.verdict import open_token
 from broker.config import load
 from broker.errors import BrokerCode, BrokerError
-from broker.ports_mail import Quota
+from broker.ports.mail import Quota
 from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode

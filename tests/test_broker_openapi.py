@@ -21,8 +21,8 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from broker.app import TITLE, VERSION
 from broker.calls import Endpoint
 from broker.limits import Rates
-from broker.openapi import document
-from broker.routes import ENDPOINTS
+from broker.rest.openapi import document
+from broker.rest.routes import ENDPOINTS
 from tests.broker_world import URL, Agent, World
 from tests.test_broker_http import Client, serving
 

@@ -19,7 +19,7 @@ from broker.audit import Audit, Entry
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import SecretRecord, Transaction
 from broker.service import Broker
-from broker.sql import SqlStore
+from broker.store.sql import SqlStore
 from broker.telemetry import JsonLines
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.release import ReleaseRequest
@@ -286,8 +286,8 @@ async def test_an_error_deep_inside_shows_no_secret(world: World, monkeypatch: p
         raise ValueError(f"cannot seal {plaintext!r}")
 
     monkeypatch.setattr("broker.release.seal", crash)
-    from broker.http_api import asgi_endpoint
-    from broker.routes import ENDPOINTS
+    from broker.rest.http_api import asgi_endpoint
+    from broker.rest.routes import ENDPOINTS
 
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)

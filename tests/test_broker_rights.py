@@ -15,8 +15,8 @@ from broker.app import create_app
 from broker.calls import Door
 from broker.config import Admin
 from broker.errors import BrokerCode
+from broker.rest.routes import ENDPOINTS
 from broker.rights import MARKABLE, MAY, ROLES, Act
-from broker.routes import ENDPOINTS
 from broker.second import LIFE_S
 from broker.wire import dpop
 from broker.wire.bodies import PutSecretRequest

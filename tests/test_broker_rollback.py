@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
-from broker.memory import MemoryStore
 from broker.ports import Store, Transaction
-from broker.sql import SqlStore
+from broker.store.memory import MemoryStore
+from broker.store.sql import SqlStore
 from broker.wire.errors import WireCode, WireError
 from broker.wire.log import EMPTY_ROOT, Checkpoint
 from tests.broker_world import World, outcome

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from attestation.sealing import seal_to
 from attestation.verifier import Verifier
-from broker.admin_client import AdminClient, AdminError
+from broker.commands.admin_client import AdminClient, AdminError
+from broker.commands.unsealing import bring
 from broker.config import Admin, Settings
 from broker.domains import reference_values
 from broker.errors import BrokerCode, BrokerError
@@ -31,7 +32,6 @@ from broker.rootkey.holders import packed, read_share
 from broker.rootkey.methods import Keeping, Method, create
 from broker.rootkey.shares import Share
 from broker.service import Broker, build
-from broker.unsealing import bring
 from broker.wire import dpop
 from broker.wire.attested import BrokerReference, judge
 from broker.wire.challenge import ChallengeResponse

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from broker.admin_client import AdminClient, AdminError, load_key
+from broker.commands.admin_client import AdminClient, AdminError, load_key
+from broker.commands.setup import initialise
 from broker.config import Admin, Settings, load
 from broker.errors import BrokerCode, BrokerError
 from broker.service import build
-from broker.setup import initialise
 from broker.telemetry import JsonLines
 from broker.wire.log import broker_id, parse_verifier_key
 from enclave.trustfile import TrustFile

@@ -16,7 +16,7 @@ import pytest
 from attestation.errors import AttestationError
 from broker.audit import verify_store
 from broker.errors import BrokerCode, BrokerError
-from broker.sql import SqlFile, SqlStore
+from broker.store.sql import SqlFile, SqlStore
 from broker.wire.errors import WireError
 from broker.wire.log import Checkpoint
 from tests.broker_world import World, outcome

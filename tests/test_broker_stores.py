@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import BrokerCode, BrokerError
-from broker.memory import MemoryStore
 from broker.ports import AgentRecord, AgentState, LogHead, SecretRecord, Store, Transaction
-from broker.ports_mail import MAX_KEYS, End, MailboxRecord, NewMessage, Queued, Quota
-from broker.sql import SqlStore
-from broker.sql_schema import MIGRATIONS
+from broker.ports.mail import MAX_KEYS, End, MailboxRecord, NewMessage, Queued, Quota
+from broker.store.memory import MemoryStore
+from broker.store.sql import SqlStore
+from broker.store.sql_schema import MIGRATIONS
 
 T = TypeVar("T")
 KEY = b"m" * 32

@@ -19,8 +19,8 @@ from attestation.pki import TrustRoots
 from broker.calls import Call
 from broker.decisions import decision_file
 from broker.errors import BrokerError
+from broker.rest.routes_audit import decision
 from broker.rights import Admin
-from broker.routes_audit import decision
 from broker.wire.log import verifier_key
 from policies.codes import DecisionCode
 from policies.decided import Finding, check

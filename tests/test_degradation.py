@@ -18,8 +18,8 @@ from attestation.errors import Code, CollateralUnavailable
 from attestation.quote import Quote
 from broker.collateral import PAUSE_S
 from broker.errors import BrokerError
-from broker.ports_mail import Quota
-from broker.sql import SqlStore
+from broker.ports.mail import Quota
+from broker.store.sql import SqlStore
 from policies.errors import BundleError
 from tests.broker_world import Agent, World, outcome
 

@@ -13,7 +13,7 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.mailkeys import EPOCH_S, KEEP_S, ring_of
+from broker.mail.mailkeys import EPOCH_S, KEEP_S, ring_of
 from broker.wire.jose import b64u
 from broker.wire.keys import NO_INCARNATION, KeySet, KeysRequest, Place
 from broker.wire.names import is_resource
@@ -127,7 +127,7 @@ def _put_back(tx: Any, new: Any) -> None:
 
 
 def _quota() -> Any:
-    from broker.ports_mail import Quota
+    from broker.ports.mail import Quota
 
     return Quota()
 

@@ -11,8 +11,8 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker.labels import labels_in
-from broker.ports_mail import DEAD_LETTERS, End
+from broker.mail.labels import labels_in
+from broker.ports.mail import DEAD_LETTERS, End
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.envelope import Header
 from broker.wire.mailbox import MailboxInfo, SendStatus

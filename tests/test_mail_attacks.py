@@ -14,11 +14,11 @@ import pytest
 from attestation.errors import CloisterError
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey
-from broker import channels as broker_channels
 from broker.errors import BrokerCode
-from broker.mailkeys import ring_of
-from broker.ports_mail import Queued, Quota
-from broker.ports_topics import TopicMessage, TopicReader
+from broker.mail import channels as broker_channels
+from broker.mail.mailkeys import ring_of
+from broker.ports.mail import Queued, Quota
+from broker.ports.topics import TopicMessage, TopicReader
 from broker.rpc import stream
 from broker.wire import stream_pb2 as pb
 from broker.wire.blob import BLOB_TYPE, BlobRef

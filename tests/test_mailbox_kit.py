@@ -15,10 +15,10 @@ import pytest
 import pytest_asyncio
 
 from attestation.encoding import from_b64url
-from broker.deadletters import RETENTION_MS
 from broker.errors import BrokerCode, BrokerError
-from broker.leases import MAX_ATTEMPTS, Wanted
-from broker.ports_mail import MAX_KEYS, MAX_OUT, MAX_OUT_OF_SENDER, Quota
+from broker.mail.deadletters import RETENTION_MS
+from broker.mail.leases import MAX_ATTEMPTS, Wanted
+from broker.ports.mail import MAX_KEYS, MAX_OUT, MAX_OUT_OF_SENDER, Quota
 from broker.wire.blob import BLOB_TYPE, BlobRef
 from broker.wire.deadletters import PageRequest, RedriveRequest, Tombstone
 from broker.wire.envelope import MAX_BODY, Envelope

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from broker.errors import BrokerCode
-from broker.ports_mail import Quota
+from broker.ports.mail import Quota
 from broker.rpc.stream import METHOD
 from broker.wire import api_pb2, dpop
 from broker.wire import stream_pb2 as pb

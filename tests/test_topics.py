@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from attestation.errors import SealingFailed
 from attestation.sealing import SealingKey, seal_to
-from broker.mailkeys import ring_of
-from broker.ports_mail import Quota
+from broker.mail.mailkeys import ring_of
+from broker.ports.mail import Quota
 from broker.wire.envelope import Envelope, Header, info
 from broker.wire.keys import NO_INCARNATION, KeySet, KeysRequest, Place, TopicKey, grant_digest
 from broker.wire.topic import TopicPage, TopicRead

@@ -17,7 +17,7 @@ from broker.calls import Door, Shown, agent_token, prove
 from broker.config import Admin
 from broker.errors import BrokerError
 from broker.reasons import Refusal
-from broker.refusals import note
+from broker.rest.refusals import note
 from broker.service import Broker
 from broker.sessions import Session
 from broker.status import GRPC_STATUS, headers_of

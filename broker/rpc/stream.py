@@ -20,10 +20,10 @@ from typing import Any, Final, final
 import grpc
 
 from broker.calls import REFUSALS
-from broker.drawing import Drawn
 from broker.errors import BrokerCode, BrokerError
+from broker.mail.drawing import Drawn
 from broker.reasons import Refusal
-from broker.refusals import as_refusal
+from broker.rest.refusals import as_refusal
 from broker.rpc import doors
 from broker.rpc.settling import Settling
 from broker.service import Broker

@@ -14,10 +14,11 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from starlette.responses import Response
 
-from broker import routes, routes_audit, routes_keys, routes_mail, routes_relying, routes_secrets, routes_svids, tracing
+from broker import tracing
 from broker.calls import Call, Door, Endpoint, Handler, answer, enter, prove
 from broker.errors import BrokerCode, BrokerError
-from broker.refusals import as_refusal
+from broker.rest import routes, routes_audit, routes_keys, routes_mail, routes_relying, routes_secrets, routes_svids
+from broker.rest.refusals import as_refusal
 from broker.rpc.doors import address_of, correlation_id, greeting, refuse, shown
 from broker.rpc.members import fill, members_of, parse
 from broker.service import Broker

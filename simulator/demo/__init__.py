@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="cloister demo", description=__doc__.split(";")[0] + ".")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, nothing else")
     options = parser.parse_args(list(arguments))
-    from broker.admin_client import AdminError
+    from broker.commands.admin_client import AdminError
     from broker.telemetry import log_to
     from simulator.demo.process import DemoFailed, interruption
     from simulator.demo.story import tell

@@ -14,8 +14,8 @@ from typing import Any, Final, final
 
 import httpx2
 
-from broker.admin_client import AdminClient, load_key
 from broker.audit import recompute
+from broker.commands.admin_client import AdminClient, load_key
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.jose import unb64u
 from broker.wire.log import Checkpoint

@@ -1,0 +1,1 @@
+"""What `cloister broker`, `secret`, `agent`, `audit` and `domain` do. `broker/cli.py` lists them."""

@@ -1,0 +1,80 @@
+"""What every command of the broker shares: options, how refusals are told, how answers are printed.
+
+Decides exit statuses (0 fine, 1 refused, 2 usage, 4 could not judge) and the two forms of output: one JSON object, or
+lines for people.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from broker.commands.admin_client import AdminClient, AdminError, load_key
+from broker.errors import MEANING, BrokerError
+from broker.wire.errors import WireError
+
+OK, REFUSED, USAGE, UNJUDGED = 0, 1, 2, 4
+PASSPHRASE_VARIABLE: Final = "CLOISTER_ROOT_PASSPHRASE"
+
+Url = Annotated[str, typer.Option("--broker", envvar="CLOISTER_BROKER", help="The broker's public URL.")]
+KeyFile = Annotated[
+    Path, typer.Option("--key-file", envvar="CLOISTER_KEY_FILE", help="An administrator's private key, PEM.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Folder = Annotated[Path, typer.Argument(help="The broker's folder.")]
+Name = Annotated[str, typer.Argument(help="tenant/path/name")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="May be repeated.")]
+Source = Annotated[Path, typer.Argument(help="A file with the value, or - for standard input.")]
+
+
+@contextmanager
+def answering(as_json: bool) -> Iterator[None]:
+    """Turn refusals into a message on stderr (and, with --json, an object on stdout) and an exit status."""
+    try:
+        yield
+    except AdminError as error:
+        told = error.problem.to_dict() if error.problem else {"code": error.code, "detail": error.detail}
+        remedy = error.problem.remedy if error.problem else ""
+        fail(error.code, error.detail, remedy, error.status, told if as_json else None)
+    except (BrokerError, WireError) as error:
+        remedy = MEANING[error.code][1] if isinstance(error, BrokerError) else ""
+        fail(error.code, error.detail, remedy, REFUSED, {"code": error.code} if as_json else None)
+
+
+def fail(code: str, detail: str, remedy: str, status: int, told: dict[str, Any] | None) -> None:
+    if told is not None:
+        print(json.dumps(told))
+    print(f"cloister: {code}: {detail}", file=sys.stderr)
+    if remedy:
+        print(f"  {remedy}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def show(found: dict[str, Any], as_json: bool, lines: Callable[[], Iterator[str]]) -> None:
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for line in lines():
+            print(line)
+
+
+def connect(url: str, key_file: Path) -> AdminClient:
+    return AdminClient(url, load_key(key_file))
+
+
+def time_text(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def ask_passphrase(*, confirm: bool) -> bytes:
+    """From the environment, else from the terminal."""
+    given = os.environ.get(PASSPHRASE_VARIABLE)
+    if given is None:
+        given = typer.prompt("Passphrase of the root key", hide_input=True, confirmation_prompt=confirm, err=True)
+    return str(given).encode()

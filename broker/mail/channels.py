@@ -1,0 +1,293 @@
+"""Channels at the broker: batches from a judged sender into the queue of a mailbox, their bodies opaque.
+
+Decides, before a batch is queued: that the channel is the sending agent's own and leads to that mailbox, under a key
+that is still good there; that the batch is signed by it and goes on exactly where the last one ended; that none of its
+messages is from the future or lives too long; that the sender's labels are on each; and that the policy lets it send
+every type with the labels that occur. A batch is taken whole or not at all, as one parcel. The same batch again is a
+duplicate, which changes nothing; other messages under numbers that were used are a forgery.
+
+A message that has expired does not stop its batch, since the numbers after it would wait for ever: who receives leaves
+it out. An opening costs no decision of its own: it comes with the first batch, and is taken or refused with it.
+"""
+
+import struct
+from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from typing import Final, final
+
+from broker.audit import Audit, Entry
+from broker.errors import BrokerCode, BrokerError
+from broker.generation import Generation
+from broker.mail.bell import Bell
+from broker.mail.deadletters import DeadLetters
+from broker.mail.edges import Edges
+from broker.mail.labels import CLEARED, Labels, Ratchets, require
+from broker.mail.routing import FULL_RETRY_S, SKEW_MS, belongs, open_box
+from broker.mail.vouchers import Vouchers
+from broker.ports import Clock, Store, Transaction
+from broker.ports.channels import ChannelRecord
+from broker.ports.mail import NewMessage, Queued
+from broker.reasons import Refusal
+from broker.sessions import Session
+from broker.wire.channel import MAX_OPENING_BODY, OPEN_TYPE, ChannelBatch, ChannelSend, FrameHeader, chain_start
+from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
+from broker.wire.errors import WireCode, WireError
+from broker.wire.jose import p256_from_spki
+from broker.wire.mailbox import SendStatus
+from policies.model import Send
+
+MAX_ENDS: Final = 64  # batches of a channel that a sender may send again
+MAX_OPEN: Final = 64  # channels of one sender to one mailbox; one of which nothing is left there makes room
+_END: Final = struct.Struct(">Q16s")  # a batch's last number, and half of the chain after it
+_identity = lru_cache(4096)(p256_from_spki)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """An opening envelope that is the sender's own."""
+
+    envelope: Envelope
+    header: Header
+    raw: bytes
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """A batch that may be queued if the channel stands where it begins."""
+
+    batch: ChannelBatch
+    message: NewMessage
+    opening: _Opened | None
+    needs: tuple[tuple[Labels, Labels], ...] = ()  # labels of messages, and which of the ratchet's may be missing
+    entries: tuple[Entry, ...] = ()  # for the log, whatever becomes of the batch
+    lowered: tuple[Entry, ...] = ()  # for the log when it is taken in
+    refusal: Refusal | None = None
+
+
+@final
+class Channels:
+    """Takes batches in."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        audit: Audit,
+        edges: Edges,
+        generation: Generation,
+        labels: Ratchets,
+        vouchers: Vouchers,
+        dead: DeadLetters,
+        bell: Bell,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._audit = audit
+        self._edges = edges
+        self._generation = generation
+        self._labels = labels
+        self._vouchers = vouchers
+        self._dead = dead
+        self._bell = bell
+        self._clock = clock
+
+    async def send(self, session: Session, mailbox: str, sent: ChannelSend, *, correlation_id: str = "") -> SendStatus:
+        """Queued, or a duplicate.
+
+        Raises WireError channel.*, envelope.*; BrokerError channel.*, mailbox.*, message.*, generation.moved; Refused.
+        """
+        return await self.submit(session, mailbox, sent, correlation_id=correlation_id)
+
+    def submit(
+        self, session: Session, mailbox: str, sent: ChannelSend, *, correlation_id: str = ""
+    ) -> Awaitable[SendStatus]:
+        """As `send`; everything that needs no transaction is done, and may raise, when this returns."""
+        at = self._clock()
+        checked = self._check(session, mailbox, sent, at, correlation_id)
+        return self._take(session, checked, at)
+
+    async def _take(self, session: Session, checked: _Checked, at: datetime) -> SendStatus:
+        generation = session.generation  # as it was judged; the session's own may rise before the transaction
+        voucher = self._vouchers.needed(session, checked.message.mailbox, at)
+
+        def work(tx: Transaction) -> Refusal | SendStatus:
+            self._generation.expect(tx, generation)
+            self._vouchers.keep(tx, session, voucher, at)
+            for entry in checked.entries:
+                self._audit.append(tx, entry)
+            return checked.refusal or self._queue(tx, checked, at)
+
+        outcome = await self._store.transact(work)
+        self._vouchers.kept(session, voucher)
+        if not isinstance(outcome, SendStatus):
+            raise outcome
+        if outcome is SendStatus.QUEUED:
+            self._bell.ring(checked.message.mailbox)
+        return outcome
+
+    # ── before the transaction ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _check(self, session: Session, mailbox: str, sent: ChannelSend, at: datetime, correlation_id: str) -> _Checked:
+        batch = ChannelBatch.from_bytes(sent.batch)
+        opening = _opening(session, mailbox, sent.opening, at) if sent.opening else None
+        now_ms = int(at.timestamp() * 1000)
+        frames = batch.frames()
+        _timely(frames, now_ms)
+        batch.verify(_identity(session.verdict.identity_key))
+        message = NewMessage(
+            mailbox=mailbox,
+            sender=session.subject,
+            msg_id=batch.msg_id,
+            digest=batch.digest,
+            envelope=sent.batch,
+            key=b"",  # the channel's
+            accepted_at_ms=now_ms,
+            expires_at_ms=max(frame.expires_at_ms for frame in frames),
+            kind="batch",
+            count=len(batch),
+        )
+        checked = _Checked(batch=batch, message=message, opening=opening)
+        kinds = {(frame.shape.type, frame.shape.labels) for frame in frames}
+        return self._permitted(session, checked, kinds, at, correlation_id)
+
+    def _permitted(
+        self,
+        session: Session,
+        checked: _Checked,
+        kinds: set[tuple[str, tuple[str, ...]]],
+        at: datetime,
+        correlation_id: str,
+    ) -> _Checked:
+        """Ask once for each type with its labels; the first that is refused refuses the batch."""
+        held = self._labels.of(session.subject)
+        msg_id = checked.batch.msg_id
+        needs, entries, lowered = [], [], []
+        refusal: Refusal | None = None
+        for kind, labels in kinds:
+            action = Send(checked.message.mailbox, kind, frozenset(labels))
+            answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
+            cleared = CLEARED
+            if answer.permit is not None:
+                cleared = self._labels.clear(session, action, held, at, msg_id=msg_id, correlation_id=correlation_id)
+            entries += [entry for entry in (answer.entry, cleared.asked) if entry is not None]
+            lowered += [cleared.lowered] if cleared.lowered is not None else []
+            needs.append((action.labels, cleared.waived))
+            refusal = refusal or answer.refusal or cleared.refusal
+        return replace(checked, needs=tuple(needs), entries=tuple(entries), lowered=tuple(lowered), refusal=refusal)
+
+    # ── inside it ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _queue(self, tx: Transaction, checked: _Checked, at: datetime) -> Refusal | SendStatus:
+        batch, message = checked.batch, checked.message
+        found = tx.channels.get(batch.channel)
+        record = found or _new_record(checked)
+        if record is None:
+            return BrokerError(BrokerCode.CHANNEL_UNKNOWN, batch.channel.hex())
+        if (record.sender, record.mailbox) != (message.sender, message.mailbox):
+            return BrokerError(BrokerCode.CHANNEL_OWNER, f"{batch.channel.hex()} leads to {record.mailbox}")
+        box = open_box(tx, record.mailbox)
+        if isinstance(box, BrokerError):
+            return box
+        placed = _place(record, batch)
+        if placed is not None:
+            return placed
+        if not tx.mail.accepts(record.mailbox, record.key, record.incarnation):
+            return BrokerError(BrokerCode.MAILBOX_KEY_STALE, record.mailbox)
+        try:
+            for labels, waived in checked.needs:
+                require(tx, message.sender, labels, waived)
+        except BrokerError as error:
+            return error
+        if found is None and not _room(tx, record):
+            return BrokerError(BrokerCode.MAILBOX_FULL, f"channels to {record.mailbox}", retry_after_s=FULL_RETRY_S)
+        if self._dead.queue(tx, replace(message, key=record.key), at) is not Queued.QUEUED:
+            return BrokerError(BrokerCode.MAILBOX_FULL, message.mailbox, retry_after_s=FULL_RETRY_S)
+        for entry in checked.lowered:
+            self._audit.append(tx, entry)
+        after = _advanced(record, batch, until_ms=message.expires_at_ms)
+        if found is None:
+            tx.channels.open(after)
+        else:
+            tx.channels.advance(after)
+        return SendStatus.QUEUED
+
+
+def _opening(session: Session, mailbox: str, raw: bytes, at: datetime) -> _Opened:
+    """Raises WireError envelope.*, channel.malformed; BrokerError message.*"""
+    envelope = Envelope.from_bytes(raw)
+    header = Header.from_bytes(envelope.header)
+    if header.type != OPEN_TYPE or header.labels or len(envelope.body) > MAX_OPENING_BODY:
+        raise WireError(WireCode.CHANNEL_MALFORMED, f"no opening: {header.type}, body of {len(envelope.body)} bytes")
+    belongs(header, session, mailbox, at)
+    envelope.verify(_identity(session.verdict.identity_key))
+    return _Opened(envelope=envelope, header=header, raw=raw)
+
+
+def _timely(frames: list[FrameHeader], now_ms: int) -> None:
+    """Raises BrokerError message.expired for what is sent in the future, or lives too long."""
+    if max(frame.sent_at_ms for frame in frames) > now_ms + SKEW_MS:
+        raise BrokerError(BrokerCode.MESSAGE_EXPIRED, "a message that is sent in the future")
+    if max(frame.expires_at_ms for frame in frames) > now_ms + MAX_LIFE_MS:
+        raise BrokerError(BrokerCode.MESSAGE_EXPIRED, "a message that lives too long")
+
+
+def _new_record(checked: _Checked) -> ChannelRecord | None:
+    """A channel at its beginning, if its opening came along."""
+    opened, message = checked.opening, checked.message
+    if opened is None:
+        return None
+    return ChannelRecord(
+        channel=checked.batch.channel,
+        sender=message.sender,
+        mailbox=message.mailbox,
+        key=opened.header.mailbox_key,
+        incarnation=opened.header.incarnation,
+        highest=0,
+        chain=chain_start(opened.envelope),
+        ends=b"",
+        accepted_at_ms=message.accepted_at_ms,
+        until_ms=opened.header.expires_at_ms,
+        opening=opened.raw,
+    )
+
+
+def _room(tx: Transaction, record: ChannelRecord) -> bool:
+    """Whether the sender may have another channel there: its openings are kept for as long as it says."""
+    own = tx.channels.of(record.sender, record.mailbox)
+    if len(own) < MAX_OPEN:
+        return True
+    busy = tx.mail.channels(record.mailbox, record.sender)
+    idle = next((channel for channel in own if channel[:8] not in busy), None)
+    if idle is None:
+        return False
+    tx.channels.drop(idle)
+    return True
+
+
+def _place(record: ChannelRecord, batch: ChannelBatch) -> Refusal | SendStatus | None:
+    """None when the batch begins where the channel stands."""
+    if batch.first_seq == record.highest + 1:
+        if batch.prev_chain == record.chain:
+            return None
+        return BrokerError(BrokerCode.CHANNEL_FORKED, f"{batch.channel.hex()} at {batch.first_seq}: another history")
+    if batch.first_seq > record.highest:
+        detail = f"{batch.channel.hex()} at {batch.first_seq}, after {record.highest}"
+        return BrokerError(BrokerCode.CHANNEL_GAP, detail, retry_after_s=FULL_RETRY_S)
+    if (batch.last_seq, batch.chain[:16]) in _END.iter_unpack(record.ends):
+        return SendStatus.DUPLICATE
+    return BrokerError(BrokerCode.CHANNEL_FORKED, f"{batch.channel.hex()} at {batch.first_seq}: numbers used before")
+
+
+def _advanced(record: ChannelRecord, batch: ChannelBatch, *, until_ms: int) -> ChannelRecord:
+    ends = record.ends + _END.pack(batch.last_seq, batch.chain[:16])
+    return replace(
+        record,
+        highest=batch.last_seq,
+        chain=batch.chain,
+        ends=ends[-MAX_ENDS * _END.size :],
+        until_ms=max(record.until_ms, until_ms),
+    )

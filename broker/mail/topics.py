@@ -1,0 +1,316 @@
+"""Topics: one message for everybody who may read it, sealed to a key that only they are given.
+
+Decides who the readers are: agents that the policy lets `Receive` there, from the moment at which they ask for the
+keys. The key is rolled when a reader leaves, falls or may no longer read, and whenever the generation has risen, before
+anything else is taken in: what is said afterwards can't be read by who is gone, whatever he has kept. Newcomers get no
+keys of before. A message lies here once; each reader's place moves over it. In order per sender, at least once, for as
+long as the reader is there: a topic is no archive.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Final, final
+
+from broker.audit import Audit
+from broker.errors import BrokerCode, BrokerError
+from broker.generation import Generation
+from broker.identity import Identity
+from broker.mail.bell import Bell
+from broker.mail.edges import Edges
+from broker.mail.labels import Labels, Ratchets, fits, labels_in, require
+from broker.mail.mailkeys import Epoch, KeyDesk, Ring, ring_of
+from broker.mail.routing import Checked, Router, result_of
+from broker.ports import Clock, Store, Transaction
+from broker.ports.mail import Queued, Quota
+from broker.ports.topics import TopicMessage, TopicReader
+from broker.reasons import Refusal
+from broker.sessions import Session, Sessions
+from broker.wire.envelope import Envelope
+from broker.wire.jose import es256_sign, unb64u
+from broker.wire.keys import NO_INCARNATION, KeysRequest, KeysResponse, Place, TopicKey
+from broker.wire.mailbox import Delivery, SendResponse, SendStatus
+from broker.wire.names import is_resource, tenant_of
+from broker.wire.topic import TopicInfo, TopicPage, TopicRead
+from policies.model import Receive
+
+LOOK_AGAIN_S: Final = 1.0
+FULL_RETRY_S: Final = 1
+Labelled = tuple[TopicMessage, Labels]
+
+
+@final
+class TopicDesk:
+    """Takes in, hands out, and keeps the keys with the readers."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        audit: Audit,
+        edges: Edges,
+        generation: Generation,
+        sessions: Sessions,
+        identity: Identity,
+        labels: Ratchets,
+        keys: KeyDesk,
+        router: Router,
+        bell: Bell,
+        clock: Clock,
+        quota: Quota,
+    ) -> None:
+        self._store = store
+        self._audit = audit
+        self._edges = edges
+        self._generation = generation
+        self._sessions = sessions
+        self._identity = identity
+        self._labels = labels
+        self._keys = keys
+        self._router = router
+        self._bell = bell
+        self._clock = clock
+        self._quota = quota
+
+    # ── keys and readers ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def info(self, session: Session, topic: str) -> TopicInfo:
+        """The key to seal to, once there is one: it is made for the first who may read.
+
+        Raises BrokerError mailbox.name_invalid, mailbox.unknown.
+        """
+        at = self._clock()
+        known = bool(self._store.read(lambda tx: ring_of(tx, Place.TOPIC, _named(topic))))
+        if not ((known and tenant_of(topic) == session.record.tenant) or self._reads(session, topic, at)):
+            raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
+        epoch = (await self._settled(_named(topic), at))[-1]
+        return TopicInfo(
+            key=TopicKey.sign(
+                self._identity.key,
+                topic=topic,
+                epoch=epoch.number,
+                suite=epoch.suite,
+                key=unb64u(epoch.public),
+                not_before_s=epoch.not_before_s,
+                not_after_s=epoch.not_after_s,
+            )
+        )
+
+    async def join(
+        self, session: Session, topic: str, request: KeysRequest, *, correlation_id: str = ""
+    ) -> KeysResponse:
+        """The keys from the one on under which the agent became a reader. Raises as KeyDesk.grant does; Refused."""
+        at = self._clock()
+        await self._permit(session, _named(topic), at, correlation_id)
+        now = await self._settled(topic, at)
+
+        def work(tx: Transaction) -> TopicReader:
+            self._generation.expect(tx, session.generation)
+            at_ms = int(at.timestamp() * 1000)
+            fresh = TopicReader(topic=topic, subject=session.subject, place=0, epoch=now[-1].number, joined_at_ms=at_ms)
+            return tx.topics.join(fresh)
+
+        reader = await self._store.transact(work)
+        return await self._keys.grant(
+            session, Place.TOPIC, topic, request, since=reader.epoch, correlation_id=correlation_id
+        )
+
+    async def leave(self, session: Session, topic: str) -> None:
+        """Read no more; the key is rolled before anything else is taken in."""
+        at = self._clock()
+
+        def work(tx: Transaction) -> None:
+            if tx.topics.leave(_named(topic), session.subject):
+                self._roll(tx, topic, at)
+
+        await self._store.transact(work)
+
+    async def _settled(self, topic: str, at: datetime) -> Ring:
+        """The ring, after everybody who may no longer read has been taken out and the key rolled because of it."""
+        await self._keys.current(Place.TOPIC, topic, at)
+        ring, readers = self._store.read(lambda tx: (ring_of(tx, Place.TOPIC, topic), tx.topics.readers(topic)))
+        may = await self._sessions.settle(tuple(reader.subject for reader in readers), at)
+        now = self._clock()  # whoever was judged again just now was judged after `at`
+        gone = [reader.subject for reader in readers if not self._reads(may.get(reader.subject), topic, now)]
+        if not gone and ring[-1].generation == self._generation.current:
+            return ring
+
+        def work(tx: Transaction) -> Ring:
+            for subject in gone:
+                tx.topics.leave(topic, subject)
+            newest = ring_of(tx, Place.TOPIC, topic)
+            if not gone and newest[-1].generation == self._generation.current:
+                return newest  # somebody else was faster
+            return self._roll(tx, topic, at)
+
+        return await self._store.transact(work)
+
+    def _reads(self, session: Session | None, topic: str, at: datetime) -> bool:
+        if session is None or session.record.expires_at_s <= at.timestamp():
+            return False
+        return self._edges.ask(session, Receive(topic, kind="topic"), at).refusal is None
+
+    def _roll(self, tx: Transaction, topic: str, at: datetime) -> Ring:
+        """A new key; old ones to which nothing that waits is sealed are destroyed."""
+        tx.topics.expire(now_ms=int(at.timestamp() * 1000))
+        waiting = {key.hex() for key in tx.topics.keys(topic)}
+        idle = [epoch.number for epoch in ring_of(tx, Place.TOPIC, topic) if epoch.thumbprint not in waiting]
+        return self._keys.roll(tx, Place.TOPIC, topic, at, drop=idle)
+
+    async def expire(self) -> int:
+        """Drop what has expired, of every topic; how many messages."""
+        now_ms = int(self._clock().timestamp() * 1000)
+        return await self._store.transact(lambda tx: tx.topics.expire(now_ms=now_ms))
+
+    # ── publishing ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def publish(
+        self, session: Session, topic: str, envelopes: tuple[Envelope, ...], *, correlation_id: str = ""
+    ) -> SendResponse:
+        """One result for each envelope, in order. When none was taken, the first refusal is raised.
+
+        Raises BrokerError mailbox.key_stale, mailbox.full, message.*, generation.moved; WireError envelope.*; Refused.
+        """
+        at = self._clock()
+        ring = await self._settled(_named(topic), at)
+        held = self._labels.of(session.subject)
+        checked = [
+            self._router.check(session, topic, envelope, held, at, correlation_id, kind="topic")
+            for envelope in envelopes
+        ]
+
+        def work(tx: Transaction) -> list[Refusal | SendStatus]:
+            self._generation.expect(tx, session.generation)
+            for item in checked:
+                for entry in item.entries:
+                    self._audit.append(tx, entry)
+            newest = ring_of(tx, Place.TOPIC, topic)[-1]
+            return [item.refusal or self._keep(tx, item, newest, ring) for item in checked]
+
+        outcomes = await self._store.transact(work)
+        refused = [outcome for outcome in outcomes if not isinstance(outcome, SendStatus)]
+        if len(refused) == len(outcomes):
+            raise refused[0]
+        self._bell.ring(_bell(topic))
+        return SendResponse(
+            results=tuple(result_of(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
+        )
+
+    def _keep(self, tx: Transaction, item: Checked, newest: Epoch, ring: Ring) -> Refusal | SendStatus:
+        assert item.message is not None
+        new = item.message
+        if newest != ring[-1] or new.key.hex() != newest.thumbprint or item.incarnation != NO_INCARNATION:
+            return BrokerError(BrokerCode.MAILBOX_KEY_STALE, new.mailbox)
+        try:
+            require(tx, new.sender, item.labels, item.cleared.waived)
+        except BrokerError as error:
+            return error
+        message = TopicMessage(
+            topic=new.mailbox,
+            sender=new.sender,
+            msg_id=new.msg_id,
+            digest=new.digest,
+            key=new.key,
+            accepted_at_ms=new.accepted_at_ms,
+            expires_at_ms=new.expires_at_ms,
+            envelope=new.envelope,
+        )
+        match tx.topics.publish(message, self._quota):
+            case Queued.QUEUED:
+                if item.cleared.lowered is not None:
+                    self._audit.append(tx, item.cleared.lowered)
+                return SendStatus.QUEUED
+            case Queued.DUPLICATE:
+                return SendStatus.DUPLICATE
+            case Queued.ID_REUSED:
+                return BrokerError(BrokerCode.MESSAGE_ID_REUSED, new.msg_id.hex())
+            case Queued.FULL:
+                return BrokerError(BrokerCode.MAILBOX_FULL, new.mailbox, retry_after_s=FULL_RETRY_S)
+
+    # ── reading ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def receive(self, session: Session, topic: str, request: TopicRead, *, correlation_id: str = "") -> TopicPage:
+        """What lies behind the reader's place; waits for a first message if told so.
+
+        Raises BrokerError mailbox.name_invalid, topic.not_reader; Refused.
+        """
+        await self._permit(session, _named(topic), self._clock(), correlation_id)
+        waits = request.wait_s
+        while True:
+            at = self._clock()
+            place = await self._advanced(session, topic, request.done)
+            page = await self._page(session, topic, place, request.max_messages, at)
+            if page.deliveries or waits <= 0 or self._bell.stopping:
+                return page
+            await self._bell.wait(_bell(topic), min(waits, LOOK_AGAIN_S))
+            waits -= 1
+
+    async def _advanced(self, session: Session, topic: str, done: int) -> int:
+        reader = self._store.read(lambda tx: tx.topics.reader(topic, session.subject))
+        if reader is None:
+            raise BrokerError(BrokerCode.TOPIC_NOT_READER, f"{session.subject} at {topic}")
+        if done > reader.place:
+            await self._store.transact(lambda tx: tx.topics.advance(topic, session.subject, done))
+        return max(done, reader.place)
+
+    async def _page(self, session: Session, topic: str, place: int, limit: int, at: datetime) -> TopicPage:
+        """Only of senders who may still speak, and only what the policy lets this reader see of their labels."""
+        now_ms = int(at.timestamp() * 1000)
+        found = self._store.read(lambda tx: tx.topics.page(topic, after=place, now_ms=now_ms, limit=limit))
+        senders = await self._sessions.settle(tuple({message.sender for message in found}), at)
+        held = self._labels.of(session.subject)
+        labelled = [(message, labels_in("envelope", message.envelope)) for message in found]
+        shown = [
+            (message, labels)
+            for message, labels in labelled
+            if message.sender in senders
+            and self._edges.ask(session, Receive(topic, labels, kind="topic"), at).refusal is None
+        ]
+        shown = list(_bearable(held, shown))
+        if found and not shown:  # nothing here is for this reader, nor will be
+            await self._store.transact(lambda tx: tx.topics.advance(topic, session.subject, found[-1].number))
+        await self._labels.delivered(session, {one for _, labels in shown for one in labels}, why=topic, at=at)
+        return TopicPage(
+            deliveries=tuple(self._delivery(message) for message, _ in shown),
+            places=tuple(message.number for message, _ in shown),
+            senders={
+                subject: self._sessions.peer_token(sender, at)
+                for subject, sender in senders.items()
+                if any(message.sender == subject for message, _ in shown)
+            },
+        )
+
+    def _delivery(self, message: TopicMessage) -> Delivery:
+        stated = Delivery.message(message.topic, message.digest, message.accepted_at_ms)
+        return Delivery(
+            envelope=Envelope.from_bytes(message.envelope),
+            lease="",
+            attempt=1,
+            accepted_at_ms=message.accepted_at_ms,
+            acceptance=es256_sign(self._identity.key, stated),
+        )
+
+    async def _permit(self, session: Session, topic: str, at: datetime, correlation_id: str) -> None:
+        answer = self._edges.ask(session, Receive(topic, kind="topic"), at, correlation_id=correlation_id)
+        if (entry := answer.entry) is not None:
+            await self._store.transact(lambda tx: self._audit.append(tx, entry))
+        if answer.refusal is not None:
+            raise answer.refusal
+
+
+def _named(topic: str) -> str:
+    """Raises BrokerError mailbox.name_invalid."""
+    if not is_resource(topic):
+        raise BrokerError(BrokerCode.MAILBOX_NAME, f"{topic[:80]!a}")
+    return topic
+
+
+def _bearable(held: Labels, shown: Sequence[Labelled]) -> Iterator[Labelled]:
+    """Without what would hold the reader to more labels than fit on a message."""
+    for message, labels in shown:
+        if fits(held, labels):
+            held |= labels
+            yield message, labels
+
+
+def _bell(topic: str) -> str:
+    return f"topic/{topic}"

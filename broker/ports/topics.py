@@ -1,0 +1,73 @@
+"""What is kept of topics and of readers' checkpoints, as Protocols.
+
+Decides the shape of a topic: each message lies there once, and every reader has a place up to which it is done. Who may
+read or write, and under which keys, is decided by topics.py. Nothing here is opened or verified.
+
+Times are integers: `_s` seconds, `_ms` milliseconds since 1970.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, final
+
+from broker.ports.mail import Queued, Quota
+
+MAX_PAGE: int = 64
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicMessage:
+    """One envelope. `number` counts upwards inside the store and is given by it."""
+
+    topic: str
+    sender: str
+    msg_id: bytes
+    digest: bytes
+    key: bytes  # thumbprint of the topic's key that it is sealed to
+    accepted_at_ms: int
+    expires_at_ms: int
+    envelope: bytes = field(repr=False)
+    number: int = 0
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicReader:
+    """A reader: done with everything up to `place`, given the keys from `epoch` on."""
+
+    topic: str
+    subject: str
+    place: int
+    epoch: int
+    joined_at_ms: int
+
+
+class Topics(Protocol):
+    def publish(self, message: TopicMessage, quota: Quota) -> Queued:
+        """Keep it until it expires or every reader is done with it."""
+
+    def join(self, reader: TopicReader) -> TopicReader:
+        """The reader as it is known; a new one begins behind the newest message, whatever its `place` says."""
+
+    def reader(self, topic: str, subject: str) -> TopicReader | None: ...
+    def readers(self, topic: str) -> Sequence[TopicReader]: ...
+    def leave(self, topic: str, subject: str) -> bool: ...
+    def page(self, topic: str, *, after: int, now_ms: int, limit: int = MAX_PAGE) -> Sequence[TopicMessage]:
+        """In order, without what has expired."""
+
+    def advance(self, topic: str, subject: str, place: int) -> bool:
+        """Move a reader forwards, never back and never behind the newest message; False when it is none."""
+
+    def keys(self, topic: str) -> frozenset[bytes]:
+        """Thumbprints of the keys that waiting messages are sealed to."""
+
+    def expire(self, *, now_ms: int) -> int:
+        """Drop what has expired; how many there were."""
+
+
+class States(Protocol):
+    """The newest sealed checkpoint of each mailbox's reader."""
+
+    def put(self, mailbox: str, sealed: bytes) -> None: ...
+    def get(self, mailbox: str) -> bytes: ...

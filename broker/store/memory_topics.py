@@ -1,0 +1,101 @@
+"""Topics and checkpoints of the store in memory; the same contract as sql_topics.py, row by row."""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+from broker.ports.mail import Queued, Quota
+from broker.ports.topics import MAX_PAGE, TopicMessage, TopicReader
+from broker.store.undo import Table, Undo
+
+
+@final
+class MemoryTopics:
+    def __init__(self, undo: Undo) -> None:
+        self._messages: Table[int, TopicMessage] = Table(undo)
+        self._readers: Table[tuple[str, str], TopicReader] = Table(undo)
+        self._next = 0
+
+    def _of(self, topic: str) -> list[TopicMessage]:
+        return [self._messages.rows[number] for number in sorted(self._messages.rows) if self._in(number, topic)]
+
+    def _in(self, number: int, topic: str) -> bool:
+        return self._messages.rows[number].topic == topic
+
+    def publish(self, message: TopicMessage, quota: Quota) -> Queued:
+        for known in self._of(message.topic):
+            if (known.sender, known.msg_id) == (message.sender, message.msg_id):
+                same = hmac.compare_digest(known.digest, message.digest)
+                return Queued.DUPLICATE if same else Queued.ID_REUSED
+        if self._full(message, quota):
+            self._prune(message.topic, message.accepted_at_ms)
+            if self._full(message, quota):
+                return Queued.FULL
+        self._next += 1
+        self._messages.put(self._next, replace(message, number=self._next))
+        return Queued.QUEUED
+
+    def _full(self, message: TopicMessage, quota: Quota) -> bool:
+        waiting = self._of(message.topic)
+        own = [one for one in waiting if one.sender == message.sender]
+        size = len(message.envelope)
+        return (
+            len(waiting) >= quota.messages
+            or sum(len(one.envelope) for one in waiting) + size > quota.octets
+            or len(own) >= quota.sender_messages
+            or sum(len(one.envelope) for one in own) + size > quota.sender_octets
+        )
+
+    def _prune(self, topic: str, now_ms: int) -> None:
+        done = min((reader.place for reader in self.readers(topic)), default=self._next)
+        for message in self._of(topic):
+            if message.expires_at_ms <= now_ms or message.number <= done:
+                self._messages.drop(message.number)
+
+    def join(self, reader: TopicReader) -> TopicReader:
+        known = self._readers.get((reader.topic, reader.subject))
+        if known is None:
+            known = replace(reader, place=self._next)
+            self._readers.put((reader.topic, reader.subject), known)
+        return known
+
+    def reader(self, topic: str, subject: str) -> TopicReader | None:
+        return self._readers.get((topic, subject))
+
+    def readers(self, topic: str) -> Sequence[TopicReader]:
+        return [self._readers.rows[key] for key in sorted(self._readers.rows) if key[0] == topic]
+
+    def leave(self, topic: str, subject: str) -> bool:
+        return self._readers.drop((topic, subject))
+
+    def page(self, topic: str, *, after: int, now_ms: int, limit: int = MAX_PAGE) -> Sequence[TopicMessage]:
+        return [one for one in self._of(topic) if one.number > after and one.expires_at_ms > now_ms][:limit]
+
+    def advance(self, topic: str, subject: str, place: int) -> bool:
+        known = self._readers.get((topic, subject))
+        if known is None:
+            return False
+        self._readers.put((topic, subject), replace(known, place=max(known.place, min(place, self._next))))
+        return True
+
+    def keys(self, topic: str) -> frozenset[bytes]:
+        return frozenset(message.key for message in self._of(topic))
+
+    def expire(self, *, now_ms: int) -> int:
+        ended = [number for number, message in self._messages.rows.items() if message.expires_at_ms <= now_ms]
+        for number in ended:
+            self._messages.drop(number)
+        return len(ended)
+
+
+@final
+class MemoryStates:
+    def __init__(self, undo: Undo) -> None:
+        self._rows: Table[str, bytes] = Table(undo)
+
+    def put(self, mailbox: str, sealed: bytes) -> None:
+        self._rows.put(mailbox, sealed)
+
+    def get(self, mailbox: str) -> bytes:
+        return self._rows.get(mailbox) or b""

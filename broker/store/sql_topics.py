@@ -1,0 +1,139 @@
+"""The queries about topics and checkpoints of the SQLite store."""
+
+import hmac
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, final
+
+from broker.ports.mail import Queued, Quota
+from broker.ports.topics import MAX_PAGE, TopicMessage, TopicReader
+
+
+def _message(row: Sequence[Any]) -> TopicMessage:
+    return TopicMessage(
+        number=row[0],
+        topic=row[1],
+        sender=row[2],
+        msg_id=row[3],
+        digest=row[4],
+        key=row[5],
+        accepted_at_ms=row[6],
+        expires_at_ms=row[7],
+        envelope=row[8],
+    )
+
+
+def _reader(row: Sequence[Any]) -> TopicReader:
+    return TopicReader(topic=row[0], subject=row[1], place=row[2], epoch=row[3], joined_at_ms=row[4])
+
+
+@final
+class SqlTopics:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def publish(self, message: TopicMessage, quota: Quota) -> Queued:
+        m = message
+        row = self._db.execute(
+            "SELECT digest FROM topic_message WHERE topic = ? AND sender = ? AND msg_id = ?",
+            (m.topic, m.sender, m.msg_id),
+        ).fetchone()
+        if row is not None:
+            return Queued.DUPLICATE if hmac.compare_digest(row[0], m.digest) else Queued.ID_REUSED
+        if self._full(m, quota):
+            self._prune(m.topic, m.accepted_at_ms)
+            if self._full(m, quota):
+                return Queued.FULL
+        self._db.execute(
+            """INSERT INTO topic_message
+               (topic, sender, msg_id, digest, key, accepted_at_ms, expires_at_ms, envelope)
+               VALUES (?,?,?,?,?,?,?,?)""",
+            (m.topic, m.sender, m.msg_id, m.digest, m.key, m.accepted_at_ms, m.expires_at_ms, m.envelope),
+        )
+        return Queued.QUEUED
+
+    def _full(self, m: TopicMessage, quota: Quota) -> bool:
+        messages, octets, own, own_octets = self._db.execute(
+            """SELECT count(*), coalesce(sum(length(envelope)), 0), coalesce(sum(sender = ?), 0),
+               coalesce(sum(iif(sender = ?, length(envelope), 0)), 0) FROM topic_message WHERE topic = ?""",
+            (m.sender, m.sender, m.topic),
+        ).fetchone()
+        size = len(m.envelope)
+        return bool(
+            messages >= quota.messages
+            or octets + size > quota.octets
+            or own >= quota.sender_messages
+            or own_octets + size > quota.sender_octets
+        )
+
+    def _prune(self, topic: str, now_ms: int) -> None:
+        self._db.execute(
+            """DELETE FROM topic_message WHERE topic = ? AND (expires_at_ms <= ? OR id <= coalesce(
+               (SELECT min(place) FROM topic_reader WHERE topic = ?), 9223372036854775807))""",
+            (topic, now_ms, topic),
+        )
+
+    def _newest(self, topic: str) -> int:
+        """Behind everything of any topic: numbers are the store's, and none comes twice."""
+        row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'topic_message'").fetchone()
+        return int(row[0]) if row else 0
+
+    def join(self, reader: TopicReader) -> TopicReader:
+        self._db.execute(
+            "INSERT OR IGNORE INTO topic_reader VALUES (?,?,?,?,?)",
+            (reader.topic, reader.subject, self._newest(reader.topic), reader.epoch, reader.joined_at_ms),
+        )
+        found = self.reader(reader.topic, reader.subject)
+        assert found is not None
+        return found
+
+    def reader(self, topic: str, subject: str) -> TopicReader | None:
+        query = "SELECT topic, subject, place, epoch, joined_at_ms FROM topic_reader WHERE topic = ? AND subject = ?"
+        row = self._db.execute(query, (topic, subject)).fetchone()
+        return _reader(row) if row else None
+
+    def readers(self, topic: str) -> Sequence[TopicReader]:
+        rows = self._db.execute(
+            "SELECT topic, subject, place, epoch, joined_at_ms FROM topic_reader WHERE topic = ? ORDER BY subject",
+            (topic,),
+        )
+        return [_reader(row) for row in rows]
+
+    def leave(self, topic: str, subject: str) -> bool:
+        done = self._db.execute("DELETE FROM topic_reader WHERE topic = ? AND subject = ?", (topic, subject))
+        return done.rowcount == 1
+
+    def page(self, topic: str, *, after: int, now_ms: int, limit: int = MAX_PAGE) -> Sequence[TopicMessage]:
+        rows = self._db.execute(
+            """SELECT id, topic, sender, msg_id, digest, key, accepted_at_ms, expires_at_ms, envelope FROM topic_message
+               WHERE topic = ? AND id > ? AND expires_at_ms > ? ORDER BY id LIMIT ?""",
+            (topic, after, now_ms, limit),
+        )
+        return [_message(row) for row in rows]
+
+    def advance(self, topic: str, subject: str, place: int) -> bool:
+        done = self._db.execute(
+            "UPDATE topic_reader SET place = max(place, min(?, ?)) WHERE topic = ? AND subject = ?",
+            (place, self._newest(topic), topic, subject),
+        )
+        return done.rowcount == 1
+
+    def keys(self, topic: str) -> frozenset[bytes]:
+        rows = self._db.execute("SELECT DISTINCT key FROM topic_message WHERE topic = ?", (topic,))
+        return frozenset(row[0] for row in rows)
+
+    def expire(self, *, now_ms: int) -> int:
+        return self._db.execute("DELETE FROM topic_message WHERE expires_at_ms <= ?", (now_ms,)).rowcount
+
+
+@final
+class SqlStates:
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def put(self, mailbox: str, sealed: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO reader_state VALUES (?, ?)", (mailbox, sealed))
+
+    def get(self, mailbox: str) -> bytes:
+        row = self._db.execute("SELECT sealed FROM reader_state WHERE mailbox = ?", (mailbox,)).fetchone()
+        return row[0] if row else b""
