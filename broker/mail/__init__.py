@@ -1,1 +1,1 @@
-"""Mailboxes, channels, topics, blobs and labels: all that takes mail in, keeps it or hands it out. No transport here."""
+"""Mailboxes, channels, topics, blobs and labels: all that takes mail in, keeps it or hands it out. No transport."""

@@ -12,7 +12,7 @@ from typing import Protocol, final
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelRecord:
-    """A channel. `ends`: the newest batches' last numbers and the chain after each, packed by `broker.mail.channels`."""
+    """A channel. `ends`: newest batches' last numbers and the chain after each, packed by `broker.mail.channels`."""
 
     channel: bytes
     sender: str
