@@ -18,24 +18,25 @@ MAX_VALUES: Final = 50_000
 """Values in one JSON text, nearly: its commas and opening brackets are counted before anything is built."""
 MAX_DIGITS: Final = 20
 """Of one number; 64 bits need no more. It also bounds what arithmetic with a number can cost or overflow."""
-_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URL: Final = bytes.maketrans(b"-_+/=", b"+/!!!")  # what only the ordinary alphabet has becomes what nobody takes
+_PADDING: Final = (b"", b"===", b"==", b"=")  # by characters beyond a group of four
+_LAST: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")  # by the same: what ends a text whose spare low bits are clear
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def b64url(data: bytes) -> str:
     """base64url without padding."""
-    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode()
+    return binascii.b2a_base64(data, newline=False).rstrip(b"=").replace(b"+", b"-").replace(b"/", b"_").decode()
 
 
 def from_b64url(text: str) -> bytes:
     """The inverse of `b64url`, and of nothing else: padding, blanks, `+`, `/` and stray low bits are ValueError."""
+    beyond = len(text) % 4
     try:
-        written = text.encode("ascii").translate(_FROM_URL)
-        data = binascii.a2b_base64(written + b"=" * (-len(text) % 4), strict_mode=True)
+        data = binascii.a2b_base64(text.encode("ascii").translate(_FROM_URL) + _PADDING[beyond], strict_mode=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise ValueError("not base64url") from error
-    tail = data[len(data) - len(data) % 3 :]  # only the last characters can have bits to spare
-    if tail and not text.endswith(b64url(tail)):
+    if beyond and text[-1] not in _LAST[beyond]:
         raise ValueError("not canonical base64url")
     return data
 
@@ -78,7 +79,7 @@ def compact_json(value: object) -> bytes:
 
     ValueError for text that is not Unicode (a lone surrogate) and for NaN and infinities.
     """
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return _COMPACT.encode(value).encode()
 
 
 def _members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
