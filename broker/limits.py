@@ -21,6 +21,8 @@ from broker.errors import BrokerCode, BrokerError
 MAX_KEYS: Final = 8192
 MAX_BODIES: Final = 512 << 20
 MAX_BODIES_OF_ONE: Final = 128 << 20
+MAX_SILENT: Final = 1024  # streams on which nobody has said yet who he is
+MAX_SILENT_OF_ONE: Final = 64
 _PREFIX_V6: Final = 64  # what one customer has: addresses below it cost nothing
 
 
@@ -78,9 +80,9 @@ class Buckets:
 
 @final
 class Room:
-    """Memory for bodies of callers who have proved nothing yet: so much for all, and less for one address.
+    """What callers who have proved nothing yet may hold: so much all of them, and less one address.
 
-    The small ones of honest callers are not counted (http_api.py): who fills the room keeps nobody else out of it.
+    Of bodies, the small ones of honest callers are not counted (http_api.py): who fills the room keeps nobody else out.
     """
 
     def __init__(self, *, most: int = MAX_BODIES, each: int = MAX_BODIES_OF_ONE) -> None:
@@ -97,13 +99,13 @@ class Room:
         """
         source, mine = source_of(source_ip), 0
 
-        def take(octets: int) -> None:
+        def take(more: int) -> None:
             nonlocal mine
-            if self.held + octets > self._most or self._held.get(source, 0) + octets > self._each:
-                raise BrokerError(BrokerCode.BROKER_BUSY, f"{self.held} bytes of bodies are held", retry_after_s=1)
-            mine += octets
-            self.held += octets
-            self._held[source] = self._held.get(source, 0) + octets
+            if self.held + more > self._most or self._held.get(source, 0) + more > self._each:
+                raise BrokerError(BrokerCode.BROKER_BUSY, f"strangers hold {self.held}", retry_after_s=1)
+            mine += more
+            self.held += more
+            self._held[source] = self._held.get(source, 0) + more
 
         try:
             yield take
@@ -122,6 +124,7 @@ class Limits:
 
     def __init__(self, rates: Rates) -> None:
         self.room: Final = Room()
+        self.silent: Final = Room(most=MAX_SILENT, each=MAX_SILENT_OF_ONE)
         self._sources = Buckets(rates.source_per_s, rates.source_burst)
         self._tenants = Buckets(rates.tenant_per_s, rates.tenant_burst)
 

@@ -104,11 +104,13 @@ class Streams:
         """Prove who is there. Raises what proving and judging do."""
         source_ip, limits = doors.address_of(context.peer()), self._broker.limits
         limits.enter(source_ip, time.monotonic())
-        try:
-            async with asyncio.timeout(FIRST_S):
-                raw = await context.read()
-        except TimeoutError:
-            raise BrokerError(BrokerCode.BROKER_DEADLINE, "the first message did not come") from None
+        with limits.silent.entered(source_ip) as take:
+            take(1)
+            try:
+                async with asyncio.timeout(FIRST_S):
+                    raw = await context.read()
+            except TimeoutError:
+                raise BrokerError(BrokerCode.BROKER_DEADLINE, "the first message did not come") from None
         if not isinstance(raw, bytes):
             raise WireError(WireCode.BODY_FIELD_MISSING, "the first message")
         token = doors.token(self._broker, context.invocation_metadata(), METHOD, raw)
@@ -147,6 +149,7 @@ class MailStream:
         self._next = pb.FromBroker()
         self._news = asyncio.Event()
         self._read_on = asyncio.Event()
+        self._refused: Refusal | None = None  # what ends the stream
         self.mailbox: Final = hello.mailbox
         self.look: Final = asyncio.Event()
         self.superseded: Final = asyncio.Event()
@@ -205,6 +208,8 @@ class MailStream:
                 await self._flying.acquire()
                 self._spawn(self._send(send.id, await self._begun(send)))
             if message.settles:
+                if not self.mailbox:
+                    raise WireError(WireCode.BODY_FIELD_INVALID, "settles without a mailbox")
                 await self._answers_read()
                 await self._flying.acquire()
                 self._spawn(self._settle(Settling.of(message.settles)))
@@ -226,9 +231,13 @@ class MailStream:
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._flying.release()
-        if not task.cancelled() and task.exception() is not None:
-            self.look.set()  # the watch finds out what became of the agent, or of the broker
-            logger.error("stream.failed", exc_info=task.exception(), extra={"correlation_id": self._call_id})
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, REFUSALS):
+            self._refused = self._refused or error
+        else:
+            logger.error("stream.failed", exc_info=error, extra={"correlation_id": self._call_id})
+        self.look.set()  # the watch ends the stream, or finds out what became of the agent, or of the broker
 
     async def _begun(self, send: pb.StreamSend) -> Awaitable[SendStatus] | Refusal:
         """Checked now, so that sends keep their order; what is left needs the store alone."""
@@ -357,6 +366,8 @@ class MailStream:
                 async with asyncio.timeout(WATCH_S):
                     await self.look.wait()
             self.look.clear()
+            if self._refused is not None:
+                raise self._refused
             session = await self._session()
             if self.mailbox:  # a receiver without credit, too, is there
                 await self._broker.leases.hold(session, self.mailbox, self._broker.clock())

@@ -1,0 +1,91 @@
+"""Streams of those who say nothing, or say what they have no business to: each ends with its code, at nobody's cost."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from broker import limits
+from broker.errors import BrokerCode, BrokerError
+from broker.limits import Room
+from broker.rpc.stream import METHOD
+from broker.wire import stream_pb2 as pb
+from broker.wire.errors import WireCode
+from tests.stream_world import PATIENCE_S, Mail, mail
+from tests.test_stream import ended, raw
+
+SETTLE = pb.ToBroker(settles=[pb.Settle(lease="made-up")]).SerializeToString()
+
+
+async def code_of(call: Any) -> str:
+    return await asyncio.wait_for(ended(call), PATIENCE_S)
+
+
+# ── settling what nobody was given ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_settling_without_a_mailbox_is_refused_with_a_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mail(tmp_path) as net:
+        sender = await net.world.admitted("sender")
+        async with raw(net, sender) as call:
+            await call.write(SETTLE)
+            assert await code_of(call) == WireCode.BODY_FIELD_INVALID
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.asyncio
+async def test_settling_after_the_mailbox_was_given_up_ends_the_stream_with_the_refusals_code(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with mail(tmp_path) as net:
+        owner = await net.world.admitted("owner")
+        await owner.open("acme/mail/owner")
+        async with raw(net, owner, mailbox="acme/mail/owner") as call:
+            await owner.acting(lambda s: net.world.broker.mailboxes.close(s, "acme/mail/owner"))
+            await call.write(SETTLE)
+            assert await code_of(call) == BrokerCode.MAILBOX_NOT_OWNER
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# ── saying nothing ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def silent(net: Mail, keep: AsyncExitStack) -> Any:
+    """A call that never says who it is."""
+    channel = await keep.enter_async_context(grpc.aio.insecure_channel(net.server.address))
+    call: Any = channel.stream_stream(METHOD)()
+    keep.callback(call.cancel)
+    return call
+
+
+@pytest.mark.asyncio
+async def test_an_address_holds_few_streams_open_without_saying_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_SILENT_OF_ONE", 3)
+    async with mail(tmp_path) as net, AsyncExitStack() as keep:
+        agent = await net.world.admitted("agent")
+        async with raw(net, agent):  # who has proved itself is not counted
+            first, *_ = [await silent(net, keep) for _ in range(3)]
+            await net.until(lambda: net.world.broker.limits.silent.held == 3)
+            assert await code_of(await silent(net, keep)) == BrokerCode.BROKER_BUSY
+            first.cancel()
+            await net.until(lambda: net.world.broker.limits.silent.held == 2)
+            async with raw(net, agent):
+                pass
+
+
+def test_no_address_takes_the_places_of_others() -> None:
+    room = Room(most=4, each=2)
+    with room.entered("192.0.2.1") as take, room.entered("192.0.2.2") as other:
+        take(2)
+        with pytest.raises(BrokerError):
+            take(1)
+        other(1)
