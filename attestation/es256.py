@@ -66,8 +66,9 @@ def from_jwk(members: dict[str, object]) -> bytes:
     return spki
 
 
+@lru_cache(maxsize=4096)
 def thumbprint(spki: bytes) -> str:
-    """RFC 7638: base64url of SHA-256 over the JWK's required members in their order."""
+    """RFC 7638: base64url of SHA-256 over the JWK's required members in their order. Remembered, like the key."""
     key = jwk(spki)
     text = f'{{"crv":"P-256","kty":"EC","x":"{key["x"]}","y":"{key["y"]}"}}'
     return b64url(hashlib.sha256(text.encode()).digest())
@@ -75,7 +76,7 @@ def thumbprint(spki: bytes) -> str:
 
 def sign(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
     """r ‖ s, 32 bytes each. ValueError for a key on another curve."""
-    if not isinstance(key.curve, ec.SECP256R1):
+    if type(key.curve) is not ec.SECP256R1:
         raise ValueError("not a P-256 key")
     r, s = decode_dss_signature(key.sign(message, _ECDSA))
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, Final, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -73,16 +74,18 @@ class Binding:
     trust_file_digest: bytes
 
     def __post_init__(self) -> None:
-        for name, kind in _BINDING_TYPES.items():
-            _expect_type(name, getattr(self, name), kind)
+        if tuple(map(type, _fields(self))) != _TYPES:
+            for name, kind in _BINDING_TYPES.items():
+                _expect_type(name, getattr(self, name), kind)
         if self.version != 1:
             raise MalformedEvidence(Code.EVIDENCE_FIELD, f"binding version {self.version}, know 1")
         if not _TENANT.fullmatch(self.tenant):
             raise MalformedEvidence(
                 Code.EVIDENCE_FIELD, "tenant is not 1 to 64 of A–Z a–z 0–9 _ . - without a dot first"
             )
-        for name in ("broker_id", "nonce", "trust_file_digest"):
-            _expect_size(name, getattr(self, name), (_ID_SIZE,))
+        if not len(self.broker_id) == len(self.nonce) == len(self.trust_file_digest) == _ID_SIZE:
+            for name in ("broker_id", "nonce", "trust_file_digest"):
+                _expect_size(name, getattr(self, name), (_ID_SIZE,))
         _expect_size("init_data_digest", self.init_data_digest, _INIT_DATA_SIZES)
         if self.suite not in SEALING_KEY_SIZES:
             raise MalformedEvidence(Code.EVIDENCE_SUITE, f"know {', '.join(SEALING_KEY_SIZES)}")
@@ -127,20 +130,30 @@ class Binding:
         return es256.thumbprint(self.identity_key)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON members; bytes in base64url."""
-        texts = {"version": self.version, "role": str(self.role), "tenant": self.tenant, "suite": self.suite}
-        return texts | {name: b64url(getattr(self, name)) for name in _BINDING_BYTES}
+        """JSON members, in order of name; bytes in base64url."""
+        return {
+            "broker_id": b64url(self.broker_id),
+            "identity_key": b64url(self.identity_key),
+            "init_data_digest": b64url(self.init_data_digest),
+            "nonce": b64url(self.nonce),
+            "role": str(self.role),
+            "sealing_key": b64url(self.sealing_key),
+            "suite": self.suite,
+            "tenant": self.tenant,
+            "trust_file_digest": b64url(self.trust_file_digest),
+            "version": self.version,
+        }
 
     @classmethod
     def from_dict(cls, members: object) -> Self:
         """Raises MalformedEvidence: evidence.*"""
-        found = _members("binding", members, {"version", "role", "tenant", "suite", *_BINDING_BYTES})
+        found = _members("binding", members, _BINDING_MEMBERS)
         version, role = found["version"], found["role"]
-        if type(version) is not int or not isinstance(role, str) or role not in tuple(Role):
+        if type(version) is not int or not isinstance(role, str) or role not in _ROLES:
             raise MalformedEvidence(Code.EVIDENCE_FIELD, "binding: version is not 1, or role not agent, broker or peer")
         return cls(
             version=version,
-            role=Role(role),
+            role=_ROLES[role],
             tenant=_text("tenant", found["tenant"]),
             suite=_text("suite", found["suite"]),
             **{name: _bytes(name, found[name], 1216) for name in _BINDING_BYTES},
@@ -162,12 +175,17 @@ _BINDING_TYPES: Final[dict[str, type]] = {
     "suite": str,
     **dict.fromkeys(_BINDING_BYTES, bytes),
 }
+_BINDING_MEMBERS: Final = frozenset(_BINDING_TYPES)
+_TYPES: Final = tuple(_BINDING_TYPES.values())
+_fields: Final = attrgetter(*_BINDING_TYPES)
+_ROLES: Final[dict[str, Role]] = {str(role): role for role in Role}
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What goes over the wire, unverified. `proof` is a raw ES256 signature over `proof_message`.
+    """What goes over the wire, unverified. `proof` is a raw ES256 signature over `proof_message`; `digests` are SHA-256
+    of quote and event log as sent, which go into it and name them wherever they are kept.
 
     Raises MalformedEvidence (evidence.*) when a field has not exactly its type, or not its size.
     """
@@ -176,10 +194,12 @@ class Evidence:
     event_log: bytes | None = field(default=None, repr=False)
     binding: Binding
     proof: bytes = field(repr=False)
+    digests: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, kind in {"quote": bytes, "binding": Binding, "proof": bytes}.items():
-            _expect_type(name, getattr(self, name), kind)
+        _expect_type("quote", self.quote, bytes)
+        _expect_type("binding", self.binding, Binding)
+        _expect_type("proof", self.proof, bytes)
         if self.event_log is not None:
             _expect_type("event_log", self.event_log, bytes)
         if not 0 < len(self.quote) <= MAX_QUOTE:
@@ -188,6 +208,8 @@ class Evidence:
         if self.event_log is not None and len(self.event_log) > MAX_LOG:
             raise MalformedEvidence(Code.EVIDENCE_TOO_LARGE, f"event log has more than {MAX_LOG} bytes")
         _expect_size("proof", self.proof, (es256.SIGNATURE_SIZE,))
+        parts = (self.quote,) if self.event_log is None else (self.quote, self.event_log)
+        object.__setattr__(self, "digests", tuple([hashlib.sha256(part).digest() for part in parts]))
 
     def log(self) -> EventLog | None:
         """The event log, parsed. Raises MalformedEvidence eventlog.*"""
@@ -201,7 +223,7 @@ class Evidence:
     @classmethod
     def from_dict(cls, members: object) -> Self:
         """Raises MalformedEvidence: evidence.*; nothing larger than its bound is decoded."""
-        found = _members("evidence", members, {"quote", "binding", "proof"}, {"event_log"})
+        found = _members("evidence", members, _EVIDENCE_MEMBERS, _OPTIONAL)
         log = found.get("event_log")
         return cls(
             quote=_bytes("quote", found["quote"], MAX_QUOTE),
@@ -209,6 +231,10 @@ class Evidence:
             binding=Binding.from_dict(found["binding"]),
             proof=_bytes("proof", found["proof"], es256.SIGNATURE_SIZE),
         )
+
+
+_OPTIONAL: Final = frozenset({"event_log"})
+_EVIDENCE_MEMBERS: Final = frozenset({"quote", "binding", "proof"})
 
 
 def sealing_thumbprint(suite: str, public: bytes) -> bytes:
@@ -224,8 +250,14 @@ def proof_message(
     Tag, broker id, both nonces, SHA-256 of the quote as sent, SHA-256 of the event log as sent (empty without one),
     each after its length.
     """
-    log_digest = b"" if event_log is None else hashlib.sha256(event_log).digest()
-    return framed(PROOF_TAG, broker_id, client_nonce, broker_nonce, hashlib.sha256(quote).digest(), log_digest)
+    digests = [hashlib.sha256(part).digest() for part in (quote, event_log) if part is not None]
+    return _proof_message(broker_id, client_nonce, broker_nonce, *digests)
+
+
+def _proof_message(
+    broker_id: bytes, client_nonce: bytes, broker_nonce: bytes, quote_digest: bytes, log_digest: bytes = b""
+) -> bytes:
+    return framed(PROOF_TAG, broker_id, client_nonce, broker_nonce, quote_digest, log_digest)
 
 
 def sign_proof(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
@@ -240,7 +272,7 @@ def verify_proof(evidence: Evidence, *, client_nonce: bytes) -> None:
     evidence.proof_invalid.
     """
     binding = evidence.binding
-    message = proof_message(binding.broker_id, client_nonce, binding.nonce, evidence.quote, evidence.event_log)
+    message = _proof_message(binding.broker_id, client_nonce, binding.nonce, *evidence.digests)
     if not es256.verify(binding.public_key(), evidence.proof, message):
         raise VerificationFailed(Code.EVIDENCE_PROOF, "the identity key did not sign this exchange")
 
@@ -257,11 +289,13 @@ def _expect_size(name: str, value: bytes, sizes: tuple[int, ...]) -> None:
 
 
 def _members(
-    what: str, value: object, required: set[str], optional: set[str] | frozenset[str] = frozenset()
+    what: str, value: object, required: frozenset[str], optional: frozenset[str] = frozenset()
 ) -> Mapping[str, object]:
     if not isinstance(value, dict):
         raise MalformedEvidence(Code.EVIDENCE_MALFORMED, f"{what} is not an object")
     names = value.keys()
+    if names == required:
+        return value
     if missing := required - names:
         raise MalformedEvidence(Code.EVIDENCE_MALFORMED, f"{what} lacks {', '.join(sorted(missing))}")
     if len(names) > len(required | optional) or not names <= required | optional:

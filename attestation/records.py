@@ -7,19 +7,18 @@ it again. Where blobs are kept is left to the caller, who gives and takes them b
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
-from attestation.encoding import b64url, from_b64url, strict_json
+from attestation.encoding import b64url, compact_json, from_b64url, strict_json
 from attestation.errors import MalformedEvidence
 from attestation.evidence import Binding, Evidence
 from attestation.guest import GuestEvidence
 
 GetBlob = Callable[[bytes], bytes]  # digest → blob; raises LookupError
 VIA_KBS: Final = "kbs"
-_GUEST_PARTS: Final = ("quote", "event_log", "runtime", "init_data")
+_GUEST_PARTS: Final = ("event_log", "init_data", "quote", "runtime")
 
 
 @final
@@ -41,20 +40,21 @@ class AgentEvidence:
 
 
 def pack_agent(evidence: Evidence, client_nonce: bytes) -> Packed:
-    parts = [evidence.quote, *(() if evidence.event_log is None else (evidence.event_log,))]
+    parts = (evidence.quote,) if evidence.event_log is None else (evidence.quote, evidence.event_log)
     record = {
-        "parts": [b64url(hashlib.sha256(part).digest()) for part in parts],
         "binding": evidence.binding.to_dict(),
-        "proof": b64url(evidence.proof),
         "client_nonce": b64url(client_nonce),
+        "parts": [b64url(digest) for digest in evidence.digests],
+        "proof": b64url(evidence.proof),
     }
-    return _packed(record, parts)
+    return _packed(record, zip(evidence.digests, parts, strict=True))
 
 
 def pack_guest(evidence: GuestEvidence) -> Packed:
     parts = {name: part for name in _GUEST_PARTS if (part := getattr(evidence, name)) is not None}
-    named = {name: b64url(hashlib.sha256(part).digest()) for name, part in parts.items()}
-    return _packed({"via": VIA_KBS, "parts": named}, list(parts.values()))
+    digests = {name: hashlib.sha256(part).digest() for name, part in parts.items()}
+    named = {name: b64url(digest) for name, digest in digests.items()}
+    return _packed({"parts": named, "via": VIA_KBS}, zip(digests.values(), parts.values(), strict=True))
 
 
 def unpack(digest: bytes, get: GetBlob) -> AgentEvidence | GuestEvidence:
@@ -92,7 +92,8 @@ def part_digests(record: bytes) -> tuple[bytes, ...]:
         raise ValueError(f"no record of evidence: {error}") from error
 
 
-def _packed(record: Mapping[str, Any], parts: list[bytes]) -> Packed:
-    raw = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+def _packed(record: Mapping[str, Any], parts: Iterable[tuple[bytes, bytes]]) -> Packed:
+    """`record` has its members in order of name, and `parts` come with their digests."""
+    raw = compact_json(record)
     digest = hashlib.sha256(raw).digest()
-    return Packed(digest=digest, blobs=(*((hashlib.sha256(part).digest(), part) for part in parts), (digest, raw)))
+    return Packed(digest=digest, blobs=(*parts, (digest, raw)))

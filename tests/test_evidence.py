@@ -4,6 +4,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import json
 import string
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ from attestation.evidence import (
     verify_proof,
 )
 from attestation.quote import MAX_QUOTE
+from attestation.records import AgentEvidence, pack_agent, unpack
 
 KEY = ec.derive_private_key(7, ec.SECP256R1())
 OTHER = ec.derive_private_key(8, ec.SECP256R1())
@@ -375,3 +377,22 @@ def test_json_is_counted_before_it_is_built() -> None:
 
 def test_numbers_of_64_bits_are_read() -> None:
     assert strict_json(f"[{2**64 - 1},{-(2**63)}]") == [2**64 - 1, -(2**63)]
+
+
+@pytest.mark.parametrize("log", [b"log", None])
+def test_the_stored_record_is_compact_json_in_order_of_name_beside_its_parts(log: bytes | None) -> None:
+    told = evidence(log=log)
+    packed = pack_agent(told, CLIENT)
+    blobs = dict(packed.blobs)
+    assert all(hashlib.sha256(blob).digest() == digest for digest, blob in blobs.items())
+    assert set(blobs.values()) - {blobs[packed.digest]} == {part for part in (told.quote, log) if part is not None}
+    record = blobs[packed.digest]
+    assert json.dumps(json.loads(record), sort_keys=True, separators=(",", ":")).encode() == record
+    found = unpack(packed.digest, blobs.__getitem__)
+    assert isinstance(found, AgentEvidence)
+    assert (found.evidence, found.client_nonce) == (told, CLIENT)
+
+
+def test_the_digests_of_evidence_are_those_of_its_parts_as_sent() -> None:
+    assert evidence().digests == (hashlib.sha256(b"quote").digest(), hashlib.sha256(b"log").digest())
+    assert evidence(log=None).digests == (hashlib.sha256(b"quote").digest(),)
