@@ -1,8 +1,8 @@
 """The doors of a sealed broker, and the server behind them until it is open.
 
 Decides what a sealed broker answers: that it is alive, that it is not ready, what it lacks, and those who bring it.
-Everything else is refused with `root.sealed`. The listening socket stays bound across the change, so that whoever
-connects in between waits and is not turned away.
+Everything else is refused with `root.sealed`, and an address that asks too often with `limit.source`. The listening
+socket stays bound across the change, so that whoever connects in between waits and is not turned away.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import contextlib
 import logging
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, TypeVar
 
@@ -23,6 +24,7 @@ from broker.calls import REFUSALS, SMALL, Shown
 from broker.config import Admin, Settings
 from broker.dpop import Gate
 from broker.errors import BrokerCode, BrokerError
+from broker.limits import Limits
 from broker.ports import Clock
 from broker.reasons import told
 from broker.rest.http_api import json_response, read_body, within
@@ -48,6 +50,7 @@ class SealedDoors:
     def __init__(self, desk: Unsealing, settings: Settings, clock: Clock) -> None:
         self._desk, self.settings, self._clock = desk, settings, clock
         self._gate = Gate(settings.public_url)
+        self._limits = Limits(settings.rates)
 
     def app(self) -> Starlette:
         table: tuple[tuple[str, str, _Handler], ...] = (
@@ -66,6 +69,7 @@ class SealedDoors:
         async def serve(request: Request) -> Response:
             correlation_id = secrets.token_hex(8)
             try:
+                self._enter(request)
                 response = json_response(await handler(request))
             except REFUSALS as error:
                 problem = problem_of(error, correlation_id)
@@ -80,6 +84,11 @@ class SealedDoors:
 
         return serve
 
+    def _enter(self, request: Request) -> None:
+        """Probes are not counted, as in an open broker. Raises BrokerError limit.source."""
+        if request.scope["path"].startswith("/v1/"):
+            self._limits.enter(_source(request), time.monotonic())
+
     async def _alive(self, _: Request) -> dict[str, Any]:
         return {"ok": True}
 
@@ -90,7 +99,9 @@ class SealedDoors:
         return (await self._desk.settled()).to_dict()
 
     async def _offer(self, request: Request) -> dict[str, Any]:
-        return self._desk.offer(await _read(request, ShareOffer.from_dict)).to_dict()
+        taken = self._desk.offer(await _read(request, ShareOffer.from_dict)).to_dict()
+        self._limits.honest(_source(request), time.monotonic())
+        return taken
 
     async def _challenge(self, request: Request) -> dict[str, Any]:
         return (await self._desk.challenge(await _read(request, ChallengeRequest.from_dict))).to_dict()
@@ -99,6 +110,7 @@ class SealedDoors:
         body = await within(read_body(request, SMALL))
         shown = Shown(method="POST", path=request.scope["path"], body=body, header=request.headers.getlist)
         admin = self._administrator(shown)
+        self._limits.honest(_source(request), time.monotonic())
         return self._desk.confirm(admin, Confirmation.from_dict(parse_object(body, max_len=SMALL))).to_dict()
 
     def _administrator(self, shown: Shown) -> Admin:
@@ -121,6 +133,10 @@ class SealedDoors:
         if not old.isdecimal() or len(old) > MAX_DIGITS:
             raise WireError(WireCode.BODY_FIELD_INVALID, "query old must be a whole number")
         return {"proof": [b64u(sibling) for sibling in self._desk.consistency(int(old))]}
+
+
+def _source(request: Request) -> str | None:
+    return request.client.host if request.client else None
 
 
 async def _read(request: Request, make: Callable[[object], T]) -> T:
