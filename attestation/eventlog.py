@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self, final
 
 from attestation.encoding import TooManyValues, compact_json, strict_json
@@ -80,9 +80,15 @@ class Registers(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class EventLog:
-    """A log as its sender tells it. Believe its digests after `check`, its texts never."""
+    """A log as its sender tells it. Believe its digests after `check`, its texts never.
+
+    What follows from the entries is worked out when it is first asked for: agents of one image send one log.
+    """
 
     entries: tuple[Event, ...]
+    _replayed: Registers | None = field(default=None, init=False, repr=False, compare=False)
+    _texts: tuple[tuple[str, ...], ...] | None = field(default=None, init=False, repr=False, compare=False)
+    _launches: tuple[Launch, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if type(self.entries) is not tuple:
@@ -135,26 +141,39 @@ class EventLog:
 
     def replay(self) -> Registers:
         """What the registers hold after these entries, in this order, were extended into zeroed ones."""
-        values = [_ZERO] * 4
-        for event in self.entries:
-            if event.event_type != EV_NO_ACTION:
-                values[event.register] = hashlib.sha384(values[event.register] + event.digest).digest()
-        return Registers(*values)
+        if self._replayed is None:
+            values = [_ZERO] * 4
+            for event in self.entries:
+                if event.event_type != EV_NO_ACTION:
+                    values[event.register] = hashlib.sha384(values[event.register] + event.digest).digest()
+            object.__setattr__(self, "_replayed", Registers(*values))
+        assert self._replayed is not None
+        return self._replayed
 
     def check(self, td: TdReport) -> None:
         """Raises VerificationFailed eventlog.replay_mismatch, naming every register that differs."""
+        if self.replay() == td.rtmrs:
+            return
         wrong = [
             f"RTMR{index}: {len(self.digests(index))} events give {replayed.hex()[:32]}…, "
             f"the quote has {quoted.hex()[:32]}…"
             for index, (replayed, quoted) in enumerate(zip(self.replay(), td.rtmrs, strict=True))
             if replayed != quoted
         ]
-        if wrong:
-            raise VerificationFailed(Code.EVENTLOG_REPLAY, "; ".join(wrong))
+        raise VerificationFailed(Code.EVENTLOG_REPLAY, "; ".join(wrong))
 
     def digests(self, register: int) -> tuple[bytes, ...]:
         """The digests that were extended into one register, in order."""
         return tuple(e.digest for e in self.entries if e.register == register and e.event_type != EV_NO_ACTION)
+
+    @property
+    def texts(self) -> tuple[tuple[str, ...], ...]:
+        """`digests` of every register, in lower-case hex."""
+        if self._texts is None:
+            rows = tuple(tuple(digest.hex() for digest in self.digests(register)) for register in range(4))
+            object.__setattr__(self, "_texts", rows)
+        assert self._texts is not None
+        return self._texts
 
     def launches(self) -> tuple[Launch, ...]:
         """The programs that say they were launched, in order, each digest recomputed.
@@ -163,13 +182,17 @@ class EventLog:
         a log may call a launch by another type and leave out its data.
         Raises VerificationFailed: eventlog.digest_mismatch, eventlog.launch_invalid.
         """
-        return tuple(
-            _launch(event)
-            for event in self.entries
-            if event.register == LAUNCH_REGISTER
-            and event.event_type == EV_EVENT_TAG
-            and event.data.startswith(LAUNCH_TAG)
-        )
+        if self._launches is None:
+            found = tuple(
+                _launch(event)
+                for event in self.entries
+                if event.register == LAUNCH_REGISTER
+                and event.event_type == EV_EVENT_TAG
+                and event.data.startswith(LAUNCH_TAG)
+            )
+            object.__setattr__(self, "_launches", found)
+        assert self._launches is not None
+        return self._launches
 
     def to_ccel(self) -> bytes:
         """The TCG2 form of these entries, without padding. Names have no place in it."""

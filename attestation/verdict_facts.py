@@ -7,6 +7,7 @@ is decided in `verdict`.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any, Final
 
 from attestation.errors import Code, VerificationFailed
@@ -44,6 +45,7 @@ def judged(verified: VerifiedQuote) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=16)
 def simulated(root_sha256: str) -> bool:
     """Whether the trust root is not Intel's."""
     return root_sha256 not in TrustRoots.intel().sha256
@@ -85,20 +87,20 @@ def logged(quote: Quote, log: EventLog | None) -> dict[str, Any]:
     if quote.tee is not Tee.TDX:
         raise VerificationFailed(Code.EVENTLOG_NOT_A_TD, "an SGX enclave has no run-time registers")
     log.check(quote.td)
-    digests = tuple(tuple(digest.hex() for digest in log.digests(register)) for register in range(4))
-    return {"launches": log.launches(), "event_log_present": True, "event_digests": digests}
+    return {"launches": log.launches(), "event_log_present": True, "event_digests": log.texts}
 
 
 def bound(binding: Binding | None) -> dict[str, Any]:
     """Whose quote it is; empty without a Binding."""
     if binding is None:
         return {**dict.fromkeys(BOUND, ""), "identity_key": b"", "sealing_key": b"", "admission": False}
+    role, jkt = str(binding.role), binding.jkt
     return {
-        "subject": f"{binding.role}/{binding.tenant}/{binding.jkt}",
+        "subject": f"{role}/{binding.tenant}/{jkt}",
         "tenant": binding.tenant,
-        "role": str(binding.role),
+        "role": role,
         "identity_key": binding.identity_key,
-        "jkt": binding.jkt,
+        "jkt": jkt,
         "suite": binding.suite,
         "sealing_key": binding.sealing_key,
         "nonce": binding.nonce.hex(),

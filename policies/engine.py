@@ -99,7 +99,7 @@ def _facts_of(bundle: Bundle, verdict: Verdict) -> Facts:
 
 @cache
 def _verdict_type() -> type[Verdict]:
-    """The sealed type. Imported when first needed: it brings pyjwt, which a program that only judges need not load."""
+    """The sealed type. Imported when first needed: a program that only judges need not load what tokens take."""
     from attestation.verdict import Verdict as Sealed
 
     return Sealed
