@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, final
 
 from attestation.errors import AttestationError, Code, TokenRefused
@@ -100,6 +102,15 @@ def vector(*, tcb_status: TcbStatus, allowances: Iterable[str], appraisal: Appra
 
 
 _HARDWARE: Final = {TcbStatus.UP_TO_DATE: 2, TcbStatus.REVOKED: 96}  # every other state: genuine, weakness known
+
+
+@lru_cache(maxsize=256)
+def judged(
+    tcb_status: TcbStatus, allowances: tuple[str, ...], appraisal: Appraisal, *, compared: bool
+) -> tuple[Mapping[str, int], Tier]:
+    """`vector` and `status` of a quote that verified, the same for all that are alike in this."""
+    values = vector(tcb_status=tcb_status, allowances=allowances, appraisal=appraisal)
+    return MappingProxyType(values), status(values, compared=compared, appraisal=appraisal)
 
 
 def vector_of_refusal(failure: AttestationError) -> dict[str, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, NoReturn, Self, final
 
@@ -187,12 +187,7 @@ def sign_admission(
         raise TokenRefused(Code.TOKEN_NOT_ADMISSIBLE, "only an agent's quote, compared with its Binding, is admitted")
     if not _POLICY_DIGEST.fullmatch(policy_digest):
         raise TokenRefused(Code.TOKEN_CLAIMS, "a policy digest is a SHA-256 in lower-case hex")
-    stated = Appraisal(
-        policy_digest=policy_digest,
-        brought_by_caller=appraisal.brought_by_caller,
-        platform_listed=appraisal.platform_listed,
-        executables=appraisal.executables,
-    )
+    stated = appraisal if appraisal.policy_digest == policy_digest else replace(appraisal, policy_digest=policy_digest)
     payload = {
         **_envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti),
         "sub": verdict.subject,
@@ -344,11 +339,11 @@ def _envelope(
 
 
 def _appraised(verdict: Verdict, appraisal: Appraisal, evidence_nonce: str) -> dict[str, Any]:
-    values = ear.vector(tcb_status=verdict.tcb_status, allowances=verdict.allowances, appraisal=appraisal)
+    values, overall = ear.judged(verdict.tcb_status, verdict.allowances, appraisal, compared=verdict.compared)
     return ear.frame(
         label=LABELS[verdict.tee],
         values=values,
-        overall=ear.status(values, compared=verdict.compared, appraisal=appraisal),
+        overall=overall,
         appraisal=appraisal,
         build=BUILD,
         evidence_nonce=evidence_nonce,

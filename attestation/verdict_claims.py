@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from attestation.encoding import b64url, from_b64url
@@ -24,6 +26,7 @@ class Codec(NamedTuple):
 
 _UTC_OFFSET: Final = timedelta()
 _MAX_NUMBER: Final = 0xFFFF_FFFF
+_REMEMBERED_ROW: Final = 256  # digests; a longer row would take much of the memory for all
 
 
 def _same(value: Any) -> Any:
@@ -40,16 +43,20 @@ def _typed(kind: type) -> Callable[[Any], Any]:
 
 
 def _optional(codec: Codec) -> Codec:
-    return Codec(
-        lambda value: None if value is None else codec.write(value),
-        lambda value: None if value is None else codec.read(value),
-    )
+    def read(value: Any) -> Any:
+        return None if value is None else codec.read(value)
+
+    if codec.write is _same:
+        return Codec(_same, read)
+    return Codec(lambda value: None if value is None else codec.write(value), read)
 
 
 def _listed(codec: Codec) -> Codec:
     def read(value: Any) -> tuple[Any, ...]:
         return tuple(map(codec.read, _typed(list)(value)))
 
+    if codec.write is _same:
+        return Codec(list, read)
     return Codec(lambda values: [codec.write(value) for value in values], read)
 
 
@@ -65,6 +72,10 @@ def _read_number(value: Any) -> int:
     if not 0 <= number <= _MAX_NUMBER:
         raise ValueError("not a number of 32 bits")
     return number
+
+
+def _write_time(moment: datetime) -> str:
+    return (moment if moment.tzinfo is UTC else moment.astimezone(UTC)).isoformat()
 
 
 def _read_time(value: Any) -> datetime:
@@ -92,10 +103,22 @@ _HEX: Final = Codec(_same, _read_hex)
 _FLAG: Final = Codec(_same, _typed(bool))
 _NUMBER: Final = Codec(_same, _read_number)
 _BYTES: Final = Codec(b64url, lambda value: from_b64url(_typed(str)(value)))
-_TIME: Final = Codec(lambda moment: moment.astimezone(UTC).isoformat(), _read_time)
+_TIME: Final = Codec(_write_time, _read_time)
 _STATUS: Final = Codec(str, TcbStatus)
-# digests are the bulk of a token: one text per register takes two thirds of what hex would
-_DIGESTS: Final = Codec(lambda row: b64url(b"".join(map(bytes.fromhex, row))), _read_digests)
+
+
+def _write_digests(row: tuple[str, ...]) -> str:
+    """Digests are the bulk of a token: one text per register takes two thirds of what hex would."""
+    return _joined(row) if len(row) <= _REMEMBERED_ROW else _joined.__wrapped__(row)
+
+
+@lru_cache(maxsize=256)
+def _joined(row: tuple[str, ...]) -> str:
+    """Remembered, because agents of one image have the same."""
+    return b64url(b"".join(map(bytes.fromhex, row)))
+
+
+_DIGESTS: Final = Codec(_write_digests, _read_digests)
 
 CODECS: Final[dict[str, Codec]] = {
     "subject": _TEXT,
@@ -152,9 +175,16 @@ CODECS: Final[dict[str, Codec]] = {
 """In the order of Verdict's fields."""
 
 
+_fields: Final = attrgetter(*CODECS)
+_CHANGED: Final = tuple((name, codec.write) for name, codec in CODECS.items() if codec.write is not _same)
+
+
 def write(verdict: object) -> dict[str, Any]:
     """JSON members of every field."""
-    return {name: codec.write(getattr(verdict, name)) for name, codec in CODECS.items()}
+    told = dict(zip(CODECS, _fields(verdict), strict=True))
+    for name, change in _CHANGED:
+        told[name] = change(told[name])
+    return told
 
 
 def read(found: object, *, without: Collection[str] = ()) -> dict[str, Any]:
