@@ -9,31 +9,29 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Final, TypeVar, final
 
 from attestation import sealing
 from attestation.evidence import MLKEM768_X25519
 from attestation.pki import TrustRoots
 from attestation.ports import CollateralSource, TrustDomain
+from broker import desks
 from broker.administration import Administration
 from broker.admission import AdmissionDesk
 from broker.attested import Attestor
 from broker.audit import Audit, Entry, Kind
 from broker.bundles import Bundles
-from broker.challenges import Challenges
-from broker.clock import SteadyClock, wall_clock
+from broker.clock import wall_clock
 from broker.collateral import CollateralCache
 from broker.config import Admin, Settings
 from broker.derivation import DerivationDesk
 from broker.domains import trust_file_digest
 from broker.dpop import Gate
 from broker.errors import BrokerCode, BrokerError
+from broker.foundation import Confirm, Records, Trust, open_records, open_trust
 from broker.generation import Generation
 from broker.identity import Identity
-from broker.judging import Judge
-from broker.kbs.desk import KbsDesk, open_desk
-from broker.keyring import Keyring
+from broker.kbs.desk import KbsDesk
 from broker.leasing import Leasing
 from broker.limits import Limits
 from broker.mail.bell import Bell
@@ -42,7 +40,6 @@ from broker.mail.channels import Channels
 from broker.mail.deadletters import DeadLetters
 from broker.mail.desks import assemble as assemble_mail
 from broker.mail.drawing import Drawing
-from broker.mail.edges import Edges
 from broker.mail.labels import Ratchets
 from broker.mail.leases import Leases
 from broker.mail.mailboxes import Mailboxes
@@ -51,11 +48,10 @@ from broker.mail.routing import Router
 from broker.mail.states import StateDesk
 from broker.mail.topics import TopicDesk
 from broker.pool import Pool
-from broker.ports import AgentState, Clock, Store, Transaction
+from broker.ports import AgentState, Clock, Store
 from broker.release import ReleaseDesk
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
-from broker.second import SecondPerson
 from broker.sessions import Session, Sessions
 from broker.sources import bundles_of, pcs_of, root_key_of, roots_of, signers_of
 from broker.standing import StandingDesk
@@ -64,7 +60,7 @@ from broker.store.sql import SqlStore
 from broker.svids import SvidDesk
 from broker.telemetry import Metrics
 from broker.tokens import TokenDesk
-from broker.upkeep import DAY_S, Upkeep
+from broker.upkeep import Upkeep
 from broker.vault import Vault
 from broker.verification import VerificationDesk
 
@@ -162,7 +158,7 @@ async def build(
     root_key: RootKey | None = None,
     passphrase: bytes | None = None,
     domain: TrustDomain | None = None,
-    confirm: Callable[[Audit], Awaitable[str]] | None = None,
+    confirm: Confirm | None = None,
 ) -> Broker:
     """A broker that is ready to serve, attested when it is given its trust domain. What else is not given is taken
     from the settings.
@@ -216,140 +212,44 @@ async def _assemble(
     roots: TrustRoots,
     root: RootKey,
     store: Store,
-    confirm: Callable[[Audit], Awaitable[str]],
+    confirm: Confirm,
 ) -> Broker:
-    clock = SteadyClock(raw_clock, store.read(_newest))
-    at = clock()
-    keyring = await Keyring.open(store, root, at=at)
-    identity = Identity(keyring, issuer=settings.public_url, log_name=settings.log_name, ttl_s=settings.token_ttl_s)
-    audit = Audit(store, key=keyring.log, origin=settings.log_name)
-    audit.check_head()
-    witness = await confirm(audit)
-    generation = Generation(store, audit)
-    bundles = Bundles(bundles_of(settings))
-    await generation.follow_policies(bundles, at=at)
-    cache = CollateralCache(source, store, generation, clock)
-    judge, pool = Judge(roots, bundles, cache), Pool()
-    sessions = Sessions(store=store, audit=audit, generation=generation, judge=judge, identity=identity, clock=clock)
-    vault, edges, bell = Vault(root), Edges(), Bell()
-    generation.on_change(edges.forget)
-    labels = Ratchets(store=store, audit=audit, edges=edges)
-    keys = KeyDesk(
-        store=store,
-        vault=vault,
-        audit=audit,
-        edges=edges,
-        generation=generation,
-        identity=identity,
-        clock=clock,
-    )
-    mail = assemble_mail(
-        store=store,
-        audit=audit,
-        edges=edges,
-        generation=generation,
-        sessions=sessions,
-        identity=identity,
-        labels=labels,
-        bell=bell,
-        clock=clock,
-        quota=settings.quota,
-    )
-    administration = Administration(
-        store=store,
-        vault=vault,
-        audit=audit,
-        bundles=bundles,
-        generation=generation,
-        sessions=sessions,
-        collateral=cache,
-        clock=clock,
-        reload=lambda: bundles_of(settings),
-        second=SecondPerson(
-            store=store, audit=audit, key=root.derive("second-person"), marked=settings.two_person, clock=clock
-        ),
-    )
-    svids = await SvidDesk.open(
-        root=root,
-        trust_domain=settings.spiffe_trust_domain,
-        simulated=roots.sha256 != TrustRoots.intel().sha256,
-        store=store,
-        audit=audit,
-        generation=generation,
-        identity=identity,
-        clock=clock,
-    )
-    await _note_start(audit, settings, roots, bundles, at, witness)
+    """Each part once, in the order in which they need each other."""
+    records = await open_records(settings, raw_clock, root, store, confirm)
+    trust = await open_trust(records, source, roots, Bundles(bundles_of(settings)))
+    vault = Vault(root)
+    mail = assemble_mail(records, sessions=trust.sessions, vault=vault, quota=settings.quota)
+    svids = await desks.svids(records, trust, root, settings)
+    administration = desks.administration(records, trust, root, vault, settings)
+    await _note_start(records, trust, settings)
     return Broker(
         settings=settings,
-        clock=clock,
+        clock=records.clock,
         store=store,
-        audit=audit,
-        identity=identity,
-        attestor=Attestor(identity=identity, collateral=cache, clock=clock, roots=roots),
-        generation=generation,
-        collateral=cache,
-        sessions=sessions,
+        audit=records.audit,
+        identity=records.identity,
+        generation=records.generation,
+        collateral=trust.collateral,
+        pool=trust.pool,
+        sessions=trust.sessions,
+        attestor=Attestor(identity=records.identity, collateral=trust.collateral, clock=records.clock, roots=roots),
         gate=Gate(settings.public_url),
-        admission=AdmissionDesk(
-            challenges=Challenges(root.derive("challenges"), "attest"),
-            judge=judge,
-            identity=identity,
-            audit=audit,
-            generation=generation,
-            sessions=sessions,
-            pool=pool,
-            clock=clock,
-        ),
-        verification=VerificationDesk(judge=judge, identity=identity, audit=audit, pool=pool, clock=clock),
-        tokens=TokenDesk(
-            audit=audit,
-            generation=generation,
-            identity=identity,
-            sessions=sessions,
-            clock=clock,
-            trust_domain=svids.trust_domain,
-        ),
-        rotation=KeyRotation(
-            store=store, root=root, keyring=keyring, audit=audit, clock=clock, every_days=settings.rotate_days
-        ),
-        pool=pool,
         limits=Limits(settings.rates),
-        labels=labels,
-        keys=keys,
-        topics=TopicDesk(
-            store=store,
-            audit=audit,
-            edges=edges,
-            generation=generation,
-            sessions=sessions,
-            identity=identity,
-            labels=labels,
-            keys=keys,
-            router=mail.router,
-            bell=bell,
-            clock=clock,
-            quota=settings.quota,
-        ),
-        standing=StandingDesk(store=store, generation=generation, identity=identity, clock=clock),
-        states=StateDesk(
-            store=store,
-            audit=audit,
-            edges=edges,
-            generation=generation,
-            identity=identity,
-            labels=labels,
-            clock=clock,
-        ),
-        releases=ReleaseDesk(
-            store=store,
-            vault=vault,
-            audit=audit,
-            generation=generation,
-            identity=identity,
-            labels=labels,
-            clock=clock,
-        ),
+        admission=desks.admission(records, trust, root),
+        verification=desks.verification(records, trust),
+        tokens=desks.tokens(records, trust, svids.trust_domain),
+        svids=svids,
+        standing=desks.standing(records),
+        releases=desks.releases(records, vault, mail.labels),
+        leasing=desks.leasing(records, vault),
+        derivation=desks.derivation(records, root),
+        kbs=await desks.kbs(records, trust, root, vault, settings),
+        administration=administration,
+        rotation=desks.rotation(records, root, settings),
+        upkeep=desks.upkeep(records, trust, settings),
+        metrics=Metrics(lambda: _live(administration, store)),
+        bell=mail.bell,
+        labels=mail.labels,
         router=mail.router,
         channels=mail.channels,
         mailboxes=mail.mailboxes,
@@ -357,36 +257,13 @@ async def _assemble(
         drawing=mail.drawing,
         dead=mail.dead,
         blobs=mail.blobs,
-        upkeep=Upkeep(
-            store=store,
-            audit=audit,
-            judge=judge,
-            collateral=cache,
-            clock=clock,
-            retention_s=settings.archive_days * DAY_S,
-        ),
-        kbs=await open_desk(
-            root,
-            store,
-            judge=judge,
-            pool=pool,
-            identity=identity,
-            vault=vault,
-            audit=audit,
-            generation=generation,
-            clock=clock,
-            ttl_s=settings.token_ttl_s,
-        ),
-        administration=administration,
-        leasing=Leasing(store=store, vault=vault, audit=audit, clock=clock),
-        derivation=DerivationDesk(root=root, audit=audit, generation=generation, identity=identity, clock=clock),
-        metrics=Metrics(lambda: _live(administration, store)),
-        bell=bell,
-        svids=svids,
+        keys=mail.keys,
+        states=mail.states,
+        topics=mail.topics,
     )
 
 
-def _nobody(settings: Settings) -> Callable[[Audit], Awaitable[str]]:
+def _nobody(settings: Settings) -> Confirm:
     """Where nobody was asked to stand for the checkpoint: fine only where the settings say that this is skipped."""
 
     async def confirm(audit: Audit) -> str:
@@ -409,27 +286,19 @@ def _live(administration: Administration, store: Store) -> dict[str, dict[str, f
     }
 
 
-def _newest(tx: Transaction) -> datetime | None:
-    """The time of the newest entry: no clock of this broker may be behind it."""
-    row = tx.log.entry(tx.log.size() - 1) if tx.log.size() else None
-    return datetime.fromtimestamp(row.at_ms / 1000, UTC) if row else None
-
-
-async def _note_start(
-    audit: Audit, settings: Settings, roots: TrustRoots, bundles: Bundles, at: datetime, witness: str
-) -> None:
+async def _note_start(records: Records, trust: Trust, settings: Settings) -> None:
     """Which roots, policies and administrators this life of the broker believes in, in log and log file."""
-    for digest in roots.sha256:
+    for digest in trust.roots.sha256:
         logger.warning("trust.root", extra={"sha256": digest, "intel": digest in TrustRoots.intel().sha256})
     entry = Entry(
         kind=Kind.BROKER_STARTED,
-        at=at,
+        at=records.clock(),
         more={
             "profile": settings.profile,
-            "roots": list(roots.sha256),
-            "policies": [f"{bundle.tenant} {bundle.version} {bundle.digest}" for bundle in bundles.all],
+            "roots": list(trust.roots.sha256),
+            "policies": [f"{bundle.tenant} {bundle.version} {bundle.digest}" for bundle in trust.bundles.all],
             "admins": [f"{admin.role} {admin.jkt}" for admin in settings.admins],
-            "witness": witness,
+            "witness": records.witness,
         },
     )
-    await audit.record(entry, lambda _: None)
+    await records.audit.record(entry, lambda _: None)

@@ -1,14 +1,12 @@
 """The parts of the broker that deal with mail, put together.
 
-Decides nothing: each part is made once, in the order in which they need each other.
+Decides nothing: each part is made once, in the order in which they need each other, and is told no more than it needs.
 """
 
 from dataclasses import dataclass
 from typing import final
 
-from broker.audit import Audit
-from broker.generation import Generation
-from broker.identity import Identity
+from broker.foundation import Records
 from broker.mail.bell import Bell
 from broker.mail.blobs import Blobs
 from broker.mail.channels import Channels
@@ -18,11 +16,14 @@ from broker.mail.edges import Edges
 from broker.mail.labels import Ratchets
 from broker.mail.leases import Leases
 from broker.mail.mailboxes import Mailboxes
+from broker.mail.mailkeys import KeyDesk
 from broker.mail.routing import Router
+from broker.mail.states import StateDesk
+from broker.mail.topics import TopicDesk
 from broker.mail.vouchers import Vouchers
-from broker.ports import Clock, Store
 from broker.ports.mail import Quota
 from broker.sessions import Sessions
+from broker.vault import Vault
 
 
 @final
@@ -30,6 +31,8 @@ from broker.sessions import Sessions
 class Mail:
     """Everything that takes mail in, keeps it or hands it out."""
 
+    labels: Ratchets
+    bell: Bell
     router: Router
     channels: Channels
     mailboxes: Mailboxes
@@ -37,85 +40,176 @@ class Mail:
     drawing: Drawing
     dead: DeadLetters
     blobs: Blobs
+    keys: KeyDesk
+    states: StateDesk
+    topics: TopicDesk
 
 
-def assemble(
-    *,
-    store: Store,
-    audit: Audit,
-    edges: Edges,
-    generation: Generation,
-    sessions: Sessions,
-    identity: Identity,
-    labels: Ratchets,
-    bell: Bell,
-    clock: Clock,
-    quota: Quota,
-) -> Mail:
-    """From the parts that the rest of the broker shares."""
-    vouchers = Vouchers(sessions)
-    dead = DeadLetters(
-        store=store, audit=audit, generation=generation, identity=identity, bell=bell, clock=clock, quota=quota
-    )
-    leases = Leases(
-        store=store,
-        audit=audit,
-        edges=edges,
-        generation=generation,
-        sessions=sessions,
-        labels=labels,
-        dead=dead,
-        bell=bell,
-        clock=clock,
-    )
-    router = Router(
-        store=store,
-        audit=audit,
-        edges=edges,
-        generation=generation,
-        labels=labels,
-        vouchers=vouchers,
-        dead=dead,
-        bell=bell,
-        clock=clock,
-    )
-    mailboxes = Mailboxes(
-        store=store,
-        audit=audit,
-        generation=generation,
-        sessions=sessions,
-        identity=identity,
-        leases=leases,
-        dead=dead,
-        bell=bell,
-        clock=clock,
-        most=quota.mailboxes,
-    )
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Common:
+    """What nearly every part of mail works with."""
+
+    records: Records
+    sessions: Sessions
+    quota: Quota
+    edges: Edges
+    labels: Ratchets
+    bell: Bell
+    dead: DeadLetters
+    vouchers: Vouchers
+
+
+def assemble(records: Records, *, sessions: Sessions, vault: Vault, quota: Quota) -> Mail:
+    """From what the whole broker stands on. What was decided about senders and receivers is forgotten at every rise."""
+    common = _common(records, sessions, quota)
+    records.generation.on_change(common.edges.forget)
+    leases, router, keys = _leases(common), _router(common), _keys(common, vault)
+    mailboxes = _mailboxes(common, leases)
     return Mail(
+        labels=common.labels,
+        bell=common.bell,
         router=router,
-        channels=Channels(
-            store=store,
-            audit=audit,
-            edges=edges,
-            generation=generation,
-            labels=labels,
-            vouchers=vouchers,
-            dead=dead,
-            bell=bell,
-            clock=clock,
-        ),
+        channels=_channels(common),
         mailboxes=mailboxes,
-        drawing=Drawing(store=store, leases=leases, mailboxes=mailboxes, bell=bell, clock=clock),
         leases=leases,
-        dead=dead,
-        blobs=Blobs(
-            store=store,
-            audit=audit,
-            generation=generation,
-            labels=labels,
-            router=router,
-            leases=leases,
-            clock=clock,
+        drawing=Drawing(store=records.store, leases=leases, mailboxes=mailboxes, bell=common.bell, clock=records.clock),
+        dead=common.dead,
+        blobs=_blobs(common, router, leases),
+        keys=keys,
+        states=_states(common),
+        topics=_topics(common, router, keys),
+    )
+
+
+def _common(records: Records, sessions: Sessions, quota: Quota) -> _Common:
+    edges, bell = Edges(), Bell()
+    return _Common(
+        records=records,
+        sessions=sessions,
+        quota=quota,
+        edges=edges,
+        labels=Ratchets(store=records.store, audit=records.audit, edges=edges),
+        bell=bell,
+        dead=DeadLetters(
+            store=records.store,
+            audit=records.audit,
+            generation=records.generation,
+            identity=records.identity,
+            bell=bell,
+            clock=records.clock,
             quota=quota,
         ),
+        vouchers=Vouchers(sessions),
+    )
+
+
+def _leases(common: _Common) -> Leases:
+    return Leases(
+        store=common.records.store,
+        audit=common.records.audit,
+        edges=common.edges,
+        generation=common.records.generation,
+        sessions=common.sessions,
+        labels=common.labels,
+        dead=common.dead,
+        bell=common.bell,
+        clock=common.records.clock,
+    )
+
+
+def _router(common: _Common) -> Router:
+    return Router(
+        store=common.records.store,
+        audit=common.records.audit,
+        edges=common.edges,
+        generation=common.records.generation,
+        labels=common.labels,
+        vouchers=common.vouchers,
+        dead=common.dead,
+        bell=common.bell,
+        clock=common.records.clock,
+    )
+
+
+def _channels(common: _Common) -> Channels:
+    return Channels(
+        store=common.records.store,
+        audit=common.records.audit,
+        edges=common.edges,
+        generation=common.records.generation,
+        labels=common.labels,
+        vouchers=common.vouchers,
+        dead=common.dead,
+        bell=common.bell,
+        clock=common.records.clock,
+    )
+
+
+def _mailboxes(common: _Common, leases: Leases) -> Mailboxes:
+    return Mailboxes(
+        store=common.records.store,
+        audit=common.records.audit,
+        generation=common.records.generation,
+        sessions=common.sessions,
+        identity=common.records.identity,
+        leases=leases,
+        dead=common.dead,
+        bell=common.bell,
+        clock=common.records.clock,
+        most=common.quota.mailboxes,
+    )
+
+
+def _blobs(common: _Common, router: Router, leases: Leases) -> Blobs:
+    return Blobs(
+        store=common.records.store,
+        audit=common.records.audit,
+        generation=common.records.generation,
+        labels=common.labels,
+        router=router,
+        leases=leases,
+        clock=common.records.clock,
+        quota=common.quota,
+    )
+
+
+def _keys(common: _Common, vault: Vault) -> KeyDesk:
+    return KeyDesk(
+        store=common.records.store,
+        vault=vault,
+        audit=common.records.audit,
+        edges=common.edges,
+        generation=common.records.generation,
+        identity=common.records.identity,
+        clock=common.records.clock,
+    )
+
+
+def _states(common: _Common) -> StateDesk:
+    return StateDesk(
+        store=common.records.store,
+        audit=common.records.audit,
+        edges=common.edges,
+        generation=common.records.generation,
+        identity=common.records.identity,
+        labels=common.labels,
+        clock=common.records.clock,
+    )
+
+
+def _topics(common: _Common, router: Router, keys: KeyDesk) -> TopicDesk:
+    return TopicDesk(
+        store=common.records.store,
+        audit=common.records.audit,
+        edges=common.edges,
+        generation=common.records.generation,
+        sessions=common.sessions,
+        identity=common.records.identity,
+        labels=common.labels,
+        keys=keys,
+        router=router,
+        bell=common.bell,
+        clock=common.records.clock,
+        quota=common.quota,
     )
