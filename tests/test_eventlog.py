@@ -24,9 +24,10 @@ from attestation.eventlog import (
     launch_event,
 )
 from attestation.quote import TdReport
-from tests.real_quotes import RealQuote, real_logs
+from tests import vectors_real
+from tests.vectors_real import RealQuote
 
-LOGS = real_logs()
+LOGS = [quote for quote in vectors_real.quotes() if quote.raw.get("event_log")]
 
 events = st.builds(
     Event,

@@ -37,8 +37,8 @@ from attestation.verdict import (
 )
 from attestation.verdict_facts import quote_digest
 from attestation.verifier import Allowance, VerifiedQuote, verify_quote
+from tests import vectors_real
 from tests.admitted import AGENT, AT, CODE, bound, machine, verdict, verified
-from tests.real_quotes import real_quotes
 
 KEY = ec.derive_private_key(11, ec.SECP256R1())
 STRANGER = ec.derive_private_key(12, ec.SECP256R1())
@@ -208,7 +208,7 @@ def sgx() -> VerifiedQuote:
     vector = next(
         (
             vector
-            for vector in real_quotes()
+            for vector in vectors_real.quotes()
             if vector.raw["kind"].startswith("sgx") and vector.raw["class"] == "verified"
         ),
         None,

@@ -1,4 +1,4 @@
-"""Real Intel-signed quotes with the collateral of their day, where they are at hand.
+"""Real Intel-signed quotes and event logs with the collateral of their day, where they are at hand.
 
 They are not part of the project: a folder is looked for at CLOISTER_VECTORS, then at `shared/vectors` inside the
 checkout or beside it. Without one, tests that need them are skipped with one line; CLOISTER_REQUIRE_VECTORS=1 makes
@@ -16,6 +16,10 @@ from typing import Any
 import pytest
 
 from attestation.collateral import Collateral
+from attestation.pki import TrustRoots
+from attestation.quote import Quote
+from attestation.tcb import ANY_TCB
+from attestation.verifier import NOT_COMPARED, Allowance, VerifiedQuote, verify_quote
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -58,6 +62,37 @@ class Case:
         return self.expected["status"], frozenset(self.expected["advisory_ids"])
 
 
+@dataclass(frozen=True)
+class RealQuote:
+    """One entry of the index, which explains its own fields."""
+
+    raw: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.raw["id"])
+
+    @property
+    def quote(self) -> Quote:
+        return Quote.parse(read(self.raw["file"]))
+
+    @property
+    def event_log(self) -> bytes:
+        return read(self.raw["event_log"]["file"])
+
+    def verified(self) -> VerifiedQuote:
+        """Under the first collateral that the index names, whatever its TCB state."""
+        return verify_quote(
+            self.quote,
+            collateral(self.raw["collateral"]),
+            report_data=NOT_COMPARED,
+            roots=TrustRoots.intel(),
+            at=datetime.fromtimestamp(self.raw["now"], UTC),
+            accept=ANY_TCB,
+            allow=frozenset(Allowance),
+        )
+
+
 @cache
 def index() -> list[dict[str, Any]]:
     """The vectors' own list; empty where there are none, unless they are required."""
@@ -79,6 +114,11 @@ def read(name: str) -> bytes:
 @cache
 def collateral(name: str) -> Collateral:
     return Collateral.from_json(read(name))
+
+
+def quotes() -> list[RealQuote]:
+    """Every vector as a quote; none where the folder is not at hand."""
+    return [RealQuote(vector) for vector in index()]
 
 
 def cases() -> list[Case]:
