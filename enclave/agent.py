@@ -8,8 +8,8 @@
     agent.run()
 
 What a handler returns is sent as the reply; one that yields answers with a stream. How often, how long and how harmless
-to repeat a handling is, is declared beside the type (`declared`), and carried out by `handling`. Attesting, renewing,
-reconnecting and receiving happen by themselves, in `runtime`.
+to repeat a handling is, is declared beside the type (`declared`), and carried out by `handling`; what is done at the
+beginning and at the end, by `hooks`. Attesting, renewing, reconnecting and receiving happen by themselves: `runtime`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, final, overload
 
 import httpx2
 
@@ -27,13 +28,14 @@ from attestation.errors import CloisterError
 from attestation.ports import TrustDomain
 from attestation.tcb import TcbStates
 from attestation.verdict import Verdict
+from broker.wire.names import TENANT, is_resource
+from enclave import hooks, main
 from enclave.context import Context
-from enclave.declared import Declared, Handler, Key, Retry, check_arguments, declare
+from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
 from enclave.durable import Durable
 from enclave.errors import AgentError, Code
-from enclave.handling import MAX_PAUSE_S, Handling, call
+from enclave.handling import MAX_PAUSE_S, Handling
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
-from enclave.main import run_agent
 from enclave.messages import MessageType
 from enclave.peers import ASKED, ProofAsked, ProofGiven, Prover, prove_peer
 from enclave.peers import TYPES as PROOF_TYPES
@@ -57,6 +59,10 @@ class _Life:
     """What belongs to one start of an agent."""
 
     runtime: Runtime
+    loop: asyncio.AbstractEventLoop
+    ready: asyncio.Event = field(default_factory=asyncio.Event)  # messages may be handled
+    asked: asyncio.Event = field(default_factory=asyncio.Event)  # to end, by the agent itself
+    over: asyncio.Event | None = None  # while it is being stopped; set when it was
     waiting: Waiting = field(default_factory=Waiting)
     handling: Handling | None = None
     workload: WorkloadApi | None = None
@@ -79,8 +85,11 @@ class Agent:
         """`durable` keeps the mailbox, and what comes for it, over restarts. Its key is released again to an attested
         agent, so whoever holds the broker's root could read it; handlers must be declared idempotent.
         `spiffe_socket` is where SPIFFE's Workload API is served to programs in the same trust domain.
+        Raises AgentError agent.name_invalid.
         """
         self.name = name
+        self._address(name, "any")
+        main.made.add(name)
         self._judge = peers
         self._durable = durable
         self._topics: dict[str, dict[str, Declared]] = {}
@@ -89,7 +98,8 @@ class Agent:
         self._handlers[ASKED.name] = declare(
             ASKED, self._prove, retry=None, deadline_s=None, idempotent=True, durable=False
         )
-        self._on_start: list[Handler] = []
+        self._on_start: list[hooks.Hook] = []
+        self._on_stop: list[hooks.Hook] = []
         self._spiffe_socket = Path(spiffe_socket) if spiffe_socket is not None else None
         self._life: _Life | None = None
         self._prover: Prover | None = None
@@ -111,10 +121,11 @@ class Agent:
         idempotent  a repetition does no harm; or `lambda message: key`: a repeated key is answered from memory
         """
 
+        message_type = self.message_type(kind)
+
         def register(handler: H) -> H:
-            message_type = self.message_type(kind)
             if message_type.name in self._handlers:
-                raise AgentError(Code.AGENT_HANDLER, f"two handlers for {message_type.name}")
+                _two_handlers(message_type.name)
             self._handlers[message_type.name] = declare(
                 message_type,
                 handler,
@@ -131,31 +142,55 @@ class Agent:
         self, topic: str, kind: type, *, retry: Retry | None = None, deadline_s: float | None = None
     ) -> Callable[[H], H]:
         """Handle what is published to a topic from now on, one message after another. Nobody waits for an answer."""
+        self._address(topic, "any")
+        message_type = self.message_type(kind)
 
         def register(handler: H) -> H:
-            message_type, table = self.message_type(kind), self._topics.setdefault(topic, {})
+            table = self._topics.setdefault(topic, {})
             if message_type.name in table:
-                raise AgentError(Code.AGENT_HANDLER, f"two handlers for {message_type.name} of {topic}")
+                _two_handlers(f"{message_type.name} of {topic}")
             declared = declare(
                 message_type, handler, retry=retry, deadline_s=deadline_s, idempotent=False, durable=False
             )
             if declared.streams:
-                raise AgentError(Code.AGENT_HANDLER, f"{declared.name} yields, and nobody on {topic} takes it")
+                detail = f"{declared.name} yields, and nobody on {topic} takes it"
+                raise AgentError(Code.AGENT_HANDLER, detail, "Publish or send what you have to say; leave `yield` out.")
             table[message_type.name] = declared
             return handler
 
         return register
 
-    def on_start(self, handler: H) -> H:
-        """Run `handler(ctx)` once, after the first admission. It may take as long as it likes; if it raises, the agent
-        ends."""
-        check_arguments(handler, 1)
-        self._on_start.append(handler)
-        return handler
+    @overload
+    def on_start(self, handler: H) -> H: ...
+    @overload
+    def on_start(self, *, deadline_s: float) -> Callable[[H], H]: ...
+    def on_start(self, handler: Handler | None = None, *, deadline_s: float | None = None) -> Any:
+        """Run `handler(ctx)` once, after the first admission; if it raises, the agent ends.
+
+        With `deadline_s` it is awaited before any message is handled, and may take no longer. Without, it runs beside
+        the handlers for as long as it likes, and is cancelled when the agent stops.
+        """
+        return hooks.register(self._on_start, handler, deadline_s)
+
+    @overload
+    def on_stop(self, handler: H) -> H: ...
+    @overload
+    def on_stop(self, *, deadline_s: float) -> Callable[[H], H]: ...
+    def on_stop(self, handler: Handler | None = None, *, deadline_s: float = hooks.STOP_S) -> Any:
+        """Run `handler(ctx)` once when the agent stops: after the last message was handled, while it is still admitted
+        and its mailbox open, so that it may send, ask and get secrets. What raises or takes longer is told, and
+        passed over; `stop` then raises, and `run` exits with 1."""
+        return hooks.register(self._on_stop, handler, deadline_s)
 
     def run(self) -> None:
-        """Run until SIGTERM or SIGINT, in the trust domain that `cloister run` prepared. Failures exit the process."""
-        run_agent(self)
+        """Run until SIGTERM, SIGINT or `end`, in the trust domain that `cloister run` prepared. Failures exit the
+        process."""
+        main.run_agent(self)
+
+    def end(self) -> None:
+        """From a handler or `on_start`, in any thread: let `run` stop the agent in order and return."""
+        life = self._living()
+        life.loop.call_soon_threadsafe(life.asked.set)
 
     async def start(
         self,
@@ -177,7 +212,8 @@ class Agent:
             durable=self._durable,
             transport=transport,
         )
-        self._life = life = _Life(runtime=runtime)
+        main.started.add(self.name)
+        self._life = life = _Life(runtime=runtime, loop=asyncio.get_running_loop())
         try:
             admission = await runtime.attest()
             await runtime.publish()
@@ -187,38 +223,61 @@ class Agent:
         except BaseException:
             await self.stop()
             raise
-        life.handling = Handling(runtime, self, self._handlers, life.waiting)
+        life.handling = Handling(runtime, self, self._handlers, life.waiting, life.ready)
         life.receiving = [asyncio.create_task(life.handling.receive()), asyncio.create_task(life.handling.keep())]
-        life.tasks = [asyncio.create_task(self._renew(runtime))]
+        life.tasks = [asyncio.create_task(self._renew(runtime)), asyncio.create_task(_until(life.asked))]
         for topic, table in self._topics.items():
             reader = runtime.topic(self._address(topic, trust.tenant, TOPICS))
-            life.tasks.append(asyncio.create_task(subscribe(reader, self, table)))
-        life.tasks += [asyncio.create_task(self._begin(handler)) for handler in self._on_start]
+            life.tasks.append(asyncio.create_task(subscribe(reader, self, table, life.ready)))
+        life.tasks.append(asyncio.create_task(hooks.begin(self._on_start, self, life.ready)))
+        life.tasks += [
+            asyncio.create_task(hooks.beside(hook, self, life.ready))
+            for hook in self._on_start
+            if hook.deadline_s is None
+        ]
         return admission.verdict
 
     async def stop(self) -> None:
-        """Take nothing new, let running handlers finish for a while, then drop everything and destroy the keys."""
+        """Take nothing new, let running handlers finish for a while, call `on_stop`, then drop everything and destroy
+        the keys. Raises AgentError agent.hook_failed, after all of that, when something in `on_stop` failed."""
         life = self._life
         if life is None:
             return
+        if life.over is not None:  # somebody else stops it
+            await life.over.wait()
+            return
+        life.over = asyncio.Event()
+        try:
+            failed = await self._close(life)
+        finally:
+            self._life = None
+            life.over.set()
+        if failed:
+            raise AgentError(Code.AGENT_HOOK, f"on_stop: {', '.join(failed)}")
+
+    async def _close(self, life: _Life) -> list[str]:
+        """Which functions of `on_stop` failed."""
+        failed: list[str] = []
         await _end(life.tasks)
         if life.handling is not None:
             await life.handling.close()
+            failed = await hooks.end(self._on_stop, self)
         if life.workload is not None:
             await life.workload.close()
         await _end(life.receiving)
         await life.runtime.close()
-        self._life = None
+        return failed
 
     async def wait(self) -> None:
-        """Return when the agent was stopped; raise what ended it otherwise."""
+        """Return when the agent was stopped or wants to `end`; raise what ended it otherwise."""
         life = self._life
         if life is None:
             return
         done, _ = await asyncio.wait([*life.tasks, *life.receiving], return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             if not task.cancelled():
-                task.result()
+                with suppress(_Asked):
+                    task.result()
 
     def context(self) -> Context:
         """A context of its own, outside any message: for programs that drive an agent themselves."""
@@ -238,6 +297,12 @@ class Agent:
     def message_type(self, kind: type) -> MessageType:
         """Raises AgentError agent.handler_invalid for a type that cannot be a message."""
         found = self._types.get(kind)
+        if found is None and not isinstance(kind, type):
+            raise AgentError(
+                Code.AGENT_HANDLER,
+                f"{name_of(kind)} is not a type of messages",
+                "Name the type in parentheses: `@agent.on_message(Type)`, `@agent.on_topic(topic, Type)`.",
+            )
         if found is None:
             found = self._types[kind] = MessageType(kind)
         return found
@@ -312,9 +377,6 @@ class Agent:
 
     # --- what runs by itself ---
 
-    async def _begin(self, handler: Handler) -> None:
-        await call(handler, Context(self))
-
     async def _renew(self, runtime: Runtime) -> None:
         """Attest before the admission ends; when the broker refuses, keep asking, less and less often."""
         pause, failed = 1.0, False
@@ -335,7 +397,10 @@ class Agent:
 
     @staticmethod
     def _address(name: str, tenant: str, folder: str = "mail") -> str:
-        """The mailbox of an agent's name, or a topic by its own; what has slashes is a full name already."""
+        """The mailbox of an agent's name, or a topic by its own; what has slashes is a full name already. Raises
+        AgentError agent.name_invalid."""
+        if not (TENANT.fullmatch(name) or ("/" in name and is_resource(name))):
+            raise AgentError(Code.AGENT_NAME, f"{name[:80]!r}")
         return name if "/" in name else f"{tenant}/{folder}/{name}"
 
 
@@ -343,6 +408,23 @@ async def _serve_spiffe(runtime: Runtime, path: Path) -> WorkloadApi:
     from enclave.workload import WorkloadApi  # brings gRPC, which agents without such a socket do not need
 
     return await WorkloadApi(runtime.svids, path).open()
+
+
+class _Asked(Exception):
+    """Not a failure: the agent wants to end."""
+
+
+async def _until(asked: asyncio.Event) -> NoReturn:
+    await asked.wait()
+    raise _Asked
+
+
+def _two_handlers(what: str) -> NoReturn:
+    raise AgentError(
+        Code.AGENT_HANDLER,
+        f"two handlers for {what}",
+        "A type has one handler: give the second a type of its own, or call both from one.",
+    )
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

@@ -72,7 +72,7 @@ class Declared:
 
     @property
     def name(self) -> str:
-        return getattr(self.handler, "__name__", repr(self.handler))
+        return name_of(self.handler)
 
 
 def declare(
@@ -122,9 +122,18 @@ def check_arguments(handler: Handler, count: int) -> None:
     try:
         inspect.signature(handler).bind(*range(count))
     except TypeError:
-        what = "(ctx, message)" if count == 2 else "(ctx)"
-        name = getattr(handler, "__name__", repr(handler))
-        raise AgentError(Code.AGENT_HANDLER, f"{name} cannot be called with {what}") from None
+        what, mark = ("(ctx, message)", "on_message(Type)") if count == 2 else ("(ctx)", "on_start, @agent.on_stop")
+        raise AgentError(
+            Code.AGENT_HANDLER,
+            f"{name_of(handler)} cannot be called with {what}",
+            f"Write `async def {name_of(handler)}{what}`, or `def`, below @agent.{mark}.",
+        ) from None
+
+
+def name_of(handler: Handler) -> str:
+    """As its author calls it."""
+    name = getattr(handler, "__name__", type(handler).__name__)
+    return name if name.isidentifier() else "handler"
 
 
 @final

@@ -21,6 +21,8 @@ class Code(StrEnum):
 
     AGENT_HANDLER = "agent.handler_invalid"
     AGENT_HANDLER_OVER = "agent.handler_over"
+    AGENT_HOOK = "agent.hook_failed"
+    AGENT_NAME = "agent.name_invalid"
     AGENT_NOT_IDEMPOTENT = "agent.not_idempotent"
     AGENT_NOT_RUNNING = "agent.not_running"
     AGENT_NO_REPLY = "agent.no_reply"
@@ -207,6 +209,14 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.AGENT_HANDLER_OVER: (
         "A handler that runs in a thread went on after its deadline, or after the agent was stopped.",
         "Give the handler a longer `deadline_s`, or let it end earlier; what it still wanted to send was not sent.",
+    ),
+    Code.AGENT_HOOK: (
+        "A function of `on_start` or `on_stop` failed, or took longer than it declares.",
+        "Read the lines before: they say what failed, and where. More time is `deadline_s` at the decorator.",
+    ),
+    Code.AGENT_NAME: (
+        "The name of an agent, a mailbox or a topic is not one that there can be.",
+        "Use 1 to 64 of A-Z a-z 0-9 _ . -, not a dot first; or a full name, `tenant/path/name`.",
     ),
     Code.AGENT_NOT_IDEMPOTENT: (
         "A durable mailbox delivers a message again after a crash, and this handler does not say that it may.",

@@ -19,11 +19,12 @@ from typing import Any, Final, Protocol, TypeVar, final
 
 from attestation.errors import CloisterError
 from enclave.context import BlockingContext, Context, Host
-from enclave.declared import Declared, Remembered
-from enclave.errors import Code, MessageError, Reject
+from enclave.declared import Declared, Remembered, name_of
+from enclave.errors import AgentError, Code, MessageError, Reject
 from enclave.received import Received
 from enclave.replies import Outflow, Problem, StreamEnd, Waiting
 from enclave.runtime import LEASE_S
+from enclave.telling import follow_up, told
 
 log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
@@ -50,8 +51,12 @@ class Mail(Protocol):
 class Handling:
     """One start of one agent. `receive` and `keep` are its endless tasks; `close` ends the handlers."""
 
-    def __init__(self, mail: Mail, host: Host, table: Mapping[str, Declared], waiting: Waiting) -> None:
+    def __init__(
+        self, mail: Mail, host: Host, table: Mapping[str, Declared], waiting: Waiting, ready: asyncio.Event
+    ) -> None:
+        """No message is handled before `ready`; answers that somebody waits for are."""
         self._mail = mail
+        self._ready = ready
         self._host = host
         self._table = table
         self._waiting = waiting
@@ -101,6 +106,7 @@ class Handling:
         """Take nothing new, let running handlers finish for a while, then break them off and give back what is left.
         `receive` goes on meanwhile, for the answers that those handlers wait for."""
         self._stopping = True
+        self._ready.set()
         if self._working:
             await asyncio.wait(self._working, timeout=STOP_PATIENCE_S)
         late = list(self._working)
@@ -135,6 +141,7 @@ class Handling:
 
     async def _drain(self, sender: str) -> None:
         queue = self._queues[sender]
+        await self._ready.wait()
         while queue and not self._stopping:
             try:
                 await self._handle(queue[0])
@@ -211,14 +218,17 @@ class Handling:
 
     async def _failed(self, declared: Declared, context: Context, received: Received, error: Exception) -> None:
         """Give the message back for another attempt, unless there were enough."""
-        code = str(getattr(error, "code", type(error).__name__))
-        log.error("%s failed in attempt %d of %s: %s", declared.name, received.attempt, declared.kind.name, code)
-        log.debug("%s", declared.name, exc_info=error)
-        told = Code.MESSAGE_DEADLINE if code == Code.MESSAGE_DEADLINE else Code.MESSAGE_HANDLER
-        if received.attempt < declared.retry.attempts:
-            await self._return(received, declared.retry.pause_s(received.attempt), str(told))
-            return
-        await self._refuse(context, received, str(told), None)
+        late = getattr(error, "code", None) == Code.MESSAGE_DEADLINE
+        reason = str(Code.MESSAGE_DEADLINE if late else Code.MESSAGE_HANDLER)
+        again = received.attempt < declared.retry.attempts
+        pause_s = declared.retry.pause_s(received.attempt) if again else 0
+        next_ = f"again in {pause_s} s" if again else f"given up as {reason}"
+        log.error("%s failed in attempt %d: %s; %s", declared.name, received.attempt, told(error), next_)
+        follow_up(error)
+        if again:
+            await self._return(received, pause_s, reason)
+        else:
+            await self._refuse(context, received, reason, None)
 
     async def _refuse(self, context: Context, received: Received, code: str, error: CloisterError | None) -> None:
         """No handler will take it any more: tell who asked, and the broker."""
@@ -252,9 +262,17 @@ async def call(handler: Callable[..., Any], context: Context, *message: object) 
         return await handler(context, *message)
     blocking = BlockingContext(context, asyncio.get_running_loop())
     try:
-        return await in_thread(lambda: handler(blocking, *message))
+        result = await in_thread(lambda: handler(blocking, *message))
     finally:
         blocking.end()
+    if inspect.iscoroutine(result):
+        result.close()
+        raise AgentError(
+            Code.AGENT_HANDLER,
+            f"{name_of(handler)} is no coroutine function and returned a coroutine: nothing of it ran",
+            "Make whatever wraps the handler an `async def`.",
+        )
+    return result
 
 
 async def _items(declared: Declared, context: Context, message: Any) -> AsyncGenerator[Any, None]:

@@ -61,7 +61,14 @@ sys.path[:] = [path for path in sys.path if path.startswith((sys.base_prefix, sy
 sys.path += [os.path.join(top, "agent"), os.path.join(top, "packages")]
 sys.dont_write_bytecode = True
 sys.argv[:] = [os.path.join(top, ENTRY), *sys.argv[1:]]
-runpy.run_path(sys.argv[0], run_name="__main__")
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except Exception as error:
+    from enclave.main import failed
+
+    raise SystemExit(failed(error)) from None
+if main := sys.modules.get("enclave.main"):
+    sys.exit(main.ended())
 '''
 
 

@@ -1,7 +1,8 @@
 """`agent.run()`: one agent in one process, from the environment that `cloister run` prepared, until a signal.
 
 Decides where the trust domain, the broker's address and the trust file come from, and how the process ends: 0 after a
-signal, 1 when the broker refuses, 2 when something is not set up, 4 when nobody could judge.
+signal or `agent.end()`, 1 when the broker refuses or the author's own code fails, 2 when something is not set up, 4
+when nobody could judge. `made` and `started` name this process's agents: a file that forgets `agent.run()` is told so.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from attestation.ports import TrustDomain
 from attestation.verdict import Verdict
 from enclave.domain import RemoteDomain
 from enclave.errors import AgentError, BrokerRefused, Code, EnclaveError, TransportFailed
+from enclave.telling import follow_up, full, place, show_everything, told
 from enclave.trustfile import TrustFile
 
 BROKER_VARIABLE: Final = "CLOISTER_BROKER"
 TRUST_VARIABLE: Final = "CLOISTER_TRUST_FILE"
 log: Final = logging.getLogger("cloister.agent")
+made: Final[set[str]] = set()
+started: Final[set[str]] = set()
 
 
 class Runnable(Protocol):
@@ -51,6 +55,7 @@ def run_agent(agent: Runnable) -> None:
     """Does not return on failure."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="cloister: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    started.add(agent.name)
     try:
         domain, trust, broker_url = _surroundings()
         asyncio.run(_run(agent, domain, trust, broker_url))
@@ -59,9 +64,38 @@ def run_agent(agent: Runnable) -> None:
     except TransportFailed as error:
         _end(4, error)
     except EnclaveError as error:
-        _end(2, error)
+        _end(1 if error.code is Code.AGENT_HOOK else 2, error)
     except CloisterError as error:  # evidence, or something received, that is wrong
         _end(1, error)
+    except Exception as error:  # noqa: BLE001  an author's on_start may raise anything; its text may quote what it read
+        print(f"cloister: {agent.name} ends: {told(error)}", file=sys.stderr)
+        follow_up(error)
+        raise SystemExit(1) from None
+
+
+def failed(error: Exception) -> int:
+    """The agent's file itself failed, before any agent of it ran; its exit status."""
+    if isinstance(error, CloisterError):
+        print(f"cloister: {error}{_where(error)}", file=sys.stderr)
+        return 2
+    print(full(error), file=sys.stderr)
+    if isinstance(error, ModuleNotFoundError):
+        print(
+            f"cloister: the copy that runs has no {error.name}: an agent brings its own files, and the packages that "
+            'its first lines name (# /// script, # dependencies = ["…"], # ///)',
+            file=sys.stderr,
+        )
+    return 1
+
+
+def ended() -> int:
+    """The agent's file came to its end; its exit status."""
+    if not made or started:
+        return 0
+    print(
+        f"cloister: {', '.join(sorted(made))} was made and never ran: end the file with `agent.run()`", file=sys.stderr
+    )
+    return 2
 
 
 def _surroundings() -> tuple[TrustDomain, TrustFile, str]:
@@ -77,6 +111,8 @@ def _surroundings() -> tuple[TrustDomain, TrustFile, str]:
 
 async def _run(agent: Runnable, domain: TrustDomain, trust: TrustFile, broker_url: str) -> None:
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    if domain.simulated:
+        show_everything()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     stopping = asyncio.create_task(stopped.wait())
@@ -94,6 +130,8 @@ async def _run(agent: Runnable, domain: TrustDomain, trust: TrustFile, broker_ur
         await asyncio.wait({stopping, running}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
             running.result()
+        else:
+            log.info("%s stops: what it is doing may end, for some seconds", agent.name)
     finally:
         stopping.cancel()
         await agent.stop()
@@ -103,5 +141,11 @@ def _end(status: int, error: CloisterError) -> None:
     said = str(error)
     if error.remedy and error.remedy not in said:
         said += f"\n  what to do: {error.remedy}"
-    print(f"cloister: {said}", file=sys.stderr)
+    print(f"cloister: {said}{_where(error)}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def _where(error: CloisterError) -> str:
+    """The line of the author's that led to it, where there is one."""
+    found = place(error)
+    return f"\n {found}" if found else ""

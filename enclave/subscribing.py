@@ -17,13 +17,15 @@ from enclave.declared import Declared
 from enclave.errors import Code, MessageError, Reject
 from enclave.handling import FIRST_PAUSE_S, MAX_PAUSE_S, call
 from enclave.received import Received
+from enclave.telling import follow_up, told
 from enclave.topics import TopicReader, TopicReceived
 
 log: Final = logging.getLogger("cloister.agent")
 
 
-async def subscribe(reader: TopicReader, host: Host, table: Mapping[str, Declared]) -> None:
-    """Read one topic for as long as the agent runs."""
+async def subscribe(reader: TopicReader, host: Host, table: Mapping[str, Declared], ready: asyncio.Event) -> None:
+    """Read one topic for as long as the agent runs, once it is ready."""
+    await ready.wait()
     pause, joined = FIRST_PAUSE_S, False
     while True:
         try:
@@ -65,7 +67,7 @@ async def _attempt(declared: Declared, host: Host, received: Received, message: 
     except Reject as error:
         log.warning("%s rejects a message: %s", declared.name, error.code)
     except Exception as error:  # noqa: BLE001  a handler may raise anything; its message is tried again
-        code = getattr(error, "code", type(error).__name__)
-        log.error("%s failed in attempt %d: %s", declared.name, received.attempt, code)
+        log.error("%s failed in attempt %d: %s", declared.name, received.attempt, told(error))
+        follow_up(error)
         return False
     return True

@@ -21,7 +21,7 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der certificates pki "
+        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der certificates pki pck "
         "collateral documents validity chains endorsements quoting appraisal recent verifier ear transparency "
         "tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal "
         "inspect_cli measure_cli verify_cli decision_cli cli __init__"
@@ -33,21 +33,21 @@ ORDER: dict[str, str] = {
         "recording replay forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors clock keys trustfile tdx replay messages domain packages launch session release kept standing "
-        "mailbox blobs padding channel lanes ledger checkpoint stream client svid durable topics connection "
+        "errors telling clock keys trustfile tdx replay messages domain packages launch session release kept standing "
+        "mailbox blobs padding passage channel lanes ledger checkpoint stream client svid durable topics connection "
         "company received peers runtime direct workload_messages workload declared replies context main handling "
-        "subscribing agent supervise labs reload cli __init__"
+        "subscribing hooks agent supervise labs reload cli __init__"
     ),
     "broker": (
         "__init__ wire ports errors points tree archive audit bundles generation rootkey keyring authority identity "
         "challenges dpop collateral platforms tracing pool judging attested reasons status sessions clock rights "
         "limits config foundation admission vault svids second leasing mail standing release derivation kbs tls "
         "decisions auditing store verification tokens rotation witness sealed domains administration telemetry sources "
-        "upkeep desks service background calls rest rpc app opening commands cli"
+        "upkeep desks readiness service background calls rest rpc app opening commands cli"
     ),
     "broker/ports": "channels mail svids topics releases __init__",
     "broker/mail": (
-        "__init__ edges labels mailkeys states bell deadletters leases vouchers mailboxes routing topics channels "
+        "__init__ sparing edges labels mailkeys states bell deadletters leases vouchers mailboxes routing topics channels "
         "drawing blobs desks"
     ),
     "broker/store": (
@@ -116,7 +116,6 @@ LAZY: dict[tuple[str, str], str] = {
 # Third parties, by the top-level name that is imported; again the longest prefix decides.
 THIRD_PARTIES: dict[str, str] = {
     "attestation": "cryptography",
-    "attestation.tokens": "cryptography jwt",
     "policies": "cryptography cedarpy",
     "policies.cli": "cryptography cedarpy typer",
     "policies.corim": "cryptography cbor2",
@@ -125,7 +124,7 @@ THIRD_PARTIES: dict[str, str] = {
     "broker.wire": "cryptography grpc google",
     "broker.tracing": "opentelemetry",
     "broker": (
-        "cryptography jwt cedarpy fastapi starlette uvicorn uvloop pydantic orjson grpc google prometheus_client typer"
+        "cryptography cedarpy fastapi starlette uvicorn uvloop pydantic orjson grpc google prometheus_client typer"
     ),
     "broker.rootkey.tpm": "cryptography tpm2_pytss",
     "simulator": "cryptography typer",
