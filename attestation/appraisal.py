@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, final
 from attestation import checks as step
 from attestation.checks import Check, Ledger, Unmet
 from attestation.documents import ModuleIdentity, TcbInfo
-from attestation.pki import PckFacts
+from attestation.pck import PckFacts
 from attestation.quote import Quote, TdReport, Tee
 from attestation.quoting import Platform
 from attestation.tcb import (

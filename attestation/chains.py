@@ -15,10 +15,10 @@ from attestation import checks as step
 from attestation.certificates import Certificate, pem_blocks, pem_decode
 from attestation.checks import Check, Ledger, Step, Unmet
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
+from attestation.pck import PckFacts
 from attestation.pki import (
     PCK_CHAIN,
     KnownCertificates,
-    PckFacts,
     Role,
     TrustRoots,
     each_signed,

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from attestation.certificates import Certificate, pem_blocks, pem_decode
 from attestation.checks import Unmet
 from attestation.errors import AttestationError
-from attestation.pki import PckFacts
+from attestation.pck import PckFacts
 from attestation.quote import BODY_SIZES, Quote, Tee
 
 _ZERO_NOTE: Final = "all zero"

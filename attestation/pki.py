@@ -1,8 +1,8 @@
-"""Who is who in an Intel-shaped PKI: trust anchors, roles by name, certificate profiles, and the SGX extension.
+"""Who is who in an Intel-shaped PKI: trust anchors, roles by name, and certificate profiles.
 
-Decides which roots exist (only those that the caller names; Intel's is shipped as data), which names and extensions
-each role must have, and how the SGX extension of a PCK certificate is read. Single certificates are read by
-`certificates`; which chains are demanded, and of whom, is decided in `chains` and `endorsements`.
+Decides which roots exist (only those that the caller names; Intel's is shipped as data), and which names and extensions
+each role must have. Single certificates are read by `certificates`, the SGX extension of a PCK certificate by `pck`;
+which chains are demanded, and of whom, is decided in `chains` and `endorsements`.
 
 Sources: Intel SGX PCK Certificate and CRL Profile Specification (names, extensions, OIDs); RFC 5280, 4.2.1 and 6.1;
 Intel's quote verification library, `PckCertVerifier.cpp`.
@@ -17,7 +17,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple, Self, final
 
-from attestation import der
 from attestation.certificates import Certificate, pem_blocks, pem_decode, signed_by
 from attestation.checks import Unmet
 from attestation.errors import Code, MalformedEvidence
@@ -196,117 +195,3 @@ def each_signed(chain: Sequence[Certificate], trusted: Certificate, known: Known
     for subject, issuer in zip(lower, chain[1:], strict=True):
         if not known.issued(issuer, subject):
             raise Unmet(f"{subject.common_name} is not signed by {issuer.common_name}")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PckFacts:
-    """What Intel certifies about a platform in the SGX extension of its PCK certificate (1.2.840.113741.1.13.1)."""
-
-    ppid: bytes  # 16: the platform, stable across certificates
-    piid: bytes | None  # 16: this registration of the platform; Platform CA only
-    fmspc: bytes  # 6: family, model, stepping, platform, custom SKU
-    pceid: bytes  # 2
-    cpu_svn: bytes  # 16 component SVNs
-    pce_svn: int
-    sgx_type: int  # 0 standard, 1 scalable, 2 scalable with integrity
-    dynamic_platform: bool | None  # the next three: Platform CA only
-    cached_keys: bool | None
-    smt_enabled: bool | None
-    ca: str  # "platform" or "processor": which CA issued it, as the PCS names them
-
-    @classmethod
-    def of(cls, certificate: Certificate, ca_name: str) -> Self:
-        """Reads the extension. Raises Unmet when it is not exactly Intel's layout, in Intel's order."""
-        raw = certificate.sgx_extension
-        if raw is None:
-            raise Unmet("the PCK certificate has no SGX extension")
-        platform = ca_name == PLATFORM_CA_NAME
-        items = _items(raw, der.whole(raw, der.SEQUENCE), _SGX_OIDS[: 7 if platform else 5])
-        svns, pce_svn, cpu_svn = _tcb(raw, items[1])
-        if svns != cpu_svn:
-            raise Unmet(f"CPUSVN {cpu_svn.hex()} is not the 16 component SVNs {svns.hex()}")
-        dynamic, cached, smt = _configuration(raw, items[6]) if platform else (None, None, None)
-        return cls(
-            ppid=_octets(raw, items[0], 16),
-            piid=_octets(raw, items[5], 16) if platform else None,
-            fmspc=_octets(raw, items[3], 6),
-            pceid=_octets(raw, items[2], 2),
-            cpu_svn=svns,
-            pce_svn=pce_svn,
-            sgx_type=_sgx_type(raw, items[4]),
-            dynamic_platform=dynamic,
-            cached_keys=cached,
-            smt_enabled=smt,
-            ca="platform" if platform else "processor",
-        )
-
-
-def _oids(prefix: str, count: int) -> tuple[bytes, ...]:
-    """The OIDs prefix.1, prefix.2 … as whole DER records; 1.2.840.113741.1.13.1 is 2a864886f84d010d01."""
-    content = bytes.fromhex("2a864886f84d010d01" + prefix)
-    return tuple(bytes((der.OID, len(content) + 1)) + content + bytes((last,)) for last in range(1, count + 1))
-
-
-_SMALL_INTEGER: Final = bytes((der.INTEGER, 1))
-_SGX_OIDS: Final = _oids("", 7)
-_TCB_OIDS: Final = _oids("02", 18)
-_CONFIGURATION_OIDS: Final = _oids("07", 3)
-
-
-def _items(raw: bytes, span: der.Range, oids: tuple[bytes, ...]) -> list[der.Range]:
-    """Where the values of SEQUENCE { oids[0], value }, SEQUENCE { oids[1], value } … are: these and no others."""
-    at, end = span
-    values: list[der.Range] = []
-    for oid in oids:
-        start, at = der.record(raw, at, end, der.SEQUENCE)
-        if not raw.startswith(oid, start, at):
-            raise Unmet(f"item {len(values) + 1} in the SGX extension is not the one that belongs there")
-        values.append((start + len(oid), at))
-    if at != end:
-        raise Unmet(f"more than {len(oids)} items in the SGX extension or in a part of it")
-    return values
-
-
-def _value_of(raw: bytes, item: der.Range, tag: int) -> der.Range:
-    """The content of the one record that fills an item."""
-    found = der.record(raw, item[0], item[1], tag)
-    if found[1] != item[1]:
-        raise Unmet("an item of the SGX extension holds more than one value")
-    return found
-
-
-def _tcb(raw: bytes, item: der.Range) -> tuple[bytes, int, bytes]:
-    """16 component SVNs, PCESVN, CPUSVN."""
-    items = _items(raw, _value_of(raw, item, der.SEQUENCE), _TCB_OIDS)
-    svns = [_svn(raw, svn) for svn in items[:17]]
-    if max(svns[:16]) > 0xFF or svns[16] > 0xFFFF:
-        raise Unmet("an SVN in the SGX extension is too large")
-    return bytes(svns[:16]), svns[16], _octets(raw, items[17], 16)
-
-
-def _svn(raw: bytes, item: der.Range) -> int:
-    start, stop = item
-    if raw[start : stop - 1] == _SMALL_INTEGER and raw[stop - 1] < 0x80:  # nearly all are: spares a general reading
-        return raw[stop - 1]
-    return der.integer(raw, _value_of(raw, item, der.INTEGER))
-
-
-def _configuration(raw: bytes, item: der.Range) -> tuple[bool, bool, bool]:
-    items = _items(raw, _value_of(raw, item, der.SEQUENCE), _CONFIGURATION_OIDS)
-    dynamic, cached, smt = (der.boolean(raw, _value_of(raw, flag, der.BOOLEAN)) for flag in items)
-    return dynamic, cached, smt
-
-
-def _octets(raw: bytes, item: der.Range, size: int) -> bytes:
-    start, stop = _value_of(raw, item, der.OCTET_STRING)
-    if stop - start != size:
-        raise Unmet(f"an octet string of {stop - start} bytes in the SGX extension, not {size}")
-    return raw[start:stop]
-
-
-def _sgx_type(raw: bytes, item: der.Range) -> int:
-    found = der.integer(raw, _value_of(raw, item, der.ENUMERATED))
-    if found > 2:
-        raise Unmet(f"SGX type {found} in the SGX extension, know 0, 1 and 2")
-    return found

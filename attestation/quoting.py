@@ -20,7 +20,7 @@ from attestation.chains import PckChain
 from attestation.checks import Check, Ledger, Unmet
 from attestation.documents import QeIdentity, TcbInfo
 from attestation.endorsements import Endorsements, not_revoked
-from attestation.pki import PckFacts
+from attestation.pck import PckFacts
 from attestation.quote import EnclaveReport, Quote, Tee
 from attestation.tcb import IsvLevel, Shortfall, match_isv
 

@@ -36,7 +36,8 @@ from attestation.checks import Check, Ledger, Unmet, in_order
 from attestation.collateral import Collateral
 from attestation.endorsements import Endorsements, endorse
 from attestation.errors import VerificationFailed
-from attestation.pki import PckFacts, TrustRoots
+from attestation.pck import PckFacts
+from attestation.pki import TrustRoots
 from attestation.quote import Quote, Tee
 from attestation.quoting import Platform, judge_platform
 from attestation.recent import Recent

@@ -23,6 +23,7 @@ MODULES = (
     "der",
     "certificates",
     "pki",
+    "pck",
     "validity",
     "chains",
     "collateral",

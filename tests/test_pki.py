@@ -7,12 +7,16 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from attestation import pck
 from attestation.certificates import Certificate, Crl, pem_blocks, pem_decode
 from attestation.chains import claimed_platform
 from attestation.checks import Unmet
 from attestation.errors import AttestationError, Code, MalformedEvidence
-from attestation.pki import PCK_CHAIN, TCB_CHAIN, KnownCertificates, PckFacts, TrustRoots, in_roles
+from attestation.pck import PckFacts
+from attestation.pki import PCK_CHAIN, TCB_CHAIN, KnownCertificates, TrustRoots, in_roles
 from attestation.quote import Quote
 from tests import vectors_real
 from tests.pki_factory import AT, CA, PCK, ROOT, SGX, Cert, SgxParts, World, integer, octets, seq, tlv
@@ -109,6 +113,25 @@ def test_a_processor_certificate_knows_less() -> None:
     found = facts(SgxParts(platform=False), "Intel SGX PCK Processor CA")
     assert (found.piid, found.dynamic_platform, found.cached_keys, found.smt_enabled) == (None,) * 4
     assert found.ca == "processor"
+
+
+@given(
+    svns=st.lists(st.integers(0, 255) | st.integers(0, 20), min_size=16, max_size=16),
+    pcesvn=st.integers(0, 65_535) | st.integers(0, 127),
+    platform=st.booleans(),
+    flips=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), max_size=2),
+)
+def test_at_one_glance_an_extension_says_what_it_says_item_by_item(
+    svns: list[int], pcesvn: int, platform: bool, flips: list[tuple[int, int]]
+) -> None:
+    raw = bytearray(SgxParts(svns=svns, pcesvn=pcesvn, platform=platform).der())
+    for at, value in flips:
+        raw[at % len(raw)] = value
+    seen = pck._DRAWINGS[platform].read(bytes(raw))
+    if not flips and max(*svns, pcesvn) < 128:
+        assert seen is not None
+    if seen is not None:
+        assert seen == pck._read(bytes(raw), platform)
 
 
 def test_the_claimed_platform_is_read_without_being_believed() -> None:

@@ -22,7 +22,8 @@ MUTANTS = [mutant for module in MODULES for mutant in mutants(module)]
 _LIKELY = {
     "der": ("chain.pck", "chain.malformed"),
     "certificates": ("chain.malformed", "crl.malformed", "crl.profile"),
-    "pki": ("chain.pck", "chain.profile", "chain.names", "chain.root", "chain.signature"),
+    "pki": ("chain.profile", "chain.names", "chain.root", "chain.signature"),
+    "pck": ("chain.pck",),
     "validity": ("chain.not", "chain.exp"),
     "chains": ("chain.length", "signer", "chain.not_in", "chain"),
     "documents": ("collateral",),
@@ -34,7 +35,7 @@ _LIKELY = {
     "verifier": ("quote.sig", "binding", "crl.exp", "collateral.not"),
 }
 """Where a missing check probably shows: the order of asking, nothing else."""
-_PROBED = ("der", "pki", "chains", "collateral", "tcb", "verifier")
+_PROBED = ("der", "pki", "pck", "chains", "collateral", "tcb", "verifier")
 """Modules with checks that no quote can reach; for the others attacks alone must do."""
 
 
