@@ -49,6 +49,7 @@ from broker.mail.states import StateDesk
 from broker.mail.topics import TopicDesk
 from broker.pool import Pool
 from broker.ports import AgentState, Clock, Store
+from broker.readiness import Readiness
 from broker.release import ReleaseDesk
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
@@ -120,6 +121,7 @@ class Broker:
     bell: Bell
     svids: SvidDesk
     ports: Ports = field(default_factory=Ports)
+    readiness: Readiness = field(default_factory=Readiness)
 
     async def acting(self, token: str, act: Callable[[Session], Awaitable[T]]) -> T:
         """Let whoever holds the token act; judged anew when the generation rises under way. Raises what `act` does."""

@@ -373,7 +373,7 @@ async def readyz(call: Call) -> Answer:
     if call.broker.bell.stopping:
         raise BrokerError(BrokerCode.BROKER_STOPPING, "stopping")
     await call.broker.attestor.proof()
-    await call.broker.store.transact(lambda tx: tx.log.size())
+    await call.broker.readiness.writes(call.broker.store)
     return {"ok": True, "generation": call.broker.generation.current}
 
 
