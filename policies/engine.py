@@ -48,7 +48,7 @@ def decide(bundle: Bundle, verdict: Verdict, action: Action, *, context: Context
     question = asked(action, bundle.tenant)
     judgement = _judge(bundle, facts, question, context, shared=True)
     if not judgement.permitted:
-        raise Refused(judgement.reasons)
+        raise Refused(judgement.reasons, not_after=judgement.not_after)
     return Permit(
         policy=bundle.digest,
         policy_version=bundle.version,
@@ -117,9 +117,10 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, s
         *platform_addresses(bundle.settings, context),
     )
     if outside:
-        return _refused(reasons, appraised)
+        return _refused(reasons, appraised, None)
     part = bundle.rules.slice(question, appraised.workloads)
     answer = _answer(bundle, facts, question, part, appraised, context, shared=shared)
+    by_time = next_time_change(part.rules, facts, context.at) if part.reads_time else None
     unseen = () if facts.event_log_present else log_missing(part, answer)
     reasons += unseen
     if answer.allowed:
@@ -127,10 +128,10 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, s
     else:
         reasons += _why(bundle, facts, question, part, appraised, context, answer)
     if reasons or not answer.allowed:
-        return _refused(reasons, appraised)
+        return _refused(reasons, appraised, by_time)
     return Judgement(
         permitted=True,
-        not_after=_not_after(appraised, next_time_change(part.rules, facts, context.at) if part.reads_time else None),
+        not_after=_not_after(appraised, by_time),
         rules=answer.reasons,
         standing=appraised.standing,
         workloads=appraised.workloads,
@@ -203,12 +204,13 @@ def _why(
     return explain(bundle.rules, part, answer, question, asking, known, facts, appraised.workloads)
 
 
-def _refused(reasons: tuple[Reason, ...], appraised: Appraised) -> Judgement:
+def _refused(reasons: tuple[Reason, ...], appraised: Appraised, by_time: datetime | None) -> Judgement:
     """A refusal always has a reason; one without would be a mistake of ours, and still a refusal."""
     fallback = Reason(code=PolicyCode.NO_RULE, rule="default deny", passes_if="a permit applies")
     return Judgement(
         permitted=False,
         reasons=reasons or (fallback,),
+        not_after=_not_after(appraised, by_time),
         standing=appraised.standing,
         workloads=appraised.workloads,
     )

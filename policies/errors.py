@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from policies.codes import BundleCode, PolicyCode
 
@@ -76,11 +77,15 @@ class Redacted:
 
 
 class Refused(Exception):
-    """The decision is no. `reasons` are all failed checks; the redacted twin is for the side that asked."""
+    """The decision is no. `reasons` are all failed checks; the redacted twin is for the side that asked.
 
-    def __init__(self, reasons: tuple[Reason, ...]) -> None:
+    Until `not_after` nothing but another policy or other facts can change it; None: ask again each time.
+    """
+
+    def __init__(self, reasons: tuple[Reason, ...], *, not_after: datetime | None = None) -> None:
         super().__init__("; ".join(dict.fromkeys(reason.code.value for reason in reasons)))
         self.reasons = reasons
+        self.not_after = not_after
 
     @property
     def code(self) -> PolicyCode:

@@ -258,6 +258,17 @@ def test_a_rule_that_reads_the_time_is_decided_each_time() -> None:
     assert judge(bundle(), facts, KEY, context=NOW).cacheable
 
 
+def test_a_refusal_ends_with_the_first_input_that_changes() -> None:
+    dated = with_rules(
+        '@id("p") permit (principal in Workload::"agent", action == Action::"ReleaseSecret", resource)\n'
+        'when { context.now >= datetime("2026-12-01T12:01:00Z") };'
+    )
+    facts = good_facts()
+    refused = judge(dated, facts, KEY, context=NOW)
+    assert (refused.permitted, refused.not_after) == (False, AT + timedelta(minutes=1))
+    assert judge(dated, facts, KEY, context=Context(at=AT + timedelta(minutes=1))).permitted
+
+
 def test_a_rule_that_computes_with_the_time_lasts_a_second() -> None:
     hours = with_rules(
         '@id("p") permit (principal in Workload::"agent", action == Action::"ReleaseSecret", resource)\n'

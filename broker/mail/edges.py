@@ -1,15 +1,18 @@
 """Who may send to and read from which mailbox: the policy's answers, kept as long as nothing can have changed.
 
-Decides how long an answer lasts: within one generation, until the permit's end, and never when a rule read the time. An
-answer that is new is written to the log with the first message that rests on it; the same answer again is not.
+Decides how long an answer lasts: within one generation, until the permit's end, or a refusal's, and a permit not at all
+when a rule read the time. An answer that is new is written to the log with the first message that rests on it; the same
+answer again is not. Types and labels are words of the sender's choice, so of one who asks about more and more of them
+not every answer is written (sparing.py).
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final, final
 
 from broker.audit import Entry, Kind
+from broker.mail.sparing import Sparing
 from broker.reasons import codes_of, told
 from broker.sessions import Session
 from policies.engine import decide
@@ -18,6 +21,8 @@ from policies.model import Context, Declassify, Receive, Send
 from policies.permit import Permit
 
 MAX_EDGES: Final = 16_384
+MAX_LISTED: Final = 1024  # answers about one agent that the log hears of at once; later ones at leisure
+AT_ONCE: Final = datetime.min.replace(tzinfo=UTC)
 Asked = Send | Receive | Declassify
 _Key = tuple[int, str, str, Asked]
 
@@ -25,11 +30,17 @@ _Key = tuple[int, str, str, Asked]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The policy's answer for one edge. `entry` is set when the log has not heard of it."""
+    """The policy's answer for one edge, to be asked for again from `until` on. `entry` is for the log, if it is new."""
 
     permit: Permit | None
     refusal: Refused | None
     entry: Entry | None
+    until: datetime = AT_ONCE
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        """What two answers that are the same have in common."""
+        return codes_of(self.refusal) if self.refusal else ("", *(self.permit.rules if self.permit else ()))
 
 
 @final
@@ -38,43 +49,43 @@ class Edges:
 
     def __init__(self) -> None:
         self._known: OrderedDict[_Key, Answer] = OrderedDict()
+        self._listed = Sparing(MAX_LISTED)
 
     def ask(self, session: Session, action: Asked, at: datetime, *, correlation_id: str = "") -> Answer:
         """Permit or refusal; ask again for every message."""
         key = (session.generation, session.record.evidence.hex(), session.subject, action)
         known = self._known.get(key)
-        if known is not None and (known.permit is None or (known.permit.cacheable and at < known.permit.not_after)):
+        if known is not None and at < known.until:
             self._known.move_to_end(key)
-            return Answer(permit=known.permit, refusal=known.refusal, entry=None)
-        fresh = _decide(session, action, at, correlation_id)
-        if fresh.permit is None or fresh.permit.cacheable:
-            self._known[key] = fresh
-            if len(self._known) > MAX_EDGES:
-                self._known.popitem(last=False)
-        return fresh
+            return known
+        fresh = _decide(session, action, at)
+        self._known[key] = fresh
+        self._known.move_to_end(key)
+        if len(self._known) > MAX_EDGES:
+            self._known.popitem(last=False)
+        if known is not None and known.says == fresh.says:
+            return fresh
+        unlisted = self._listed.left_out(session.subject, at)
+        if unlisted is None:
+            return fresh
+        return replace(fresh, entry=_entry(session, action, at, correlation_id, fresh, unlisted))
 
     def forget(self) -> None:
         """After the generation rose: none of the answers will be asked for again."""
         self._known.clear()
 
 
-def _decide(session: Session, action: Asked, at: datetime, correlation_id: str) -> Answer:
+def _decide(session: Session, action: Asked, at: datetime) -> Answer:
     try:
         permit = decide(session.bundle, session.verdict, action, context=Context(at=at))
     except Refused as error:
-        return Answer(permit=None, refusal=error, entry=_entry(session, action, at, correlation_id, error=error))
-    return Answer(permit=permit, refusal=None, entry=_entry(session, action, at, correlation_id, permit=permit))
+        return Answer(permit=None, refusal=error, entry=None, until=error.not_after or AT_ONCE)
+    until = permit.not_after if permit.cacheable else AT_ONCE
+    return Answer(permit=permit, refusal=None, entry=None, until=until)
 
 
-def _entry(
-    session: Session,
-    action: Asked,
-    at: datetime,
-    correlation_id: str,
-    *,
-    permit: Permit | None = None,
-    error: Refused | None = None,
-) -> Entry:
+def _entry(session: Session, action: Asked, at: datetime, correlation_id: str, answer: Answer, unlisted: int) -> Entry:
+    permit, error = answer.permit, answer.refusal
     return Entry(
         kind=Kind.EDGE_REFUSED if error else Kind.EDGE_PERMITTED,
         at=at,
@@ -92,5 +103,6 @@ def _entry(
             "type": "" if isinstance(action, Receive) else action.message_type,
             "labels": sorted(action.labels),
             "reasons": told(error) if error else [],
+            **({"unlisted": unlisted} if unlisted else {}),
         },
     )
