@@ -5,7 +5,9 @@ numbers without gaps, and dies with a fork, the mailbox's epoch, an hour, 2^32 m
 unless that was renewed; nothing of it is ever written down. A receiving half (`ReceivingChannels`) believes neither
 broker nor order of arrival: the opening must be the sender's own for this mailbox and this start, each batch must be
 signed, follow on what came before and decrypt whole, and a number is handled once. Numbers that were passed over never
-come back: a late batch is refused as reordered, and the gap is shown to the caller.
+come back: a late batch is refused as reordered, and the gap is shown to the caller. What is known of the
+channels of a durable mailbox goes into checkpoints (`passages`); who starts again goes on where they say (`restore`):
+the opening is proved anew, and the chain tells whether the next batch is the one that followed.
 """
 
 from __future__ import annotations
@@ -14,14 +16,12 @@ import hmac
 import os
 import threading
 import weakref
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, NoReturn, Self, final
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attestation.verdict import Admission as OpenedToken
@@ -44,21 +44,20 @@ from broker.wire.channel import (
     nonce,
     shape_of,
 )
-from broker.wire.envelope import Envelope, Header
+from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireCode, WireError
-from broker.wire.jose import es256_valid, p256_from_spki
-from broker.wire.mailbox import Delivery, MailboxInfo
+from broker.wire.jose import es256_valid
+from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
 from enclave.clock import BrokerTime
 from enclave.errors import ChannelDead, Code, EnvelopeRefused
 from enclave.keys import AgentKeys
 from enclave.mailbox import DEFAULT_TTL_S, SKEW_MS, Inbox, Judge, Outbox, everyone
 from enclave.padding import pad, unpad
+from enclave.passage import OPENING_LEN, Passage, Receiving, Table
 from enclave.session import Admission, Broker
 
 LIFE_S: Final = 3600
-MAX_CHANNELS: Final = 4096  # that one mailbox receives on
-MAX_OF_SENDER: Final = 64  # of them; the oldest makes room, and does not come back
-MAX_SKIPPED: Final = 256  # gaps that are remembered, so that what comes late is told from what was handled
+CLOCKS_MS: Final = 60_000  # by which the broker's clock may be behind the sender's
 _LIVE: Final[weakref.WeakSet[SendingChannel]] = weakref.WeakSet()
 
 
@@ -96,8 +95,8 @@ class SendingChannel:
     """The sender's half of one channel. `opening` goes with every batch until the broker has taken one."""
 
     __slots__ = (
-        *("__weakref__", "_chain", "_cipher", "_keys", "_lock", "_next", "_not_after_s", "_time", "_token_end_s"),
-        *("channel", "mailbox", "mailbox_key", "opening", "owner"),
+        *("__weakref__", "_chain", "_cipher", "_end_ms", "_keys", "_lock", "_next", "_not_after_s", "_time"),
+        *("_token_end_s", "channel", "mailbox", "mailbox_key", "opening", "owner"),
     )
 
     def __init__(
@@ -110,6 +109,7 @@ class SendingChannel:
         self._chain = chain_start(opening)
         self._next = 1
         self._not_after_s = min(time.now_s() + LIFE_S, float(found.key.not_after_s))
+        self._end_ms = Header.from_bytes(opening.header).expires_at_ms  # what outlived the opening could not be opened
         self._token_end_s = 0.0
         self.channel: Final = inside.channel
         self.opening: Final = opening.to_bytes()
@@ -137,9 +137,13 @@ class SendingChannel:
             mailbox_key=key.thumbprint,
             incarnation=key.incarnation,
         )
-        life_s = max(key.not_after_s - time.now_s(), 0.0)
         opening = outbox.seal(
-            found, mailbox=mailbox, admission=admission, kind=OPEN_TYPE, plaintext=inside.to_bytes(), ttl_s=life_s
+            found,
+            mailbox=mailbox,
+            admission=admission,
+            kind=OPEN_TYPE,
+            plaintext=inside.to_bytes(),
+            ttl_s=_opening_life_s(key, time.now_s()),
         )
         channel = cls(keys, time, opening, inside, found)
         channel.renew(admission)
@@ -171,8 +175,7 @@ class SendingChannel:
             raise WireError(WireCode.CHANNEL_MALFORMED, f"a batch of {len(messages)} messages, 1 to {MAX_FRAMES}")
         with self._lock:
             cipher, first = self._usable(len(messages)), self._next
-            now_ms = self._time.now_ms()
-            end_ms = int(self._not_after_s * 1000)
+            now_ms, end_ms = self._time.now_ms(), self._end_ms
             padded = [pad(message.plaintext) for message in messages]
             headers = [
                 FrameHeader(
@@ -245,29 +248,11 @@ class OpenedBatch:
     skipped: tuple[int, int] | None = None
 
 
-@final
-class _Receiving:
-    """What a receiver remembers of one channel. Every number up to `highest` is open, to be tried again, or over."""
-
-    __slots__ = (
-        *("again", "chain", "channel", "cipher", "digest", "ends_at_ms", "highest", "identity", "open"),
-        *("sender", "skipped", "token", "token_end_ms"),
-    )
-
-    def __init__(self, opening: Envelope, header: Header, inside: Opening, sender: Verdict) -> None:
-        self.channel = inside.channel
-        self.cipher = AESGCM(inside.key)
-        self.digest = opening.digest
-        self.ends_at_ms = header.expires_at_ms
-        self.chain = chain_start(opening)
-        self.highest = 0
-        self.open: set[int] = set()
-        self.again: set[int] = set()
-        self.skipped: deque[tuple[int, int]] = deque(maxlen=MAX_SKIPPED)
-        self.sender = sender
-        self.identity: ec.EllipticCurvePublicKey = p256_from_spki(sender.identity_key)
-        self.token = ""
-        self.token_end_ms = 0
+def _opening_life_s(key: MailboxKey, now_s: float) -> float:
+    """As long as any message on the channel may live: while an ephemeral key does, or as long as mail is ever kept."""
+    if key.kind == "ephemeral":
+        return max(key.not_after_s - now_s, 0.0)
+    return (MAX_LIFE_MS - CLOCKS_MS) / 1000
 
 
 @final
@@ -278,38 +263,38 @@ class ReceivingChannels:
         self._inbox = inbox
         self._time = time
         self._judge = judge
-        self._known: dict[bytes, _Receiving] = {}
+        self._table = Table(durable=inbox.durable)
+        self._known = self._table.known
+
+    def passages(self) -> list[Passage]:
+        """What a checkpoint says of each channel."""
+        return self._table.passages()
+
+    def restore(self, passages: Iterable[Passage]) -> None:
+        """What was known before this start; each counts from the moment at which its opening comes again."""
+        self._table.restore(passages)
 
     def admit(self, opening: Delivery, senders: Mapping[str, str], broker: Broker) -> bytes:
         """Take in an opening, once; the channel's name. The same opening again changes nothing.
 
         Raises as `Inbox.open` does, and EnvelopeRefused channel.opening_mismatch.
         """
-        digest = opening.envelope.digest
-        for known in self._known.values():
-            if known.digest == digest:
-                return known.channel
-        opened = self._inbox.open(opening, senders, broker)
-        self._inbox.done(opened.header)
-        inside = Opening.from_bytes(opened.plaintext)
+        digest = opening.envelope.digest[:OPENING_LEN]
+        if (known := self._table.opened_by(digest)) is not None:
+            return known.channel
+        before = self._table.before.get(digest)
+        opened = self._inbox.open(opening, senders, broker, way="opening" if before is None else "known opening")
         header = opened.header
+        if before is None:
+            self._inbox.done(header)
+        inside = Opening.from_bytes(opened.plaintext)
         named = (inside.mailbox_key, inside.incarnation) == (header.mailbox_key, header.incarnation)
         if header.type != OPEN_TYPE or not named or inside.channel in self._known:
             raise EnvelopeRefused(Code.CHANNEL_OPENING, f"the opening of {inside.channel.hex()} contradicts its header")
-        self._make_room(opened.sender)
-        self._known[inside.channel] = _Receiving(opening.envelope, header, inside, opened.sender)
+        if before is None and not self._table.make_room(opened.sender.jkt, self._time.now_ms()):
+            raise EnvelopeRefused(Code.CHANNEL_OPENING, "more channels into one mailbox than can be remembered")
+        self._table.add(Receiving(opening.envelope, header, inside, opened.sender, before))
         return inside.channel
-
-    def _make_room(self, sender: Verdict) -> None:
-        """Nothing under a mailbox key that has ended can be opened again, and its openings are refused as expired; an
-        opening that was passed over for newer ones of its sender is refused as replayed."""
-        now_ms = self._time.now_ms()
-        self._known = {name: one for name, one in self._known.items() if one.ends_at_ms > now_ms}
-        own = [name for name, one in self._known.items() if one.sender.identity_key == sender.identity_key]
-        if len(own) >= MAX_OF_SENDER:
-            del self._known[own[0]]
-        elif len(self._known) >= MAX_CHANNELS:
-            raise EnvelopeRefused(Code.CHANNEL_OPENING, f"more than {MAX_CHANNELS} channels into one mailbox")
 
     def open(
         self,
@@ -364,7 +349,7 @@ class ReceivingChannels:
         )
 
     @staticmethod
-    def _placed(known: _Receiving, batch: ChannelBatch) -> bool:
+    def _placed(known: Receiving, batch: ChannelBatch) -> bool:
         """Whether the batch lies wholly in what came already; else it must go on from there."""
         late = any(batch.first_seq <= last and first <= batch.last_seq for first, last in known.skipped)
         if batch.last_seq <= known.highest and not late:
@@ -380,7 +365,7 @@ class ReceivingChannels:
         return False
 
     @staticmethod
-    def _advance(known: _Receiving, batch: ChannelBatch) -> tuple[int, int] | None:
+    def _advance(known: Receiving, batch: ChannelBatch) -> tuple[int, int] | None:
         """From now on the channel goes on after this batch; the numbers that were passed over, if any."""
         skipped = None
         if batch.first_seq > known.highest + 1:
@@ -389,7 +374,7 @@ class ReceivingChannels:
         known.highest, known.chain = batch.last_seq, batch.chain
         return skipped
 
-    def _still_admitted(self, known: _Receiving, senders: Mapping[str, str], broker: Broker) -> None:
+    def _still_admitted(self, known: Receiving, senders: Mapping[str, str], broker: Broker) -> None:
         """The sender's admission by the broker's newest token for it: the same agent with the same key, now."""
         token = senders.get(known.sender.subject, known.token)
         if token == known.token and self._time.now_ms() < known.token_end_ms:
@@ -398,10 +383,10 @@ class ReceivingChannels:
         known.sender, known.token = found.verdict, token
         known.token_end_ms = int(min(found.expires_at, found.verdict.valid_until).timestamp() * 1000)
 
-    def _as_it_was(self, known: _Receiving, past: str, accepted_at_ms: int, broker: Broker) -> None:
+    def _as_it_was(self, known: Receiving, past: str, accepted_at_ms: int, broker: Broker) -> None:
         self._token(known, past, broker, datetime.fromtimestamp(accepted_at_ms / 1000, UTC))
 
-    def _token(self, known: _Receiving, token: str, broker: Broker, at: datetime) -> OpenedToken:
+    def _token(self, known: Receiving, token: str, broker: Broker, at: datetime) -> OpenedToken:
         """A token of the channel's sender, that was in force `at`, and a sender who is welcome."""
         audience = peer_audience(broker.issuer)
         found = open_admission(token, keys=broker.token_keys, issuer=broker.issuer, audience=audience, at=at)
@@ -411,13 +396,15 @@ class ReceivingChannels:
             raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {found.verdict.subject}")
         return found
 
-    def _opened(self, known: _Receiving, batch: ChannelBatch, headers: list[FrameHeader]) -> list[Frame]:
+    def _opened(self, known: Receiving, batch: ChannelBatch, headers: list[FrameHeader]) -> list[Frame]:
         """The messages that have not expired. All of them must decrypt."""
         now_ms, decrypt, sender = self._time.now_ms(), known.cipher.decrypt, known.sender
         frames = []
         try:
             for header, raw, body in zip(headers, batch.headers, batch.bodies, strict=True):
                 plaintext = unpad(decrypt(nonce(header.seq), body, raw))
+                if header.sent_at_ms < self._inbox.refuse_before_ms:
+                    raise EnvelopeRefused(Code.ENVELOPE_BEFORE_BOOT, f"{header.seq} of {batch.channel.hex()}")
                 if header.sent_at_ms > now_ms + SKEW_MS:
                     raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {header.sent_at_ms - now_ms} ms from now")
                 if now_ms < header.expires_at_ms:
@@ -434,9 +421,8 @@ class ReceivingChannels:
 
     def again(self, channel: bytes, seq: int) -> None:
         """Handling failed or was broken off: a redelivery may hand it out again."""
-        if (known := self._known.get(channel)) and seq in known.open:
-            known.open.remove(seq)
-            known.again.add(seq)
+        if known := self._known.get(channel):
+            known.give_back(seq)
 
 
 def _die_in_child() -> None:

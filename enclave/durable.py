@@ -26,6 +26,7 @@ from broker.wire.keys import KeysRequest, Place
 from broker.wire.mailbox import MailboxKey
 from broker.wire.state import SaveRequest, StateRequest, StateResponse, state_digest
 from enclave import checkpoint
+from enclave.channel import ReceivingChannels
 from enclave.client import BrokerCalls, Call
 from enclave.clock import BrokerTime
 from enclave.errors import Code, StateLost
@@ -63,6 +64,7 @@ class DurableReader:
     def __init__(
         self,
         inbox: Inbox,
+        channels: ReceivingChannels,
         how: Durable,
         *,
         keys: AgentKeys,
@@ -72,6 +74,7 @@ class DurableReader:
         do: Do,
     ) -> None:
         self._inbox = inbox
+        self._channels = channels
         self._how = how
         self._keys = keys
         self._time = time
@@ -126,7 +129,7 @@ class DurableReader:
     async def _save_next(self) -> None:
         assert self._kept is not None
         name, nonce, number = self._inbox.name, os.urandom(32), self._number + 1
-        sealed = checkpoint.seal(self._kept.state_key, name, number, self._inbox.windows())
+        sealed = checkpoint.seal(self._kept.state_key, name, number, self._memory())
         request = SaveRequest(number=number, sealed=sealed, nonce=nonce)
         answer = await self._do(lambda: self._calls.save_state(name, request))
         answer.verify(self._admission().broker.identity, mailbox=name, nonce=nonce)
@@ -143,12 +146,24 @@ class DurableReader:
         try:
             self._check(answer, kept)
             if answer.number:
-                self._inbox.restore(checkpoint.unseal(kept.state_key, name, answer.number, answer.sealed))
+                self._remember(checkpoint.unseal(kept.state_key, name, answer.number, answer.sealed))
         except StateLost as error:
             self.lost = error
             log.error("what %s had received is lost (%s): %s", name, error.code, self._how.on_state_loss)
             if self._how.on_state_loss == "refuse_before_boot":
                 self._inbox.refuse_before_ms = self._time.now_ms() + BEHIND_MS
+
+    def _memory(self) -> checkpoint.Memory:
+        return checkpoint.Memory(
+            windows=self._inbox.windows(),
+            passages=tuple(self._channels.passages()),
+            refuse_before_ms=self._inbox.refuse_before_ms,
+        )
+
+    def _remember(self, memory: checkpoint.Memory) -> None:
+        self._inbox.restore(memory.windows)
+        self._inbox.refuse_before_ms = memory.refuse_before_ms
+        self._channels.restore(memory.passages)
 
     def _check(self, answer: StateResponse, kept: KeptKeys) -> None:
         noted = self._noted()

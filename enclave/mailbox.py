@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, final
+from typing import Final, Literal, final
 
 from attestation.errors import SealingFailed
 from attestation.evidence import MLKEM768_X25519
@@ -51,6 +51,8 @@ MAX_SENDERS: Final = 4096
 MAX_RETIRED: Final = 1024  # windows under keys that are not at hand
 INCARNATION_LEN: Final = 32
 
+Way = Literal["message", "opening", "known opening"]
+"""What an envelope is: a message, or a channel's opening; one that a checkpoint knows was counted before."""
 Judge = Callable[[Verdict], bool]
 """Says whether a peer, as its verdict shows it, is one to talk to."""
 
@@ -226,6 +228,7 @@ class Inbox:
         self._suite = suite
         self._judge = judge
         self._standing = standing  # without one a sender's token is believed for its whole life
+        self.durable: Final = durable
         self._incarnation = NO_INCARNATION if durable else os.urandom(INCARNATION_LEN)
         self._epochs: dict[bytes, _Epoch] = {}
         self._retired: dict[bytes, tuple[float, dict[str, Window]]] = {}  # until when, and the windows
@@ -314,7 +317,7 @@ class Inbox:
         for key, found in absent.items():
             self._retire(key, found)
 
-    def open(self, delivery: Delivery, senders: Mapping[str, str], broker: Broker) -> Opened:
+    def open(self, delivery: Delivery, senders: Mapping[str, str], broker: Broker, *, way: Way = "message") -> Opened:
         """Prove and open one delivery; `senders` has a peer token for each subject that sent something.
 
         The order is cheap first, and nothing of the header is acted on before the sender's signature over it.
@@ -334,14 +337,16 @@ class Inbox:
         envelope.verify(p256_from_spki(sender.identity_key))
         if not delivery.accepted(broker.identity, self.name):
             raise EnvelopeRefused(Code.ENVELOPE_ACCEPTANCE, "not signed by the broker for this mailbox and time")
-        self._timely(header)
+        self._timely(header, way)
         epoch = self._epoch(header)
         if not self._judge(sender):
             raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {sender.subject}")
         window = epoch.window(header.sender_jkt)
-        window.check(header.seq, header.msg_id)
+        if way != "known opening":
+            window.check(header.seq, header.msg_id)
         plaintext = _unseal(epoch, envelope)
-        window.begin(header.seq, header.msg_id)
+        if way != "known opening":
+            window.begin(header.seq, header.msg_id)
         return Opened(header=header, plaintext=plaintext, sender=sender)
 
     def _sender(self, delivery: Delivery, token: str | None, broker: Broker) -> Verdict:
@@ -381,11 +386,11 @@ class Inbox:
         if epoch := self._epochs.get(header.mailbox_key):
             epoch.window(header.sender_jkt).abandon(header.seq)
 
-    def _timely(self, header: Header) -> None:
+    def _timely(self, header: Header, way: Way) -> None:
         now_ms = self._time.now_ms()
         if now_ms >= header.expires_at_ms:
             raise EnvelopeRefused(Code.ENVELOPE_EXPIRED, f"ended {now_ms - header.expires_at_ms} ms ago")
-        if header.sent_at_ms < self.refuse_before_ms:
+        if way == "message" and header.sent_at_ms < self.refuse_before_ms:  # on a channel each message has its time
             raise EnvelopeRefused(Code.ENVELOPE_BEFORE_BOOT, f"{self.refuse_before_ms - header.sent_at_ms} ms before")
         if header.sent_at_ms > now_ms + SKEW_MS:
             raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {header.sent_at_ms - now_ms} ms from now")

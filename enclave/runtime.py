@@ -29,6 +29,7 @@ from broker.wire.leases import AckRequest, Extension, Nak, Rejection
 from broker.wire.mailbox import MailboxInfo, ReceiveRequest, SendStatus
 from broker.wire.release import ReleaseRequest
 from enclave import blobs
+from enclave.channel import ReceivingChannels
 from enclave.company import LOWERED, Company
 from enclave.durable import Durable, DurableReader
 from enclave.errors import BrokerRefused, Code, EnvelopeRefused, TransportFailed
@@ -85,10 +86,12 @@ class Runtime(Company):
             durable=durable is not None,
             standing=self.standing,
         )
+        self._channels = ReceivingChannels(self.inbox, self.time, judge=judge)
         self._durable: DurableReader | None = None
         if durable is not None:
             self._durable = DurableReader(
                 self.inbox,
+                self._channels,
                 durable,
                 keys=self.keys,
                 time=self.time,
@@ -166,7 +169,7 @@ class Runtime(Company):
             lookup=self._mailbox,
             inbox=self.inbox,
             outbox=self._outbox,
-            judge=self._judge,
+            channels=self._channels,
             receive=self._durable is None,
             credentials=grpc.ssl_channel_credentials() if self._calls.base_url.startswith("https:") else None,
         )

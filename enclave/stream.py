@@ -37,7 +37,7 @@ from enclave.errors import AgentError, BrokerRefused, Code, TransportFailed
 from enclave.keys import AgentKeys
 from enclave.lanes import Announce, Item, Lane, Lanes
 from enclave.ledger import Incoming, Ledger
-from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Outbox, everyone
+from enclave.mailbox import DEFAULT_TTL_S, Inbox, Outbox
 from enclave.session import Admission
 
 log: Final = logging.getLogger("cloister.agent")
@@ -84,7 +84,7 @@ class Stream:
         lookup: Lookup,
         inbox: Inbox,
         outbox: Outbox,
-        judge: Judge = everyone,
+        channels: ReceivingChannels | None = None,
         prepare: Prepare | None = None,
         receive: bool = True,
         credit: int = CREDIT,
@@ -103,7 +103,7 @@ class Stream:
         self._credit = credit
         self._credentials = credentials
         self._lanes = Lanes()
-        self._ledger = Ledger(inbox, ReceivingChannels(inbox, time, judge=judge), lease_s=LEASE_S)
+        self._ledger = Ledger(inbox, channels or ReceivingChannels(inbox, time), lease_s=LEASE_S)
         self._incoming: deque[Incoming] = deque()
         self._arrived = asyncio.Event()
         self._news = asyncio.Event()

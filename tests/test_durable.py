@@ -17,7 +17,7 @@ from broker.mail.mailkeys import EPOCH_S, KEEP_S, ring_of
 from broker.wire.jose import b64u
 from broker.wire.keys import NO_INCARNATION, KeySet, KeysRequest, Place
 from broker.wire.names import is_resource
-from enclave.checkpoint import decode, encode, seal, unseal
+from enclave.checkpoint import Memory, decode, encode, seal, unseal
 from enclave.durable import Durable
 from enclave.errors import Code, EnvelopeRefused, StateLost
 from enclave.received import Received
@@ -370,7 +370,7 @@ def test_a_checkpoint_says_what_the_window_said() -> None:
         window.begin(seq, seq.to_bytes(16, "big"))
         if seq != 1499:
             window.finish(seq)
-    restored = decode(encode({(KEY, JKT): window}))[KEY, JKT]
+    restored = decode(encode(Memory(windows={(KEY, JKT): window}))).windows[KEY, JKT]
     for seq in (1, 400, 1498, 1502, 1504):
         assert _code(restored, seq) == Code.ENVELOPE_REPLAYED
     for seq in (1499, 1503, 1505):  # in the middle of being handled, never seen, new
@@ -386,8 +386,8 @@ def _code(window: Window, seq: int) -> str:
 
 
 def test_a_checkpoint_opens_for_its_mailbox_number_and_key_alone() -> None:
-    sealed = seal(KEY, BOX, 7, {(KEY, JKT): Window.of(5, {5})})
-    assert unseal(KEY, BOX, 7, sealed)[KEY, JKT].state() == (5, frozenset({5}))
+    sealed = seal(KEY, BOX, 7, Memory(windows={(KEY, JKT): Window.of(5, {5})}))
+    assert unseal(KEY, BOX, 7, sealed).windows[KEY, JKT].state() == (5, frozenset({5}))
     for key, box, number, blob in (
         (bytes(32), BOX, 7, sealed),
         (KEY, "lab/mail/other", 7, sealed),
@@ -400,11 +400,12 @@ def test_a_checkpoint_opens_for_its_mailbox_number_and_key_alone() -> None:
 
 
 def test_a_checkpoint_has_room_for_some_thousand_senders_and_no_more() -> None:
-    def windows(count: int) -> dict[tuple[bytes, str], Window]:
-        return {(KEY, b64u(number.to_bytes(32, "big"))): Window.of(5, {1, 2, 3, 4, 5}) for number in range(count)}
+    def windows(count: int) -> Memory:
+        found = {(KEY, b64u(number.to_bytes(32, "big"))): Window.of(5, {1, 2, 3, 4, 5}) for number in range(count)}
+        return Memory(windows=found)
 
-    assert len(decode(encode(windows(3_000)))) == 3_000
-    assert decode(encode({})) == {}
+    assert len(decode(encode(windows(3_000))).windows) == 3_000
+    assert decode(encode(Memory())) == Memory()
     with pytest.raises(EnvelopeRefused):
         encode(windows(5_000))
 
@@ -412,7 +413,7 @@ def test_a_checkpoint_has_room_for_some_thousand_senders_and_no_more() -> None:
 @given(raw=st.binary(max_size=400))
 def test_any_bytes_are_a_checkpoint_or_lost_state(raw: bytes) -> None:
     with suppress(StateLost):
-        assert isinstance(decode(raw), dict)
+        assert isinstance(decode(raw), Memory)
 
 
 @given(
@@ -422,4 +423,4 @@ def test_any_bytes_are_a_checkpoint_or_lost_state(raw: bytes) -> None:
 def test_a_checkpoint_brings_back_what_is_remembered(seqs: list[int], whole: int) -> None:
     done = {*seqs, *range(1, whole + 1)}
     window = Window.of(max(done, default=0), done)
-    assert decode(encode({(KEY, JKT): window}))[KEY, JKT].state() == window.state()
+    assert decode(encode(Memory(windows={(KEY, JKT): window}))).windows[KEY, JKT].state() == window.state()

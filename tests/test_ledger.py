@@ -136,7 +136,7 @@ def test_an_opening_that_cannot_be_judged_yet_holds_what_comes_on_its_channel(
     raw, inbox = book.sealed(b"1"), book.b.inbox
     opens = inbox.open
 
-    def unsure(*_: object) -> None:
+    def unsure(*_: object, **__: object) -> None:
         raise EnvelopeRefused(Code.STANDING_UNKNOWN, "no list")
 
     monkeypatch.setattr(inbox, "open", unsure)

@@ -30,9 +30,8 @@ from broker.wire.leases import AckRequest, Rejection
 from broker.wire.mailbox import Delivery
 from broker.wire.state import SaveRequest, StateRequest
 from enclave import Agent as Author
-from enclave import Context
-from enclave import channel as channels
-from enclave.checkpoint import decode, encode
+from enclave import Context, passage
+from enclave.checkpoint import Memory, decode, encode
 from enclave.errors import Code, EnvelopeRefused, MessageError
 from enclave.kept import KeptKey, KeptKeys
 from enclave.mailbox import Inbox
@@ -67,7 +66,7 @@ def test_nothing_that_was_handled_is_new_after_a_restart_while_something_was_in_
         window.begin(seq, seq.to_bytes(16, "big"))
         window.finish(seq)
     window.begin(ahead, ahead.to_bytes(16, "big"))  # in hand when the checkpoint is made
-    restored = decode(encode({(KEY, JKT): window}))[KEY, JKT]
+    restored = decode(encode(Memory(windows={(KEY, JKT): window}))).windows[KEY, JKT]
     for number in range(1, whole + 1):
         assert code_of(partial(restored.check, number, bytes(16))) == Code.ENVELOPE_REPLAYED, number
     assert code_of(lambda: restored.check(ahead, bytes(16))) == "ok"
@@ -140,10 +139,10 @@ def test_nor_over_a_restart_that_did_not_have_the_key() -> None:
     assert box.code(letter) == "ok"
     second = box.another()
     second.take(kept(box.new))
-    second.restore(decode(encode(box.inbox.windows())))
+    second.restore(decode(encode(Memory(windows=box.inbox.windows()))).windows)
     third = box.another()
     third.take(kept(box.new))
-    third.restore(decode(encode(second.windows())))
+    third.restore(decode(encode(Memory(windows=second.windows()))).windows)
     third.take(kept(box.old, box.new))
     assert box.code(letter, third) == Code.ENVELOPE_REPLAYED
 
@@ -152,8 +151,8 @@ def test_nor_over_a_restart_that_did_not_have_the_key() -> None:
 
 
 def test_one_sender_cannot_take_the_channels_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "MAX_CHANNELS", 12)
-    monkeypatch.setattr(channels, "MAX_OF_SENDER", 4)
+    monkeypatch.setattr(passage, "MAX_CHANNELS", 12)
+    monkeypatch.setattr(passage, "MAX_OF_SENDER", 4)
     pair = Pair()
     noisy = party(pair.router, "noisy")
     opened = [pair.opened(noisy) for _ in range(20)]
