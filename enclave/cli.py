@@ -59,8 +59,10 @@ def run(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cloister run",
-        description=__doc__.split("\n\n")[0],
+        description="Measure an agent, record it in RTMR3, run the measured copy inside the trust domain.",
         usage="cloister run AGENT [OPTIONS] [-- ARGUMENTS FOR THE AGENT]",
+        epilog="Exit status: the agent's own; 2 when something is not set up. Ctrl-C or SIGTERM ends it in order.",
+        allow_abbrev=False,
     )
     parser.add_argument("agent", type=Path, metavar="AGENT", help="a .py file, or a folder with __main__.py")
     parser.add_argument("--simulated", action="store_true", help="run on the software simulator; protects nothing")
@@ -188,11 +190,17 @@ _HINT: Final = (
     "Name --broker URL and --trust FILE; or start `cloister lab` in another terminal and add --simulated, "
     "which finds it by itself."
 )
+_LAB: Final = (
+    "Start `cloister lab` in another terminal, which is found by itself; or name --broker, --trust and --machine."
+)
 
 
 def _surroundings(options: argparse.Namespace) -> Surroundings:
     note = labs.newest() if options.simulated else {}
     trust = options.trust or os.environ.get(TRUST_VARIABLE, "") or note.get("trust_file", "")
+    if not trust and options.simulated:
+        detail = "no lab runs here, and neither --trust nor the environment names a trust file"
+        raise AgentError(Code.AGENT_UNCONFIGURED, detail, _LAB)
     if not trust:
         raise AgentError(Code.AGENT_UNCONFIGURED, "no trust file is known, so nobody can be believed", _HINT)
     TrustFile.load(Path(trust))  # says what is wrong with it

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, final
 from urllib.parse import urlsplit
@@ -49,11 +51,14 @@ from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
 from enclave.keys import AgentKeys
 
+log: Final = logging.getLogger("cloister.agent")
+
 MAX_ANSWER: Final = 32 << 20
 TIMEOUT_S: Final = 10.0
 DEADLINE_S: Final = 30.0
 FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 5.0
+TOLD_AFTER: Final = 3  # answers in vain
 JSON: Final = "application/json"
 PROTOBUF: Final = "application/x-protobuf"
 NONCE_HEADER: Final = "dpop-nonce"
@@ -241,7 +246,7 @@ class BrokerCalls:
     ) -> Generator[Request | Pause, Answer | None, Answer]:
         """Raises BrokerRefused; TransportFailed client.*; WireError for an answer that is not what it must be."""
         give_up, pause, renewed = self._monotonic() + DEADLINE_S + timeout_s, FIRST_PAUSE_S, False
-        while True:
+        for tries in count(1):
             used = self._nonce
             answer = yield self._request(method, path, body, kind, signed=signed, timeout_s=timeout_s)
             assert answer is not None
@@ -256,8 +261,13 @@ class BrokerCalls:
             wait = max(_retry_after(answer), pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
             if not (repeat and again) or self._monotonic() + wait > give_up:
                 raise _refusal(answer)
+            if tries == TOLD_AFTER:  # it may be long until somebody hears of it otherwise
+                refusal = _refusal(answer)
+                rest_s = round(give_up - self._monotonic())
+                log.warning("%s: %s; asking again for up to %d s", refusal.code, refusal.detail, rest_s)
             yield Pause(seconds=wait)
             pause = min(2 * pause, MAX_PAUSE_S)
+        raise AssertionError("unreachable")
 
     def _request(self, method: str, path: str, body: bytes, kind: str, *, signed: bool, timeout_s: float) -> Request:
         url = self.base_url + path
@@ -278,7 +288,7 @@ def _retry_after(answer: Answer) -> float:
     return min(float(text), MAX_PAUSE_S) if text.isdecimal() else 0.0
 
 
-def _refusal(answer: Answer) -> Exception:
+def _refusal(answer: Answer) -> BrokerRefused | TransportFailed:
     if answer.failure is not None:
         return answer.failure
     try:

@@ -122,7 +122,11 @@ class Context:
                 await self._host.deliver(to, message, labels=self._labels, waits=waits, ttl_s=timeout_s + CLOCK_SLACK_S)
             answer = await waits.take(begun + timeout_s - asyncio.get_running_loop().time())
         except TimeoutError:
-            raise MessageError(Code.MESSAGE_NO_ANSWER, f"not even sent within {timeout_s:g} s") from None
+            raise MessageError(Code.MESSAGE_NO_ANSWER, f"{to} was not even sent it within {timeout_s:g} s") from None
+        except MessageError as error:
+            if error.code is not Code.MESSAGE_NO_ANSWER:
+                raise
+            raise MessageError(error.code, f"{to} did not answer within {timeout_s:g} s") from None
         finally:
             self._host.forget(waits)
         self._labels |= answer.labels

@@ -51,6 +51,8 @@ def agent_files(path: Path) -> tuple[list[Item], PurePosixPath]:
     Raises LaunchFailed: launch.nothing_to_run, launch.unsafe_file, launch.too_large.
     """
     top = PurePosixPath("agent")
+    if path.is_file() and path.suffix != ".py":
+        raise LaunchFailed(Code.LAUNCH_EMPTY, f"{path} is not a .py file")
     if path.is_file():
         return [Item(source=path, target=top / path.name)], top / path.name
     if not (path / "__main__.py").is_file():

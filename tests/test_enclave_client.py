@@ -127,6 +127,14 @@ def test_trouble_that_passes_is_waited_for(calls: BrokerCalls, do: Do, trouble: 
     assert len(broker.asked) == 3
 
 
+def test_who_waits_for_a_broker_says_so_once(calls: BrokerCalls, do: Do, caplog: pytest.LogCaptureFixture) -> None:
+    trouble = [httpx2.ConnectError("refused") for _ in range(6)]
+    do(Broker(*trouble, httpx2.Response(200, json={})), calls.leave_topic("lab/topics/x"))
+    told = [record.getMessage() for record in caplog.records if record.name == "cloister.agent"]
+    assert len(told) == 1
+    assert told[0].startswith(Code.CLIENT_UNREACHABLE)
+
+
 def test_waiting_ends_at_the_deadline(do: Do) -> None:
     now = iter(range(0, 10_000, 20))
     clock = BrokerTime()

@@ -339,6 +339,21 @@ def cloister_run(tmp_path: Path, *options: str, **environment: str) -> tuple[int
     return done.returncode, done.stderr
 
 
+@pytest.mark.parametrize("line", [["notes.md"], ["agent.py", "--simulate"], []])
+def test_a_wrong_command_line_runs_nothing(tmp_path: Path, line: list[str]) -> None:
+    (tmp_path / "notes.md").write_text("# not an agent\n")
+    (tmp_path / "agent.py").write_text("raise SystemExit(7)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "cloister", "run", *line, "--simulated", "--digest"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_what_is_not_known_is_asked_for(tmp_path: Path) -> None:
     status, said = cloister_run(tmp_path, "--simulated")
     assert (status, "agent.unconfigured" in said, "cloister lab" in said) == (2, True, True)
