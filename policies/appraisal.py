@@ -93,6 +93,22 @@ class Settings:
             key = key.rpartition(".")[0]
         return Place(file="bundle.toml", line=known.get(key, 1))
 
+    def reason(
+        self, code: PolicyCode, key: str, *, expected: str, found: str, passes_if: str, nearest: str = ""
+    ) -> Reason:
+        """That what stands at `key` is not met."""
+        place = self.place(key)
+        return Reason(
+            code=code,
+            rule=key,
+            file=place.file,
+            line=place.line,
+            expected=expected,
+            found=found,
+            nearest=nearest,
+            passes_if=passes_if,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appraised:
@@ -161,132 +177,135 @@ def _tcb(settings: Settings, facts: Facts, at: datetime) -> tuple[str, tuple[Rea
 
 def _tcb_reasons(settings: Settings, rule: TcbRule, facts: Facts, table: str) -> tuple[Reason, ...]:
     """All that is wrong with the TCB under one rule. `table` is where the rule stands."""
-    reasons: list[Reason] = []
+    questions = (_status, _evaluation_number, _tcb_date, _advisories_denied, _advisories_not_allowed)
+    answers = (question(settings, rule, facts, table) for question in questions)
+    return tuple(answer for answer in answers if answer)
 
-    def no(code: PolicyCode, key: str, expected: str, found: str, passes_if: str, nearest: str = "") -> None:
-        place = settings.place(f"{table}.{key}")
-        reasons.append(
-            Reason(
-                code=code,
-                rule=f"{table}.{key}",
-                file=place.file,
-                line=place.line,
-                expected=expected,
-                found=found,
-                nearest=nearest,
-                passes_if=passes_if,
-            )
-        )
 
-    if facts.tcb_status not in rule.accept:
-        parts = f"platform {facts.platform_tcb_status or '?'}, module {facts.module_tcb_status or 'none'}, QE "
-        expected = ", ".join(sorted(rule.accept))
-        no(
-            PolicyCode.TCB_STATUS,
-            "accept",
-            expected,
-            f"{facts.tcb_status} ({parts}{facts.qe_tcb_status or '?'})",
-            f"the platform's TCB becomes {expected}, or {table}.accept lists {facts.tcb_status}",
-            "UpToDate" if "UpToDate" in rule.accept else expected,
-        )
-    lowest = min(facts.tcb_evaluation_number, facts.qe_evaluation_number)
-    if lowest < rule.min_evaluation_number:
-        which = "TCB info" if facts.tcb_evaluation_number == lowest else "QE identity"
-        want = rule.min_evaluation_number
-        no(
-            PolicyCode.EVALUATION_NUMBER,
-            "min_evaluation_number",
-            f"{want} or more",
-            f"{lowest} ({which})",
-            f"collateral of evaluation {want} is used (short by {want - lowest})",
-            str(want),
-        )
-    if rule.min_tcb_date and facts.tcb_date < rule.min_tcb_date:
-        want_date = rule.min_tcb_date.date().isoformat()
-        no(
-            PolicyCode.TCB_DATE,
-            "min_tcb_date",
-            f"{want_date} or later",
-            facts.tcb_date.date().isoformat(),
-            f"the platform reaches a TCB level dated {want_date} or later",
-            want_date,
-        )
-    denied = sorted(set(facts.advisory_ids) & rule.advisories_denied)
-    if denied:
-        names = ", ".join(denied)
-        no(
-            PolicyCode.ADVISORY_DENIED,
-            "advisories.deny",
-            "none of the denied",
-            names,
-            f"{names} no longer applies to the platform",
-        )
-    if rule.advisories_allowed is not None:
-        extra = sorted(set(facts.advisory_ids) - rule.advisories_allowed - rule.advisories_denied)
-        if extra:
-            names = ", ".join(extra)
-            no(
-                PolicyCode.ADVISORY_NOT_ALLOWED,
-                "advisories.allow",
-                ", ".join(sorted(rule.advisories_allowed)) or "no advisory",
-                names,
-                f"{names} no longer applies, or {table}.advisories.allow lists it",
-            )
-    return tuple(reasons)
+def _status(settings: Settings, rule: TcbRule, facts: Facts, table: str) -> Reason | None:
+    if facts.tcb_status in rule.accept:
+        return None
+    platform, module, qe = facts.platform_tcb_status, facts.module_tcb_status, facts.qe_tcb_status
+    expected = ", ".join(sorted(rule.accept))
+    return settings.reason(
+        PolicyCode.TCB_STATUS,
+        f"{table}.accept",
+        expected=expected,
+        found=f"{facts.tcb_status} (platform {platform or '?'}, module {module or 'none'}, QE {qe or '?'})",
+        nearest="UpToDate" if "UpToDate" in rule.accept else expected,
+        passes_if=f"the platform's TCB becomes {expected}, or {table}.accept lists {facts.tcb_status}",
+    )
+
+
+def _evaluation_number(settings: Settings, rule: TcbRule, facts: Facts, table: str) -> Reason | None:
+    lowest, want = min(facts.tcb_evaluation_number, facts.qe_evaluation_number), rule.min_evaluation_number
+    if lowest >= want:
+        return None
+    return settings.reason(
+        PolicyCode.EVALUATION_NUMBER,
+        f"{table}.min_evaluation_number",
+        expected=f"{want} or more",
+        found=f"{lowest} ({'TCB info' if facts.tcb_evaluation_number == lowest else 'QE identity'})",
+        nearest=str(want),
+        passes_if=f"collateral of evaluation {want} is used (short by {want - lowest})",
+    )
+
+
+def _tcb_date(settings: Settings, rule: TcbRule, facts: Facts, table: str) -> Reason | None:
+    if rule.min_tcb_date is None or facts.tcb_date >= rule.min_tcb_date:
+        return None
+    want = rule.min_tcb_date.date().isoformat()
+    return settings.reason(
+        PolicyCode.TCB_DATE,
+        f"{table}.min_tcb_date",
+        expected=f"{want} or later",
+        found=facts.tcb_date.date().isoformat(),
+        nearest=want,
+        passes_if=f"the platform reaches a TCB level dated {want} or later",
+    )
+
+
+def _advisories_denied(settings: Settings, rule: TcbRule, facts: Facts, table: str) -> Reason | None:
+    names = ", ".join(sorted(set(facts.advisory_ids) & rule.advisories_denied))
+    if not names:
+        return None
+    return settings.reason(
+        PolicyCode.ADVISORY_DENIED,
+        f"{table}.advisories.deny",
+        expected="none of the denied",
+        found=names,
+        passes_if=f"{names} no longer applies to the platform",
+    )
+
+
+def _advisories_not_allowed(settings: Settings, rule: TcbRule, facts: Facts, table: str) -> Reason | None:
+    """Denied ones have a reason of their own."""
+    if rule.advisories_allowed is None:
+        return None
+    names = ", ".join(sorted(set(facts.advisory_ids) - rule.advisories_allowed - rule.advisories_denied))
+    if not names:
+        return None
+    return settings.reason(
+        PolicyCode.ADVISORY_NOT_ALLOWED,
+        f"{table}.advisories.allow",
+        expected=", ".join(sorted(rule.advisories_allowed)) or "no advisory",
+        found=names,
+        passes_if=f"{names} no longer applies, or {table}.advisories.allow lists it",
+    )
 
 
 def _platform(settings: Settings, facts: Facts, at: datetime) -> tuple[Reason, ...]:
+    if settings.platforms.any_until:
+        known = _any_platform(settings, facts, settings.platforms.any_until, at)
+    else:
+        known = _listed_platform(settings, facts)
+    configuration = (
+        _platform_configuration(settings, facts, name) for name in ("dynamic_platform", "cached_keys", "smt_enabled")
+    )
+    return tuple(answer for answer in (known, *configuration) if answer)
+
+
+def _any_platform(settings: Settings, facts: Facts, until: datetime, at: datetime) -> Reason | None:
+    if at < until:
+        return None
+    return settings.reason(
+        PolicyCode.PLATFORM_ANY_ENDED,
+        "platforms",
+        expected=f"any platform, before {until.date().isoformat()}",
+        found=f"{_platform_ids(facts)} at {at.date().isoformat()}",
+        passes_if=f"platforms are listed by id (ppid {facts.ppid or '?'}), or the date is renewed",
+    )
+
+
+def _listed_platform(settings: Settings, facts: Facts) -> Reason | None:
     wanted = settings.platforms
-    place = settings.place("platforms")
-    reasons: list[Reason] = []
-    listed = facts.ppid in wanted.ppids or facts.piid in wanted.piids or facts.fmspc in wanted.fmspcs
-    found = f"ppid {facts.ppid or '?'}, piid {facts.piid or 'none'}, fmspc {facts.fmspc or '?'}"
-    if wanted.any_until:
-        if at >= wanted.any_until:
-            ended = wanted.any_until.date().isoformat()
-            reasons.append(
-                Reason(
-                    code=PolicyCode.PLATFORM_ANY_ENDED,
-                    rule="platforms",
-                    file=place.file,
-                    line=place.line,
-                    expected=f"any platform, before {ended}",
-                    found=f"{found} at {at.date().isoformat()}",
-                    passes_if=f"platforms are listed by id (ppid {facts.ppid or '?'}), or the date is renewed",
-                )
-            )
-    elif not listed:
-        lists = [("ppid", wanted.ppids), ("piid", wanted.piids), ("fmspc", wanted.fmspcs)]
-        expected = "; ".join(f"{name} in {', '.join(sorted(ids))}" for name, ids in lists if ids)
-        same_model = facts.fmspc in {piece[:12] for piece in wanted.fmspcs}
-        reasons.append(
-            Reason(
-                code=PolicyCode.PLATFORM,
-                rule="platforms",
-                file=place.file,
-                line=place.line,
-                expected=expected,
-                found=found,
-                nearest=facts.fmspc if same_model else "",
-                passes_if=f'[platforms] lists ppid "{facts.ppid}"' + (f' or piid "{facts.piid}"' if facts.piid else ""),
-            )
-        )
-    for name in ("dynamic_platform", "cached_keys", "smt_enabled"):
-        want, have = getattr(wanted, name), getattr(facts, name)
-        if want is not None and have is not want:
-            spot = settings.place(f"platforms.{name}")
-            reasons.append(
-                Reason(
-                    code=PolicyCode.PLATFORM_CONFIGURATION,
-                    rule=f"platforms.{name}",
-                    file=spot.file,
-                    line=spot.line,
-                    expected=str(want).lower(),
-                    found="not stated by the PCK certificate" if have is None else str(have).lower(),
-                    passes_if=f"the PCK certificate states {name} = {str(want).lower()}",
-                )
-            )
-    return tuple(reasons)
+    if facts.ppid in wanted.ppids or facts.piid in wanted.piids or facts.fmspc in wanted.fmspcs:
+        return None
+    lists = [("ppid", wanted.ppids), ("piid", wanted.piids), ("fmspc", wanted.fmspcs)]
+    return settings.reason(
+        PolicyCode.PLATFORM,
+        "platforms",
+        expected="; ".join(f"{name} in {', '.join(sorted(ids))}" for name, ids in lists if ids),
+        found=_platform_ids(facts),
+        passes_if=f'[platforms] lists ppid "{facts.ppid}"' + (f' or piid "{facts.piid}"' if facts.piid else ""),
+    )
+
+
+def _platform_ids(facts: Facts) -> str:
+    return f"ppid {facts.ppid or '?'}, piid {facts.piid or 'none'}, fmspc {facts.fmspc or '?'}"
+
+
+def _platform_configuration(settings: Settings, facts: Facts, name: str) -> Reason | None:
+    want, have = getattr(settings.platforms, name), getattr(facts, name)
+    if want is None or have is want:
+        return None
+    return settings.reason(
+        PolicyCode.PLATFORM_CONFIGURATION,
+        f"platforms.{name}",
+        expected=str(want).lower(),
+        found="not stated by the PCK certificate" if have is None else str(have).lower(),
+        passes_if=f"the PCK certificate states {name} = {str(want).lower()}",
+    )
 
 
 def platform_addresses(settings: Settings, context: Context) -> tuple[Reason, ...]:
@@ -294,13 +313,10 @@ def platform_addresses(settings: Settings, context: Context) -> tuple[Reason, ..
     most = settings.platforms.max_addresses
     if context.platform_addresses <= most:
         return ()
-    place = settings.place("platforms.max_addresses")
     return (
-        Reason(
-            code=PolicyCode.PLATFORM_ADDRESSES,
-            rule="platforms.max_addresses",
-            file=place.file,
-            line=place.line,
+        settings.reason(
+            PolicyCode.PLATFORM_ADDRESSES,
+            "platforms.max_addresses",
             expected=f"at most {most}",
             found=str(context.platform_addresses),
             nearest=str(most),
@@ -355,16 +371,14 @@ def _age(settings: Settings, facts: Facts, at: datetime) -> tuple[str, tuple[Rea
     age_s = int((at - facts.verified_at).total_seconds())
     if age_s <= settings.max_age_s:
         return CURRENT, ()
-    if age_s <= settings.max_age_s + settings.age_grace_s:
-        return GRACE, ()
-    place = settings.place("freshness.max_age_s")
     limit = settings.max_age_s + settings.age_grace_s
-    reason = Reason(
-        code=PolicyCode.STALE,
-        rule="freshness.max_age_s",
-        file=place.file,
-        line=place.line,
-        expected=f"at most {settings.max_age_s} s old" + (f", {settings.age_grace_s} s of grace" if limit else ""),
+    if age_s <= limit:
+        return GRACE, ()
+    grace = f", {settings.age_grace_s} s of grace" if settings.age_grace_s else ""
+    reason = settings.reason(
+        PolicyCode.STALE,
+        "freshness.max_age_s",
+        expected=f"at most {settings.max_age_s} s old{grace}",
         found=f"{age_s} s old" if facts.verified_at.year > 1 else "never verified",
         nearest=f"{limit} s",
         passes_if="the agent attests again",
@@ -380,13 +394,10 @@ def _words(settings: Settings, facts: Facts) -> tuple[Reason, ...]:
         ("roles", facts.role, settings.roles, PolicyCode.ROLE),
     ):
         if (value or facts.compared == "binding") and value not in accepted:
-            place = settings.place(key)
             reasons.append(
-                Reason(
-                    code=code,
-                    rule=key,
-                    file=place.file,
-                    line=place.line,
+                settings.reason(
+                    code,
+                    key,
                     expected=", ".join(sorted(accepted)),
                     found=value or "none",
                     nearest=sorted(accepted)[0],
