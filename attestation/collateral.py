@@ -21,7 +21,7 @@ from attestation.errors import Code, MalformedEvidence
 MAX_COLLATERAL: Final = 4 << 20
 """Bytes of the whole file, or of the nine members together. Real sets have 15 to 40 KiB."""
 
-_LARGE: Final = 256 * 1024  # characters; real sets have 20,000 to 40,000
+SMALL: Final = 256 * 1024  # characters; real sets have 20,000 to 40,000
 _MAX_ITEMS: Final = 50_000  # objects, arrays and commas, where a text is large
 _LONG_NUMBER: Final = re.compile(r"[:,\[]\s*+-?\d{20}")
 """Bounds on the time and memory that a large text can claim; a small one can't claim much."""
@@ -119,7 +119,7 @@ def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
         raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: {len(text)} bytes, at most {MAX_COLLATERAL}")
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
-        if len(decoded) > _LARGE and (sum(map(decoded.count, "{[,")) > _MAX_ITEMS or _LONG_NUMBER.search(decoded)):
+        if len(decoded) > SMALL and (sum(map(decoded.count, "{[,")) > _MAX_ITEMS or _LONG_NUMBER.search(decoded)):
             raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: large, and full of members or digits")
         document = _DECODER.decode(decoded)
     except (ValueError, RecursionError) as error:  # bad UTF-8 and absurd numbers are ValueErrors too
@@ -140,6 +140,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+PLAIN_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
+"""Keeps the last of two members with one name: only for those who count the members themselves."""
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
