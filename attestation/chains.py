@@ -89,7 +89,10 @@ def judge_chains(
     roots: TrustRoots,
     known: KnownCertificates,
 ) -> dict[str, Chain]:
-    """Chains whose certificates are known by role, under their labels. Which demands they met is in `ledger`."""
+    """Chains whose certificates are known by role, under their labels. Which demands they met is in `ledger`.
+
+    Signatures are left to `prove_chains`.
+    """
 
     def form(item: tuple[bytes, tuple[Role, ...]]) -> Chain:
         bodies = pem_blocks(item[0], in_quote=steps is PCK_STEPS)
@@ -98,9 +101,12 @@ def judge_chains(
     named = ledger.each(steps.names, ledger.each(steps.length, ledger.each(steps.form, texts, form), _length), _names)
     ledger.each(steps.profile, named, lambda chain: follows_profile(chain.certificates, chain.roles))
     rooted = ledger.each(steps.root, named, lambda chain: _rooted(chain, roots))
-    chains = named | rooted
+    return named | rooted
+
+
+def prove_chains(ledger: Ledger, steps: ChainSteps, chains: dict[str, Chain], known: KnownCertificates) -> None:
+    """The last demand on chains, and the one that costs: that each certificate is signed by the one above it."""
     ledger.each(steps.signatures, chains, lambda chain: _signatures(chain, known))
-    return chains
 
 
 def _length(chain: Chain) -> Chain:
@@ -150,13 +156,15 @@ def judge_pck_chain(quote: Quote, roots: TrustRoots, earlier: KnownCertificates 
         return PckChain(ok=False, checks=tuple(ledger.checks), chain=None, facts=None, windows=())
     known = KnownCertificates(roots, earlier)
     texts = {_LABEL: (quote.certification_data, PCK_CHAIN)}
-    chain = judge_chains(ledger, PCK_STEPS, texts, roots, known).get(_LABEL)
+    chains = judge_chains(ledger, PCK_STEPS, texts, roots, known)
+    chain = chains.get(_LABEL)
     facts: PckFacts | None = None
     windows: list[Window] = []
     if chain is not None:
         leaf, ca, _ = chain.certificates
         facts = ledger.run(step.CHAIN_PCK_EXTENSION, PckFacts.of, leaf, ca.common_name)
         windows = chain.windows(step.CHAIN_BEGUN, step.CHAIN_LASTS)
+    prove_chains(ledger, PCK_STEPS, chains, known)
     return PckChain(ok=ledger.ok, checks=tuple(ledger.checks), chain=chain, facts=facts, windows=tuple(windows))
 
 

@@ -14,7 +14,7 @@ import re
 from binascii import unhexlify
 from collections.abc import Callable
 from datetime import datetime
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple, TypeVar, final
 
 from attestation.checks import Unmet
@@ -26,6 +26,7 @@ from attestation.tcb import COMPONENTS, ISV_STATES, PLATFORM_STATES, IsvLevel, T
 T = TypeVar("T")
 
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_SVN: Final = itemgetter("svn")
 _IN_TIME: Final = 2  # colons
 _MAX_U16: Final = 0xFFFF
 _MAX_U32: Final = 0xFFFF_FFFF
@@ -108,7 +109,7 @@ def _at_once(
         return None
     try:
         document = PLAIN_DECODER.decode(text)
-        if document["version"] != version:
+        if _number(document["version"], _MAX_U32) != version:
             return None
         value = read(document)
         return value if colons(document) == text.count(":") else None
@@ -234,7 +235,7 @@ def _isv_levels(levels: object) -> tuple[IsvLevel, ...]:
 
 def _components(components: object) -> bytes:
     """The 16 SVNs as octets."""
-    svns = [component["svn"] for component in _list(components)]
+    svns = list(map(_SVN, _list(components)))
     if len(svns) != COMPONENTS:
         raise ValueError(f"{len(svns)} TCB components, not {COMPONENTS}")
     if bool in map(type, svns):

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar, final
 
 from attestation import checks as step
 from attestation.certificates import Certificate, Crl, signed_by, signed_raw
-from attestation.chains import SIGNER_STEPS, Chain, judge_chains
+from attestation.chains import SIGNER_STEPS, Chain, judge_chains, prove_chains
 from attestation.checks import Check, Ledger, Step, Unmet
 from attestation.collateral import Collateral
 from attestation.documents import QeIdentity, TcbInfo, WrongVersion, parse_qe_identity, parse_tcb_info
@@ -50,15 +50,23 @@ class Endorsements(NamedTuple):
 
 
 def endorse(collateral: Collateral, roots: TrustRoots) -> Endorsements:
-    """Judge a collateral set under `roots`. Never raises: what is wrong is in `checks`."""
+    """Judge a collateral set under `roots`. Never raises: what is wrong is in `checks`.
+
+    Signatures come last and in one go: what they need of the processor's caches, the interpreter would need again.
+    """
     ledger, known = Ledger(), KnownCertificates(roots)
     chains = judge_chains(ledger, SIGNER_STEPS, _issuer_chains(collateral), roots, known)
     signers = {label: chain.certificates[0] for label, chain in chains.items()}
     trusted = tuple({chain.trusted.point: chain.trusted for chain in chains.values() if chain.trusted}.values())
-    crls = _crls(ledger, collateral, signers.get(PCK_CRL), trusted)
-    tcb_info, qe_identity = _documents(ledger, collateral, signers)
+    crls = _crls(ledger, collateral)
+    issued = _issuers(ledger, crls, signers.get(PCK_CRL), trusted)
+    tcb_info, qe_identity = _documents(ledger, collateral)
     if (root_crl := crls.get(ROOT_CRL)) is not None and signers:
         ledger.each(step.SIGNER_REVOKED, signers, partial(not_revoked, root_crl))
+    windows = _windows(chains, crls, tcb_info, qe_identity)
+    prove_chains(ledger, SIGNER_STEPS, chains, known)
+    ledger.each(step.CRL_SIGNATURES, issued, _signed_by)
+    ledger.each(step.COLLATERAL_SIGNATURES, _signed_texts(collateral, signers), _signed_text)
     return Endorsements(
         ok=ledger.ok,
         checks=tuple(ledger.checks),
@@ -70,7 +78,7 @@ def endorse(collateral: Collateral, roots: TrustRoots) -> Endorsements:
         root_crl=root_crl,
         tcb_info=tcb_info,
         qe_identity=qe_identity,
-        windows=_windows(chains, crls, tcb_info, qe_identity),
+        windows=windows,
     )
 
 
@@ -92,17 +100,20 @@ def _issuer_chains(collateral: Collateral) -> dict[str, tuple[bytes, tuple[Role,
     return {TCB_INFO: (tcb.encode(), TCB_CHAIN), QE_IDENTITY: (qe.encode(), TCB_CHAIN)} | chains
 
 
-def _crls(
-    ledger: Ledger, collateral: Collateral, pck_ca: Certificate | None, trusted: tuple[Certificate, ...]
-) -> dict[str, Crl]:
-    """Both CRLs, each checked against the CA that it should come from."""
+def _crls(ledger: Ledger, collateral: Collateral) -> dict[str, Crl]:
     crls = ledger.each(step.CRL_FORM, {ROOT_CRL: collateral.root_ca_crl, PCK_CRL: collateral.pck_crl}, Crl.parse)
     ledger.each(step.CRL_PROFILE, crls, _full)
+    return crls
+
+
+def _issuers(
+    ledger: Ledger, crls: dict[str, Crl], pck_ca: Certificate | None, trusted: tuple[Certificate, ...]
+) -> dict[str, tuple[Crl, tuple[Certificate, ...]]]:
+    """Each CRL beside the CAs that it should come from, where those are known."""
     issuers: dict[str, tuple[Certificate, ...]] = {ROOT_CRL: trusted, PCK_CRL: (pck_ca,) if pck_ca else ()}
     pairs = {label: (crl, issuers[label]) for label, crl in crls.items() if issuers[label]}
     ledger.each(step.CRL_ISSUER, pairs, _issued_by)
-    ledger.each(step.CRL_SIGNATURES, pairs, _signed_by)
-    return crls
+    return pairs
 
 
 def _full(crl: Crl) -> None:
@@ -132,17 +143,7 @@ def _signed_by(pair: tuple[Crl, tuple[Certificate, ...]]) -> None:
             raise Unmet(f"not signed by the key of {issuer.common_name}")
 
 
-def _documents(
-    ledger: Ledger, collateral: Collateral, signers: dict[str, Certificate]
-) -> tuple[TcbInfo | None, QeIdentity | None]:
-    shared = signers.get(_BOTH)
-    tcb_signer, qe_signer = signers.get(TCB_INFO, shared), signers.get(QE_IDENTITY, shared)
-    signed: dict[str, tuple[Certificate, bytes, str]] = {}
-    if tcb_signer is not None:
-        signed[TCB_INFO] = (tcb_signer, collateral.tcb_info_signature, collateral.tcb_info)
-    if qe_signer is not None:
-        signed[QE_IDENTITY] = (qe_signer, collateral.qe_identity_signature, collateral.qe_identity)
-    ledger.each(step.COLLATERAL_SIGNATURES, signed, _signed_text)
+def _documents(ledger: Ledger, collateral: Collateral) -> tuple[TcbInfo | None, QeIdentity | None]:
     wrong: dict[Step, list[str]] = {step.COLLATERAL_FORM: [], step.COLLATERAL_VERSION: []}
     tcb_info = _read(parse_tcb_info, collateral.tcb_info, wrong)
     qe_identity = _read(parse_qe_identity, collateral.qe_identity, wrong)
@@ -162,6 +163,18 @@ def _read(parse: Callable[[str], T], text: str, wrong: dict[Step, list[str]]) ->
     except Unmet as unmet:
         wrong[step.COLLATERAL_FORM].append(unmet.detail)
     return None
+
+
+def _signed_texts(collateral: Collateral, signers: dict[str, Certificate]) -> dict[str, tuple[Certificate, bytes, str]]:
+    """Both documents with their signatures and signers, where those are known."""
+    shared = signers.get(_BOTH)
+    tcb_signer, qe_signer = signers.get(TCB_INFO, shared), signers.get(QE_IDENTITY, shared)
+    signed: dict[str, tuple[Certificate, bytes, str]] = {}
+    if tcb_signer is not None:
+        signed[TCB_INFO] = (tcb_signer, collateral.tcb_info_signature, collateral.tcb_info)
+    if qe_signer is not None:
+        signed[QE_IDENTITY] = (qe_signer, collateral.qe_identity_signature, collateral.qe_identity)
+    return signed
 
 
 def _signed_text(item: tuple[Certificate, bytes, str]) -> None:

@@ -43,11 +43,11 @@ class Platform(NamedTuple):
 def judge_platform(quote: Quote, chain: PckChain, endorsements: Endorsements) -> Platform:
     """Judge all that vouches for the attestation key of `quote`. Never raises: what is wrong is in `checks`."""
     ledger = Ledger()
+    if chain.leaf is not None:  # right behind the chain's signatures: what they left in the processor's caches is used
+        ledger.run(step.QE_SIGNATURE, _qe_signature, quote, chain.leaf.key)
     _judge_revocation(ledger, chain, endorsements)
     comparable = _judge_documents(ledger, quote.tee, chain.facts, endorsements)
     report = quote.qe_report
-    if chain.leaf is not None:
-        ledger.run(step.QE_SIGNATURE, _qe_signature, quote, chain.leaf.key)
     ledger.run(step.QE_KEY_BOUND, _key_bound, quote, report)
     key = ledger.run(step.QUOTE_KEY, p256_key, quote.attestation_key)
     ledger.run(step.QE_DEBUG, _qe_debug, report)
