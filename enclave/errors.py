@@ -100,6 +100,7 @@ class Code(StrEnum):
     TDX_QUOTE = "tdx.quote_mismatch"
     TDX_REGISTER = "tdx.register_invalid"
     TDX_TOO_LARGE = "tdx.quote_too_large"
+    TOPIC_MISSED = "topic.missed"
     TRUST_MALFORMED = "trust.malformed"
     TRUST_UNREADABLE = "trust.unreadable"
 
@@ -516,6 +517,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.TDX_TOO_LARGE: (
         "The quote is larger than 128 KiB.",
         "Ask the operator of the host to look at its quote generation service.",
+    ),
+    Code.TOPIC_MISSED: (
+        "The topic was full, and messages went that this reader had left lying for more than a minute.",
+        "Read faster, or raise `mail.messages` and `mail.octets` of the broker.",
     ),
     Code.TRUST_MALFORMED: (
         "The trust file is not what it must be.",

@@ -78,6 +78,8 @@ class TopicReader:
         self._inbox = Inbox(topic, keys, time, judge=judge, durable=True, standing=standing)
         self._done = 0  # told to the broker with the next question
         self._open: dict[int, Header] = {}
+        self.missed = 0  # messages that went before this reader came to them
+        self._told = 0  # of them, as the broker counts since it was joined last
 
     async def join(self) -> None:
         """Be given the keys, from now on; again when the topic was rolled. Raises BrokerRefused, and as `open_keys`."""
@@ -101,6 +103,7 @@ class TopicReader:
         """What has come since, opened. What cannot be proved is passed over, and logged with its code."""
         request = TopicRead(done=self._done, max_messages=min(limit, MAX_PAGE), wait_s=wait_s)
         page = await self._do(lambda: self._calls.read_topic(self.topic, request))
+        self._count(page.missed)
         if any(not self._known(delivery) for delivery in page.deliveries):
             await self.join()
         if page.deliveries and self._standing.due:
@@ -118,6 +121,13 @@ class TopicReader:
             elif not self._open:
                 self._done = max(self._done, place)
         return received
+
+    def _count(self, missed: int) -> None:
+        fresh = missed - self._told if missed >= self._told else missed
+        self._told = missed
+        if fresh:
+            self.missed += fresh
+            log.warning("reading %s: %s, %d messages", self.topic, Code.TOPIC_MISSED, fresh)
 
     def _known(self, delivery: Delivery) -> bool:
         try:

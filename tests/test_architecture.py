@@ -21,7 +21,7 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der certificates pki pck "
+        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
         "collateral documents validity chains endorsements quoting appraisal recent verifier ear transparency "
         "tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal "
         "inspect_cli measure_cli verify_cli decision_cli cli __init__"
@@ -34,8 +34,8 @@ ORDER: dict[str, str] = {
     ),
     "enclave": (
         "errors telling clock keys trustfile tdx replay messages domain packages launch session release kept standing "
-        "mailbox blobs padding passage channel lanes ledger checkpoint stream client svid durable topics connection "
-        "company received peers runtime direct workload_messages workload declared replies context main handling "
+        "mailbox blobs padding passage channel lanes ledger keeping checkpoint stream client svid durable fetching topics "
+        "connection company received peers runtime direct workload_messages workload declared replies context main handling "
         "subscribing hooks agent supervise labs reload cli __init__"
     ),
     "broker": (
@@ -51,7 +51,7 @@ ORDER: dict[str, str] = {
         "drawing blobs desks"
     ),
     "broker/store": (
-        "__init__ rows undo turns memory_channels memory_mail memory_svids memory_topics memory_releases memory "
+        "__init__ rows undo turns shares memory_channels memory_mail memory_svids memory_topics memory_releases memory "
         "sql_releases sql_schema sql_blobs sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables fence sql"
     ),
     "broker/rest": (
@@ -72,7 +72,7 @@ ORDER: dict[str, str] = {
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
         "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "
-        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies residence lab demo cli "
+        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies residence lablog lab demo cli "
         "broker_fixture agent_fixture hostile pytest_plugin"
     ),
     "simulator/guest": (

@@ -4,10 +4,12 @@ Decides who the readers are: agents that the policy lets `Receive` there, from t
 keys. The key is rolled when a reader leaves, falls or may no longer read, and whenever the generation has risen, before
 anything else is taken in: what is said afterwards can't be read by who is gone, whatever he has kept. Newcomers get no
 keys of before. A message lies here once; each reader's place moves over it. In order per sender, at least once, for as
-long as the reader is there: a topic is no archive.
+long as the reader is there: a topic is no archive. A reader that is a minute behind when there is no room left loses
+the oldest of what it has not read, and is told how much that was; it holds up nobody.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, final
 
@@ -237,24 +239,24 @@ class TopicDesk:
         waits = request.wait_s
         while True:
             at = self._clock()
-            place = await self._advanced(session, topic, request.done)
-            page = await self._page(session, topic, place, request.max_messages, at)
+            reader = await self._advanced(session, topic, request.done)
+            page = await self._page(session, reader, request.max_messages, at)
             if page.deliveries or waits <= 0 or self._bell.stopping:
                 return page
             await self._bell.wait(_bell(topic), min(waits, LOOK_AGAIN_S))
             waits -= 1
 
-    async def _advanced(self, session: Session, topic: str, done: int) -> int:
+    async def _advanced(self, session: Session, topic: str, done: int) -> TopicReader:
         reader = self._store.read(lambda tx: tx.topics.reader(topic, session.subject))
         if reader is None:
             raise BrokerError(BrokerCode.TOPIC_NOT_READER, f"{session.subject} at {topic}")
         if done > reader.place:
             await self._store.transact(lambda tx: tx.topics.advance(topic, session.subject, done))
-        return max(done, reader.place)
+        return replace(reader, place=max(done, reader.place))
 
-    async def _page(self, session: Session, topic: str, place: int, limit: int, at: datetime) -> TopicPage:
+    async def _page(self, session: Session, reader: TopicReader, limit: int, at: datetime) -> TopicPage:
         """Only of senders who may still speak, and only what the policy lets this reader see of their labels."""
-        now_ms = int(at.timestamp() * 1000)
+        now_ms, topic, place = int(at.timestamp() * 1000), reader.topic, reader.place
         found = self._store.read(lambda tx: tx.topics.page(topic, after=place, now_ms=now_ms, limit=limit))
         senders = await self._sessions.settle(tuple({message.sender for message in found}), at)
         held = self._labels.of(session.subject)
@@ -277,6 +279,7 @@ class TopicDesk:
                 for subject, sender in senders.items()
                 if any(message.sender == subject for message, _ in shown)
             },
+            missed=reader.missed,
         )
 
     def _delivery(self, message: TopicMessage) -> Delivery:

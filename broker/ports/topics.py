@@ -8,11 +8,12 @@ Times are integers: `_s` seconds, `_ms` milliseconds since 1970.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 from broker.ports.mail import Queued, Quota
 
-MAX_PAGE: int = 64
+MAX_PAGE: Final = 64
+BEHIND_MS: Final = 60_000  # a reader that has not read what was taken in so long ago holds up nobody
 
 
 @final
@@ -34,18 +35,26 @@ class TopicMessage:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicReader:
-    """A reader: done with everything up to `place`, given the keys from `epoch` on."""
+    """A reader: done with everything up to `place`, given the keys from `epoch` on.
+
+    `missed` counts the messages that went, since it joined, before it had read them.
+    """
 
     topic: str
     subject: str
     place: int
     epoch: int
     joined_at_ms: int
+    missed: int = 0
 
 
 class Topics(Protocol):
     def publish(self, message: TopicMessage, quota: Quota) -> Queued:
-        """Keep it until it expires or every reader is done with it."""
+        """Keep it until it expires or every reader is done with it.
+
+        When there is no room, what is wanted by nobody but readers who are more than BEHIND_MS behind makes some, the
+        oldest of whoever has the most, and is counted as missed by them.
+        """
 
     def join(self, reader: TopicReader) -> TopicReader:
         """The reader as it is known; a new one begins behind the newest message, whatever its `place` says."""

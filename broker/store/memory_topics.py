@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import final
 
 from broker.ports.mail import Queued, Quota
-from broker.ports.topics import MAX_PAGE, TopicMessage, TopicReader
+from broker.ports.topics import BEHIND_MS, MAX_PAGE, TopicMessage, TopicReader
+from broker.store.shares import Load, has_room, let_go
 from broker.store.undo import Table, Undo
 
 
@@ -30,7 +31,7 @@ class MemoryTopics:
                 return Queued.DUPLICATE if same else Queued.ID_REUSED
         if self._full(message, quota):
             self._prune(message.topic, message.accepted_at_ms)
-            if self._full(message, quota):
+            if self._full(message, quota) and not self._make_room(message, quota):
                 return Queued.FULL
         self._next += 1
         self._messages.put(self._next, replace(message, number=self._next))
@@ -39,19 +40,31 @@ class MemoryTopics:
     def _full(self, message: TopicMessage, quota: Quota) -> bool:
         waiting = self._of(message.topic)
         own = [one for one in waiting if one.sender == message.sender]
-        size = len(message.envelope)
-        return (
-            len(waiting) >= quota.messages
-            or sum(len(one.envelope) for one in waiting) + size > quota.octets
-            or len(own) >= quota.sender_messages
-            or sum(len(one.envelope) for one in own) + size > quota.sender_octets
-        )
+        more = Load(1, len(message.envelope))
+        return not has_room(quota, held=_load(waiting), own=_load(own), more=more)
 
     def _prune(self, topic: str, now_ms: int) -> None:
         done = min((reader.place for reader in self.readers(topic)), default=self._next)
         for message in self._of(topic):
             if message.expires_at_ms <= now_ms or message.number <= done:
                 self._messages.drop(message.number)
+
+    def _make_room(self, message: TopicMessage, quota: Quota) -> bool:
+        oldest_ms = message.accepted_at_ms - BEHIND_MS
+        timely = [reader.place for reader in self.readers(message.topic) if not self._behind(reader, oldest_ms)]
+        rows = [(one.number, len(one.envelope), one.sender) for one in self._of(message.topic)]
+        up_to = min(timely, default=self._next)
+        gone = let_go(quota, rows, message.sender, len(message.envelope), up_to=up_to)
+        for number in gone or ():
+            self._messages.drop(number)
+        for reader in self.readers(message.topic) if gone else ():
+            missed = reader.missed + sum(number > reader.place for number in gone or ())
+            self._readers.put((reader.topic, reader.subject), replace(reader, missed=missed))
+        return gone is not None
+
+    def _behind(self, reader: TopicReader, oldest_ms: int) -> bool:
+        first = next((one for one in self._of(reader.topic) if one.number > reader.place), None)
+        return first is not None and first.accepted_at_ms <= oldest_ms
 
     def join(self, reader: TopicReader) -> TopicReader:
         known = self._readers.get((reader.topic, reader.subject))
@@ -87,6 +100,10 @@ class MemoryTopics:
         for number in ended:
             self._messages.drop(number)
         return len(ended)
+
+
+def _load(messages: Sequence[TopicMessage]) -> Load:
+    return Load(len(messages), sum(len(one.envelope) for one in messages))
 
 
 @final

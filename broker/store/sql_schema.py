@@ -166,4 +166,19 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     RELEASES_SCHEMA,
     ("CREATE INDEX mailbox_owner ON mailbox (owner)",),
     ("CREATE INDEX channel_of ON channel (sender, mailbox, accepted_at_ms)",),
+    (
+        "ALTER TABLE topic_reader ADD COLUMN missed INTEGER NOT NULL DEFAULT 0",
+        # What of one sender lies in one topic, kept by triggers, as for mailboxes.
+        """CREATE TABLE topic_lane (
+            topic TEXT, sender TEXT, messages INTEGER NOT NULL, octets INTEGER NOT NULL, PRIMARY KEY (topic, sender))
+            WITHOUT ROWID""",
+        "INSERT INTO topic_lane SELECT topic, sender, count(*), sum(length(envelope)) FROM topic_message GROUP BY 1, 2",
+        """CREATE TRIGGER topic_in AFTER INSERT ON topic_message BEGIN
+            INSERT INTO topic_lane VALUES (new.topic, new.sender, 1, length(new.envelope))
+            ON CONFLICT DO UPDATE SET messages = messages + 1, octets = octets + excluded.octets; END""",
+        """CREATE TRIGGER topic_out AFTER DELETE ON topic_message BEGIN
+            UPDATE topic_lane SET messages = messages - 1, octets = octets - length(old.envelope)
+                WHERE topic = old.topic AND sender = old.sender;
+            DELETE FROM topic_lane WHERE topic = old.topic AND sender = old.sender AND messages = 0; END""",
+    ),
 )

@@ -3,10 +3,14 @@
 import hmac
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 from broker.ports.mail import Queued, Quota
-from broker.ports.topics import MAX_PAGE, TopicMessage, TopicReader
+from broker.ports.topics import BEHIND_MS, MAX_PAGE, TopicMessage, TopicReader
+from broker.store.shares import Load, has_room, let_go
+
+_EVERYTHING: Final = 2**63 - 1
+_READERS: Final = "SELECT topic, subject, place, epoch, joined_at_ms, missed FROM topic_reader WHERE topic = ?"
 
 
 def _message(row: Sequence[Any]) -> TopicMessage:
@@ -24,7 +28,7 @@ def _message(row: Sequence[Any]) -> TopicMessage:
 
 
 def _reader(row: Sequence[Any]) -> TopicReader:
-    return TopicReader(topic=row[0], subject=row[1], place=row[2], epoch=row[3], joined_at_ms=row[4])
+    return TopicReader(topic=row[0], subject=row[1], place=row[2], epoch=row[3], joined_at_ms=row[4], missed=row[5])
 
 
 @final
@@ -42,7 +46,7 @@ class SqlTopics:
             return Queued.DUPLICATE if hmac.compare_digest(row[0], m.digest) else Queued.ID_REUSED
         if self._full(m, quota):
             self._prune(m.topic, m.accepted_at_ms)
-            if self._full(m, quota):
+            if self._full(m, quota) and not self._make_room(m, quota):
                 return Queued.FULL
         self._db.execute(
             """INSERT INTO topic_message
@@ -53,18 +57,29 @@ class SqlTopics:
         return Queued.QUEUED
 
     def _full(self, m: TopicMessage, quota: Quota) -> bool:
-        messages, octets, own, own_octets = self._db.execute(
-            """SELECT count(*), coalesce(sum(length(envelope)), 0), coalesce(sum(sender = ?), 0),
-               coalesce(sum(iif(sender = ?, length(envelope), 0)), 0) FROM topic_message WHERE topic = ?""",
+        row = self._db.execute(
+            """SELECT coalesce(sum(messages), 0), coalesce(sum(octets), 0), coalesce(sum(messages) FILTER
+               (WHERE sender = ?), 0), coalesce(sum(octets) FILTER (WHERE sender = ?), 0)
+               FROM topic_lane WHERE topic = ?""",
             (m.sender, m.sender, m.topic),
         ).fetchone()
-        size = len(m.envelope)
-        return bool(
-            messages >= quota.messages
-            or octets + size > quota.octets
-            or own >= quota.sender_messages
-            or own_octets + size > quota.sender_octets
+        return not has_room(quota, held=Load(*row[:2]), own=Load(*row[2:]), more=Load(1, len(m.envelope)))
+
+    def _make_room(self, m: TopicMessage, quota: Quota) -> bool:
+        timely = self._db.execute(
+            """SELECT min(place) FROM topic_reader AS r WHERE topic = ? AND coalesce((SELECT accepted_at_ms
+               FROM topic_message AS m WHERE m.topic = r.topic AND m.id > r.place ORDER BY id LIMIT 1), ?) > ?""",
+            (m.topic, m.accepted_at_ms, m.accepted_at_ms - BEHIND_MS),
+        ).fetchone()[0]
+        rows = self._db.execute(
+            "SELECT id, length(envelope), sender FROM topic_message WHERE topic = ? ORDER BY id", (m.topic,)
         )
+        up_to = _EVERYTHING if timely is None else timely
+        gone = let_go(quota, rows.fetchall(), m.sender, len(m.envelope), up_to=up_to)
+        missed = [(m.topic, number) for number in gone or ()]
+        self._db.executemany("UPDATE topic_reader SET missed = missed + 1 WHERE topic = ? AND place < ?", missed)
+        self._db.executemany("DELETE FROM topic_message WHERE topic = ? AND id = ?", missed)
+        return gone is not None
 
     def _prune(self, topic: str, now_ms: int) -> None:
         self._db.execute(
@@ -80,7 +95,7 @@ class SqlTopics:
 
     def join(self, reader: TopicReader) -> TopicReader:
         self._db.execute(
-            "INSERT OR IGNORE INTO topic_reader VALUES (?,?,?,?,?)",
+            """INSERT OR IGNORE INTO topic_reader (topic, subject, place, epoch, joined_at_ms) VALUES (?,?,?,?,?)""",
             (reader.topic, reader.subject, self._newest(reader.topic), reader.epoch, reader.joined_at_ms),
         )
         found = self.reader(reader.topic, reader.subject)
@@ -88,15 +103,11 @@ class SqlTopics:
         return found
 
     def reader(self, topic: str, subject: str) -> TopicReader | None:
-        query = "SELECT topic, subject, place, epoch, joined_at_ms FROM topic_reader WHERE topic = ? AND subject = ?"
-        row = self._db.execute(query, (topic, subject)).fetchone()
+        row = self._db.execute(f"{_READERS} AND subject = ?", (topic, subject)).fetchone()
         return _reader(row) if row else None
 
     def readers(self, topic: str) -> Sequence[TopicReader]:
-        rows = self._db.execute(
-            "SELECT topic, subject, place, epoch, joined_at_ms FROM topic_reader WHERE topic = ? ORDER BY subject",
-            (topic,),
-        )
+        rows = self._db.execute(f"{_READERS} ORDER BY subject", (topic,))
         return [_reader(row) for row in rows]
 
     def leave(self, topic: str, subject: str) -> bool:

@@ -58,17 +58,22 @@ class TopicRead:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicPage:
-    """Messages behind the reader's place, in order, each with its place; a peer token for each sender among them."""
+    """Messages behind the reader's place, in order, each with its place; a peer token for each sender among them.
+
+    `missed` counts what the topic had no room for until this reader came, since it joined.
+    """
 
     deliveries: tuple[Delivery, ...]
     places: tuple[int, ...]
     senders: dict[str, str] = field(repr=False)
+    missed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "deliveries": [delivery.to_dict() for delivery in self.deliveries],
             "places": list(self.places),
             "senders": self.senders,
+            "missed": self.missed,
         }
 
     @classmethod
@@ -87,4 +92,5 @@ class TopicPage:
                 for name in list(senders)[:MAX_PAGE]
                 if len(name) <= MAX_SUBJECT and SUBJECT.fullmatch(name)
             },
+            missed=read.number("missed", default=0),
         )
