@@ -25,6 +25,7 @@ from broker.wire.bodies import PutSecretRequest, SecretInfo
 from broker.wire.names import is_resource, tenant_of
 from broker.wire.terms import SecretTerms
 from policies.bundle import Bundle
+from policies.errors import BundleError
 
 MAX_PAGE: Final = 1000
 
@@ -129,10 +130,15 @@ class Administration:
     async def reload_policies(self, admin: Admin, *, correlation_id: str = "") -> dict[str, str]:
         """Read every bundle anew; tenant → digest. All are checked before one is taken.
 
-        Raises BundleError, BrokerError admin.*, config.invalid.
+        Raises BrokerError admin.*, config.invalid.
         """
         admin.require_everywhere(Act.POLICY_RELOAD)
-        fresh = self._reload()
+        try:
+            fresh = self._reload()
+        except BundleError as error:  # whoever may reload them may read what is wrong with them
+            found = tuple(str(one.code) for one in error.all)
+            shown = "\n".join(map(str, error.all))
+            raise BrokerError(BrokerCode.CONFIG_INVALID, str(error), codes=found, shown=shown) from None
         for bundle in fresh:
             self._bundles.check_successor(bundle)
         changed = [bundle for bundle in fresh if bundle.digest != self._bundles.of(bundle.tenant).digest]

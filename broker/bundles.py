@@ -34,7 +34,7 @@ class Bundles:
         old = self._found.get(bundle.tenant)
         if old is not None and bundle.version <= old.version and bundle.digest != old.digest:
             detail = f"bundle {bundle.tenant} has version {bundle.version}, in force is {old.version}: raise it"
-            raise BrokerError(BrokerCode.CONFIG_INVALID, detail)
+            raise BrokerError(BrokerCode.CONFIG_INVALID, detail, shown=detail)
 
     def replace(self, bundle: Bundle) -> None:
         self._found[bundle.tenant] = bundle

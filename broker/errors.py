@@ -115,14 +115,22 @@ class BrokerCode(StrEnum):
 class BrokerError(Exception):
     """`code` is for machines and goes to the caller; `detail` goes to the operator's log. Neither ever holds a secret.
 
-    `codes` are every reason's codes when there are several; `retry_after_s` is set when trying again makes sense.
+    `codes` are every reason's codes when there are several; `retry_after_s` is set when trying again makes sense;
+    `shown` is a text that the caller, too, may read: an administrator about the policy that he has just loaded.
     """
 
     def __init__(
-        self, code: BrokerCode, detail: str, *, codes: tuple[str, ...] = (), retry_after_s: int | None = None
+        self,
+        code: BrokerCode,
+        detail: str,
+        *,
+        codes: tuple[str, ...] = (),
+        retry_after_s: int | None = None,
+        shown: str = "",
     ) -> None:
         super().__init__(f"{code}: {detail}")
         self.code, self.detail, self.codes, self.retry_after_s = code, detail, codes, retry_after_s
+        self.shown = shown
 
 
 MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {

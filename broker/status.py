@@ -26,6 +26,7 @@ from broker.wire.errors import MEANING as WIRE_MEANING
 from broker.wire.errors import WireCode, WireError
 from policies.errors import Refused
 
+MAX_SHOWN: Final = 2000
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, NOT_ALLOWED, CONFLICT, GONE, TOO_LARGE, TOO_MANY = (
     *(400, 401, 403, 404, 405, 409, 410, 413, 429),
 )
@@ -205,7 +206,7 @@ def status_of(error: Refusal) -> int:
 
 
 def problem_of(error: Refusal, correlation_id: str) -> Problem:
-    """The problem document: nothing in it comes from the error but its codes."""
+    """The problem document: nothing in it comes from the error but its codes, and what is meant to be shown."""
     codes = codes_of(error)
     code = str(BrokerCode.POLICY_REFUSED) if isinstance(error, Refused) else str(error.code)
     happened, remedy = _meaning(error)
@@ -213,6 +214,7 @@ def problem_of(error: Refusal, correlation_id: str) -> Problem:
         status=status_of(error),
         code=code,
         title=happened,
+        detail=error.shown[:MAX_SHOWN] if isinstance(error, BrokerError) else "",
         remedy=remedy,
         correlation_id=correlation_id,
         codes=codes if codes != (code,) else (),

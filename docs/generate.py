@@ -31,6 +31,10 @@ PARTS: Final = {
         "Inside the trust domain",
         "Found by an agent itself. A refusal by the broker keeps the broker's code.",
     ),
+    "simulator.errors": (
+        "The simulated machine",
+        "Printed by `cloister sim` and `cloister lab`; quotes that it makes are judged with the codes of evidence.",
+    ),
 }
 
 INTRO: Final = """\

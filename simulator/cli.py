@@ -70,7 +70,7 @@ def _guarded(parser: argparse.ArgumentParser, line: list[str]) -> int:
     try:
         return carry_out(options)
     except SimulatorError as error:
-        print(f"cloister sim: {error}", file=sys.stderr)
+        print(f"cloister sim: {error}\n  what to do: {error.remedy}", file=sys.stderr)
     except BrokenPipeError:
         raise  # the caller knows what to do when nobody reads on
     except OSError as error:

@@ -7,6 +7,7 @@ asking it for something it cannot do.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class SimulatorCode(StrEnum):
@@ -29,9 +30,71 @@ class SimulatorCode(StrEnum):
 
 
 class SimulatorError(Exception):
-    """`code` is for machines, `detail` for people; neither ever holds a secret."""
+    """`code` is for machines, `detail` says what was found, `remedy` what would help. None ever holds a secret."""
 
     def __init__(self, code: SimulatorCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
+        self.remedy = MEANING[code][1]
+
+
+# code → (what happened, what to do)
+MEANING: Final[dict[SimulatorCode, tuple[str, str]]] = {
+    SimulatorCode.MACHINE_MISSING: (
+        "There is no simulated machine in that folder.",
+        "Make one with `cloister sim up --machine DIR`, or name the folder of a lab: DIR/machine.",
+    ),
+    SimulatorCode.MACHINE_EXISTS: (
+        "A machine is made from a seed only where there is none yet.",
+        "Name an empty folder, or leave `--seed` out to use the machine that is there.",
+    ),
+    SimulatorCode.MACHINE_DAMAGED: (
+        "The machine's file is not one that this program wrote.",
+        "Remove the folder: the next command makes a new machine, with another root key.",
+    ),
+    SimulatorCode.MACHINE_NEWER: (
+        "The machine was written by a newer version of Cloister.",
+        "Use that version, or make another machine in another folder.",
+    ),
+    SimulatorCode.MACHINE_READ_ONLY: (
+        "The machine's folder cannot be written to.",
+        "Give yourself the right to write there, or name another folder.",
+    ),
+    SimulatorCode.MACHINE_LOCKED: (
+        "Another process has held the machine's lock for too long.",
+        "Try again; if it stays so, end the process that uses the machine.",
+    ),
+    SimulatorCode.PLATFORM_UNKNOWN: (
+        "The machine has no such platform.",
+        "Take one of those that `cloister sim up --machine DIR` lists.",
+    ),
+    SimulatorCode.COLLATERAL_UNKNOWN: (
+        "The machine publishes no such collateral.",
+        "Ask for a family and a set that `cloister sim up --machine DIR` lists.",
+    ),
+    SimulatorCode.COLLATERAL_RETIRED: (
+        "That evaluation set is so old that it is not served any more.",
+        "Ask for a newer set, as a client of Intel's service must, too.",
+    ),
+    SimulatorCode.RECOVERY_INVALID: (
+        "The change that was asked for is not one that the machine knows.",
+        "See the kinds and their options with `cloister sim recover --help`.",
+    ),
+    SimulatorCode.REPORT_REFUSED: (
+        "The quoting enclave takes reports of its own machine alone.",
+        "Ask the platform for a quote over a report that it made itself, unchanged.",
+    ),
+    SimulatorCode.TD_INVALID: (
+        "A trust domain or an enclave like that cannot exist.",
+        "Read the detail: it names the field and what it may be.",
+    ),
+    SimulatorCode.FAULT_UNKNOWN: (
+        "There is no fault of that name.",
+        "Take one that `cloister sim fault --list` names.",
+    ),
+    SimulatorCode.FAULT_FORM: (
+        "That fault does not show in the files that were asked for.",
+        "Ask for the file that the detail names; `cloister sim fault --list --json` tells the forms of each.",
+    ),
+}

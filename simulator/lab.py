@@ -39,11 +39,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from attestation.errors import CloisterError
 from attestation.net.pcs import PcsClient
 from attestation.ports import TrustDomain
 from attestation.quote import Quote
 from broker.app import listen, serve
 from broker.config import Admin, Settings
+from broker.errors import MEANING, BrokerError
 from broker.rootkey import keyfile
 from broker.service import Broker, begin_attested, build
 from broker.telemetry import log_to
@@ -51,13 +53,16 @@ from broker.wire.jose import thumbprint
 from broker.wire.log import verifier_key
 from enclave.labs import noted
 from enclave.trustfile import render
+from policies.errors import BundleError
 from policies.scaffold import starter, write
 from simulator.errors import SimulatorError
+from simulator.lablog import speak_to_people
 from simulator.machine import Machine
 from simulator.pcs_server import PcsServer
 from simulator.residence import Residence, reference_of
 
 T = TypeVar("T")
+USAGE: Final = 2
 TENANT: Final = "lab"
 HOST: Final = "127.0.0.1"
 PORTS: Final = "ports.json"
@@ -290,12 +295,22 @@ def _admin(path: Path) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """`cloister lab`: serve until SIGTERM or SIGINT; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="cloister lab", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="cloister lab",
+        description="A simulated machine, its PCS, a broker and a console in one process, on loopback, in a folder.",
+        epilog="Nothing in it is protected. It serves until Ctrl-C or SIGTERM; exit status 0, or 2 if it cannot start.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--dir", type=Path, help="keep everything in this folder; without it, nothing is kept")
     parser.add_argument("agents", nargs="*", type=Path, metavar="AGENT", help="run it here, and again when it changes")
     parser.add_argument("--json", action="store_true", help="print one line of JSON once everything serves")
     options = parser.parse_args(list(arguments))
-    log_to(sys.stderr, "WARNING")
+    if missing := [str(agent) for agent in options.agents if not agent.exists()]:
+        parser.error(f"{missing[0]} does not exist")
+    if options.json:
+        log_to(sys.stderr, "WARNING")
+    else:
+        speak_to_people()
     stop = threading.Event()
 
     def end(number: int, _: FrameType | None) -> None:
@@ -305,7 +320,12 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, end)
     with ExitStack() as stack:
         folder = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloister-lab-")))
-        lab = stack.enter_context(Lab(folder))
+        try:
+            lab = stack.enter_context(Lab(folder))
+        except (CloisterError, SimulatorError, BundleError, BrokerError, OSError) as error:
+            first, *more = _why(error, folder)
+            print("\n".join([f"cloister lab: {first}", *more]), file=sys.stderr)
+            return USAGE
         stack.enter_context(noted(lab.describe()))  # for `cloister run --simulated`
         if options.json:
             print(json.dumps(lab.describe()), flush=True)
@@ -314,6 +334,21 @@ def main(arguments: Sequence[str]) -> int:
         stack.enter_context(_running(lab, options.agents))
         stop.wait()
     return 0
+
+
+def _why(error: Exception, folder: Path) -> list[str]:
+    """Why it cannot start, in lines for people."""
+    if isinstance(error, BundleError):
+        return [
+            *(f"{folder}/policy/{one}" for one in error.all),
+            f"  what to do: cloister policy check {folder}/policy",
+        ]
+    if isinstance(error, BrokerError):
+        return [str(error), f"  what to do: {MEANING[error.code][1]}"]
+    if isinstance(error, OSError):
+        return [f"{error.filename or folder}: {error.strerror or error}"]
+    remedy = getattr(error, "remedy", "")
+    return [str(error), *([f"  what to do: {remedy}"] if remedy and remedy not in str(error) else [])]
 
 
 @contextmanager
@@ -353,6 +388,7 @@ Try, in another terminal:
       --broker {lab.broker_url} --key-file {lab.admin_key_file}
   cloister audit verify {lab.database} --log-key {lab.broker_folder}/log.vkey
   cloister sim recover --machine {lab.machine_folder} --help    make the platform fall out of date
-  edit {lab.policy_folder}/policy.cedar, raise its version      then restart the lab
+  edit {lab.policy_folder}/policy.cedar, raise `version` in bundle.toml beside it, then
+  cloister broker reload --broker {lab.broker_url} --key-file {lab.admin_key_file}
 
 {place} End it with Ctrl-C."""

@@ -483,6 +483,8 @@ async def test_a_broken_bundle_is_not_taken_and_changes_nothing(door: Client) ->
     generation = door.world.broker.generation.current
     answer = await door.call("POST", "/v1/policies:reload", {}, by="admin")
     assert told(answer) == (400, BrokerCode.CONFIG_INVALID)
+    assert answer.json()["codes"] == ["bundle.syntax"]
+    assert answer.json()["detail"].startswith("policy.cedar:1: bundle.syntax: ")  # who may reload it may read it
     assert door.world.broker.generation.current == generation
 
 

@@ -24,6 +24,16 @@ MAX_ANSWER: Final = 64 << 20
 MAX_KEY_FILE: Final = 64 << 10
 
 
+# What this side finds out by itself; what a broker refuses comes with its own.
+REMEDIES: Final = {
+    "admin.key_file": "Name the file that `cloister broker init` wrote, DIR/admin.pem, or the lab's.",
+    "admin.url": "Write http://HOST:PORT or https://HOST, as in the broker's public_url.",
+    "broker.answer_invalid": "Check the address: it is somebody else's, or a proxy stands before the broker.",
+    "broker.unreachable": "Check the address, and that the broker runs: `cloister broker serve DIR`.",
+    "checkpoint.file": "Keep the file from one confirmation to the next, where the broker's host cannot write.",
+}
+
+
 class AdminError(Exception):
     """It did not work. `status` is the exit status that says how: 1 refused, 2 usage, 4 could not judge."""
 

@@ -7,7 +7,7 @@ lines for people.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from broker.commands.admin_client import AdminClient, AdminError, load_key
+from broker.commands.admin_client import REMEDIES, AdminClient, AdminError, load_key
 from broker.errors import MEANING, BrokerError
 from broker.wire.errors import WireError
 
@@ -40,20 +40,47 @@ def answering(as_json: bool) -> Iterator[None]:
         yield
     except AdminError as error:
         told = error.problem.to_dict() if error.problem else {"code": error.code, "detail": error.detail}
-        remedy = error.problem.remedy if error.problem else ""
-        fail(error.code, error.detail, remedy, error.status, told if as_json else None)
+        fail(error.code, error.detail, _more(error), error.status, told if as_json else None)
     except (BrokerError, WireError) as error:
-        remedy = MEANING[error.code][1] if isinstance(error, BrokerError) else ""
-        fail(error.code, error.detail, remedy, REFUSED, {"code": error.code} if as_json else None)
+        more = [f"what to do: {MEANING[error.code][1]}"] if isinstance(error, BrokerError) else []
+        told = {"code": str(error.code), "detail": error.detail}
+        fail(error.code, error.detail, more, REFUSED, told if as_json else None)
 
 
-def fail(code: str, detail: str, remedy: str, status: int, told: dict[str, Any] | None) -> None:
+def _more(error: AdminError) -> list[str]:
+    """What the broker says beside code and title; where to look when that is not enough."""
+    problem = error.problem
+    if problem is None:
+        remedy = REMEDIES.get(error.code, "")
+        return [f"what to do: {remedy}"] if remedy else []
+    lines = problem.detail.splitlines()
+    if problem.codes and not lines:
+        lines.append(f"because: {', '.join(dict.fromkeys(problem.codes))}")
+    if problem.remedy:
+        lines.append(f"what to do: {problem.remedy}")
+    if problem.correlation_id:
+        lines.append(f"the broker's log says more under correlation id {problem.correlation_id}")
+    return lines
+
+
+def fail(code: str, detail: str, more: Iterable[str], status: int, told: dict[str, Any] | None) -> None:
     if told is not None:
         print(json.dumps(told))
     print(f"cloister: {code}: {detail}", file=sys.stderr)
-    if remedy:
-        print(f"  {remedy}", file=sys.stderr)
+    for line in more:
+        print(f"  {line}", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def refuse_to_start(error: Exception) -> None:
+    """Everything that is wrong, and exit status 2: something is not set up."""
+    for found in getattr(error, "all", (error,)):  # a policy has several mistakes at once
+        told = f"{found.filename or 'file'}: {found.strerror}" if isinstance(found, OSError) else str(found)
+        print(f"cloister: {told}", file=sys.stderr)
+    remedy = getattr(error, "remedy", "")
+    if remedy:
+        print(f"  what to do: {remedy}", file=sys.stderr)
+    raise typer.Exit(USAGE) from None
 
 
 def show(found: dict[str, Any], as_json: bool, lines: Callable[[], Iterator[str]]) -> None:

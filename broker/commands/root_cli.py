@@ -19,7 +19,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.commands import domain_cli
 from broker.commands.admin_client import AdminClient, AdminError
-from broker.commands.cli_parts import USAGE, AsJson, Folder, KeyFile, Url, answering, ask_passphrase, connect, show
+from broker.commands.cli_parts import (
+    USAGE,
+    AsJson,
+    Folder,
+    KeyFile,
+    Url,
+    answering,
+    ask_passphrase,
+    connect,
+    refuse_to_start,
+    show,
+)
 from broker.errors import BrokerCode, BrokerError
 from broker.wire.unseal import UnsealStatus
 
@@ -72,8 +83,7 @@ def init(
                 at=datetime.now(UTC),
             )
         except (BundleError, OSError) as error:
-            print(f"cloister: {error}", file=sys.stderr)
-            raise typer.Exit(USAGE) from None
+            refuse_to_start(error)
     found: dict[str, Any] = {name: str(getattr(made, name)) for name in made.__dataclass_fields__ if name != "shares"}
     lines = [f"{name:<15} {value}" for name, value in found.items()]
     found |= {"shares": [str(path) for path in made.shares]} if made.shares else {}
@@ -131,8 +141,7 @@ def serve(
         try:
             _run(run, asyncio)
         except (BundleError, AttestationError, OSError) as error:
-            print(f"cloister: {error}", file=sys.stderr)
-            raise typer.Exit(USAGE) from None
+            refuse_to_start(error)
 
 
 def _run(main: Callable[[], Any], asyncio: Any) -> None:
