@@ -35,6 +35,7 @@ from policies.errors import Refused
 MAX_LIVE: Final = 16_384
 MAX_TOKENS: Final = 16_384
 SWEEP_AT_ONCE: Final = 32
+SWEEP_MOST: Final = 10_000
 MAX_RETRIES: Final = 3
 PEER_TOKEN_RENEW_S: Final = 120
 REVOKED_MARK: Final = "revoked/"
@@ -175,9 +176,16 @@ class Sessions:
 
         Raises BrokerError agent.unknown, agent.quarantined, agent.revoked; what judging raises.
         """
+        return self._present(subject, at) or await self._judge_again(self._judgeable(subject))
+
+    def _present(self, subject: str, at: datetime) -> Session | None:
+        """The session of an agent that was judged in the present generation, by what is still in force."""
         session = self._live.get(subject)
-        if session is not None and self._current(session.record) and at < session.verdict.valid_until:
-            return session
+        here = session is not None and self._current(session.record) and at < session.verdict.valid_until
+        return session if here else None
+
+    def _judgeable(self, subject: str) -> AgentRecord:
+        """The agent as last judged. Raises BrokerError agent.*, where another judgement could not help it."""
         record = self._store.read(lambda tx: tx.agents.get(subject))
         if record is None:
             raise BrokerError(BrokerCode.AGENT_UNKNOWN, subject)
@@ -185,7 +193,7 @@ class Sessions:
             raise BrokerError(BrokerCode.AGENT_REVOKED, subject)
         if record.state is AgentState.QUARANTINED and self._current(record):
             raise BrokerError(BrokerCode.AGENT_QUARANTINED, subject, codes=record.codes)
-        return await self._judge_again(record)
+        return record
 
     def _current(self, record: AgentRecord) -> bool:
         return record.generation == self._generation.current
@@ -194,7 +202,7 @@ class Sessions:
         """Once at a time for each agent, whoever waits for it."""
         task = self._judging.get(record.subject)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._rejudge(record), name=record.subject)
+            task = asyncio.get_running_loop().create_task(self._rejudge(record.subject), name=record.subject)
             self._judging[record.subject] = task
             task.add_done_callback(self._judged)
         return await asyncio.shield(task)
@@ -205,18 +213,21 @@ class Sessions:
         if not task.cancelled():
             task.exception()
 
-    async def _rejudge(self, record: AgentRecord) -> Session:
-        """From the start again when the generation rises meanwhile."""
+    async def _rejudge(self, subject: str) -> Session:
+        """From the start again when the generation rises meanwhile, or the agent attests."""
         for _ in range(MAX_RETRIES):
             try:
-                return await self._rejudge_once(record)
+                return await self._rejudge_once(subject)
             except BrokerError as error:
                 if error.code is not BrokerCode.GENERATION_MOVED:
                     raise
-        return await self._rejudge_once(record)
+        return await self._rejudge_once(subject)
 
-    async def _rejudge_once(self, record: AgentRecord) -> Session:
+    async def _rejudge_once(self, subject: str) -> Session:
         at = self._clock()
+        if (present := self._present(subject, at)) is not None:
+            return present  # it has attested since somebody wanted it judged
+        record = self._judgeable(subject)
         generation = self._generation.current
         evidence, _ = self._store.read(lambda tx: unpack(tx, record.evidence))
         quote = Quote.parse(evidence.quote)
@@ -244,6 +255,7 @@ class Sessions:
         def work(tx: Transaction) -> None:
             self._generation.expect(tx, fresh.generation)
             require_unrevoked(tx, fresh.subject)
+            _expect_unchanged(tx, old)
             tx.agents.put(fresh)
 
         if old.state is AgentState.ADMITTED:
@@ -283,17 +295,18 @@ class Sessions:
         def work(tx: Transaction) -> None:
             self._generation.expect(tx, generation)
             require_unrevoked(tx, record.subject)
+            _expect_unchanged(tx, record)
             tx.agents.put(fallen)
 
         self._live.pop(record.subject, None)
         await self._audit.record(entry, work)
         logger.warning("agent.quarantined", extra={"subject": record.subject, "codes": list(codes)})
 
-    async def sweep(self, *, most: int = 10_000) -> int:
+    async def sweep(self) -> int:
         """Judge everybody again who is admitted and was last judged earlier; how many were looked at."""
         at_s = int(self._clock().timestamp())
         generation = self._generation.current
-        stale = self._store.read(lambda tx: tx.agents.stale(generation=generation, live_at_s=at_s, limit=most))
+        stale = self._store.read(lambda tx: tx.agents.stale(generation=generation, live_at_s=at_s, limit=SWEEP_MOST))
         for start in range(0, len(stale), SWEEP_AT_ONCE):
             waiting = [self._judge_again(record) for record in stale[start : start + SWEEP_AT_ONCE]]
             for outcome in await asyncio.gather(*waiting, return_exceptions=True):
@@ -367,6 +380,12 @@ class Sessions:
         )
         await self._generation.rise("revocation", work, at=at, entry=entry)
         self._live.pop(subject, None)
+
+
+def _expect_unchanged(tx: Transaction, record: AgentRecord) -> None:
+    """Evidence that came later counts, whatever became of the older. Raises BrokerError generation.moved."""
+    if tx.agents.get(record.subject) != record:
+        raise BrokerError(BrokerCode.GENERATION_MOVED, f"{record.subject} attested meanwhile", retry_after_s=1)
 
 
 def require_unrevoked(tx: Transaction, subject: str) -> None:

@@ -303,6 +303,12 @@ async def fall_out_of_date(world: World) -> None:
     assert await world.broker.collateral.refresh()
 
 
+def mend(world: World, agent: Agent) -> None:
+    """The platform is updated and the domain launched anew, with the same keys."""
+    world.machine.patch_platform(microcode=9)
+    agent.td = world.machine.launch("again")
+
+
 @pytest.mark.asyncio
 async def test_t31_a_platform_that_falls_out_of_date_takes_rights_away_mid_run(world: World) -> None:
     agent = await world.admitted()
@@ -405,6 +411,31 @@ async def test_the_sweep_judges_everybody_without_waiting_for_a_use(world: World
     assert await world.broker.sessions.sweep() == 5
     assert {state_of(world, agent) for agent in agents} == {AgentState.QUARANTINED}
     assert await world.broker.sessions.sweep() == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("which", [0, 1], ids=["the-one-being-judged", "one-whose-turn-comes"])
+async def test_whoever_attests_again_while_the_sweep_runs_is_not_judged_by_the_older_evidence(
+    which: int, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agents = sorted([await world.admitted(), await world.admitted()], key=lambda agent: agent.subject)
+    await fall_out_of_date(world)
+    mend(world, agents[which])
+    request, record = agents[which].request(), world.broker.audit.record
+    renewed: list[int] = []
+
+    async def overtaken(entry: Any, work: Any) -> Any:
+        if entry.kind == "agent.quarantined":  # between the first judgement and its transaction
+            monkeypatch.undo()
+            renewed.append((await agents[which].attest(request)).expires_at_s)
+        return await record(entry, work)
+
+    monkeypatch.setattr("broker.sessions.SWEEP_AT_ONCE", 1)
+    monkeypatch.setattr(world.broker.audit, "record", overtaken)
+    assert await world.broker.sessions.sweep() == 2
+    found = world.broker.administration.agent(agents[which].subject)
+    assert (found.state, [found.expires_at_s]) == (AgentState.ADMITTED, renewed)
+    assert state_of(world, agents[1 - which]) is AgentState.QUARANTINED
 
 
 @pytest.mark.asyncio
