@@ -18,9 +18,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from broker.background import Background
 from broker.errors import BrokerCode, BrokerError
+from broker.rest.front import Front
 from broker.rest.http_api import asgi_endpoint, json_response, refusal
 from broker.rest.kbs_http import routes as kbs_routes
 from broker.rest.openapi import document
@@ -41,6 +43,22 @@ SWITCH_S: Final = 0.0005  # how long the store's thread waits for its turn behin
 logger = logging.getLogger("cloister.broker")
 
 
+class App(FastAPI):
+    """FastAPI behind a front door: what the table of routes has goes straight to its endpoint."""
+
+    front: Front = Front(())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope.get("root_path"):
+            found = self.front.find(scope["method"], scope["path"])
+            if found is not None:
+                serve, scope["path_params"] = found
+                response = await serve(Request(scope, receive, send))
+                await response(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
 def create_app(broker: Broker, *, background: bool = True) -> FastAPI:
     """The ASGI application over a broker that was built before. It closes the broker when it stops."""
 
@@ -56,9 +74,11 @@ def create_app(broker: Broker, *, background: bool = True) -> FastAPI:
         finally:
             await broker.close()
 
-    app = FastAPI(title=TITLE, version=VERSION, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    for endpoint in ENDPOINTS:
-        app.router.add_route(endpoint.path, asgi_endpoint(broker, endpoint), methods=[endpoint.method])
+    app = App(title=TITLE, version=VERSION, lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    served = [(endpoint, asgi_endpoint(broker, endpoint)) for endpoint in ENDPOINTS]
+    app.front = Front(served)
+    for endpoint, serve_it in served:
+        app.router.add_route(endpoint.path, serve_it, methods=[endpoint.method])
     app.router.routes += kbs_routes(broker)
     described = document(ENDPOINTS, title=TITLE, version=VERSION, server=broker.settings.public_url)
 

@@ -5,9 +5,8 @@ adapters around this: both hand a `Call` to the same handlers, so a decision, a 
 depend on the protocol.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Protocol, TypeVar, final
@@ -16,6 +15,7 @@ from starlette.responses import Response
 
 from attestation.errors import AttestationError
 from broker.config import Admin
+from broker.deadlines import Overdue, within
 from broker.errors import BrokerCode, BrokerError
 from broker.rights import Act
 from broker.service import Broker
@@ -91,7 +91,7 @@ class Call:
 
 
 Answer = Body | dict[str, Any] | Response | None
-Handler = Callable[[Call], Awaitable[Answer]]
+Handler = Callable[[Call], Coroutine[Any, Any, Answer]]
 
 
 @final
@@ -176,11 +176,8 @@ async def answer(call: Call, endpoint: Endpoint) -> Answer:
     if call.token:
         call.broker.limits.act(call.broker.sessions.tenant_of(call.token, call.broker.clock()), at_s)
     try:
-        async with asyncio.timeout(DEADLINE_S) as deadline:
-            found = await endpoint.handler(call)
-    except TimeoutError:
-        if not deadline.expired():
-            raise
+        found = await within(DEADLINE_S, endpoint.handler(call))
+    except Overdue:
         raise BrokerError(BrokerCode.BROKER_DEADLINE, f"{endpoint.name} took {DEADLINE_S} s", retry_after_s=1) from None
     if endpoint.redeems:
         call.broker.limits.honest(call.source_ip, at_s, number=endpoint.redeems)

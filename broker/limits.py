@@ -8,13 +8,11 @@ An address that has paid nothing for a while has a full bucket, which is what an
 When there is no room for another, the one that was seen longest ago is.
 """
 
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Final, final
+from typing import Final, Self, final
 
 from broker.errors import BrokerCode, BrokerError
 
@@ -91,31 +89,51 @@ class Room:
         self._held: dict[str, int] = {}
         self.held = 0
 
-    @contextlib.contextmanager
-    def entered(self, source_ip: str | None) -> Iterator[Callable[[int], None]]:
-        """Call what is yielded for every part, before it is kept; all is given back at the end.
+    def entered(self, source_ip: str | None) -> "Place":
+        """Call what a `with` gives for every part, before it is kept; all is given back at the end."""
+        return Place(self, source_of(source_ip))
 
-        What is called raises BrokerError broker.busy.
-        """
-        source, mine = source_of(source_ip), 0
+    def take(self, source: str, more: int) -> None:
+        """Raises BrokerError broker.busy."""
+        if self.held + more > self._most or self._held.get(source, 0) + more > self._each:
+            raise BrokerError(BrokerCode.BROKER_BUSY, f"strangers hold {self.held}", retry_after_s=1)
+        self.held += more
+        self._held[source] = self._held.get(source, 0) + more
 
-        def take(more: int) -> None:
-            nonlocal mine
-            if self.held + more > self._most or self._held.get(source, 0) + more > self._each:
-                raise BrokerError(BrokerCode.BROKER_BUSY, f"strangers hold {self.held}", retry_after_s=1)
-            mine += more
-            self.held += more
-            self._held[source] = self._held.get(source, 0) + more
+    def give_back(self, source: str, less: int) -> None:
+        self.held -= less
+        left = self._held.get(source, 0) - less
+        if left > 0:
+            self._held[source] = left
+        else:
+            self._held.pop(source, None)
 
-        try:
-            yield take
-        finally:
-            self.held -= mine
-            left = self._held.get(source, 0) - mine
-            if left > 0:
-                self._held[source] = left
-            else:
-                self._held.pop(source, None)
+
+@final
+class Place:
+    """What one caller holds of a room."""
+
+    __slots__ = ("_mine", "_room", "_source")
+
+    def __init__(self, room: Room, source: str) -> None:
+        self._room, self._source, self._mine = room, source, 0
+
+    def __call__(self, more: int) -> None:
+        """Raises BrokerError broker.busy."""
+        self._room.take(self._source, more)
+        self._mine += more
+
+    def close(self) -> None:
+        """Give all of it back."""
+        if self._mine:
+            self._room.give_back(self._source, self._mine)
+            self._mine = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @final

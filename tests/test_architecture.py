@@ -34,28 +34,29 @@ ORDER: dict[str, str] = {
     ),
     "enclave": (
         "errors telling clock keys trustfile tdx replay messages domain packages launch session release kept standing "
-        "mailbox blobs padding passage channel lanes ledger keeping checkpoint stream client svid durable fetching topics "
-        "connection company received peers runtime direct workload_messages workload declared replies context main handling "
+        "mailbox blobs padding passage channel lanes ledger keeping checkpoint stream client svid durable fetching "
+        "topics connection company received peers runtime direct workload_messages workload declared replies context "
+        "main handling "
         "subscribing hooks agent supervise labs reload cli __init__"
     ),
     "broker": (
-        "__init__ wire ports errors points tree archive audit bundles generation rootkey keyring authority identity "
-        "challenges dpop collateral platforms tracing pool judging attested reasons status sessions clock rights "
-        "limits config foundation admission vault svids second leasing mail standing release derivation kbs tls "
+        "__init__ wire ports errors points deadlines tree archive audit bundles generation rootkey keyring authority "
+        "identity challenges dpop collateral platforms tracing pool judging attested reasons status sessions clock "
+        "rights limits config foundation admission vault svids second leasing mail standing release derivation kbs tls "
         "decisions auditing store verification tokens rotation witness sealed domains administration telemetry sources "
         "upkeep desks readiness service background calls rest rpc app opening commands cli"
     ),
     "broker/ports": "channels mail svids topics releases __init__",
     "broker/mail": (
-        "__init__ sparing edges labels mailkeys states bell deadletters leases vouchers mailboxes routing topics channels "
-        "drawing blobs desks"
+        "__init__ sparing edges labels mailkeys states bell deadletters leases vouchers mailboxes routing topics "
+        "channels drawing blobs desks"
     ),
     "broker/store": (
         "__init__ rows undo turns shares memory_channels memory_mail memory_svids memory_topics memory_releases memory "
         "sql_releases sql_schema sql_blobs sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables fence sql"
     ),
     "broker/rest": (
-        "__init__ refusals http_api sealed_http kbs_http openapi console routes_audit routes_keys routes_relying "
+        "__init__ refusals front http_api sealed_http kbs_http openapi console routes_audit routes_keys routes_relying "
         "routes_mail routes_svids routes_opening routes_secrets routes"
     ),
     "broker/commands": (

@@ -5,12 +5,10 @@ agents, secrets or mail is taken here; who must prove what stands in calls.py. E
 dataclasses of `broker.wire`; no model library stands in the hot path.
 """
 
-import asyncio
-import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final, final
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -18,6 +16,8 @@ from starlette.responses import Response
 
 from broker import tracing
 from broker.calls import DEADLINE_S, JSON_TYPE, SMALL, Call, Door, Endpoint, Shown, answer, enter, prove
+from broker.deadlines import Overdue
+from broker.deadlines import within as held_to
 from broker.errors import BrokerCode, BrokerError
 from broker.reasons import Refusal
 from broker.rest.refusals import as_refusal, note
@@ -26,6 +26,8 @@ from broker.status import headers_of
 from broker.wire.bodies import PROBLEM_TYPE
 from broker.wire.errors import WireCode, WireError
 
+_NO_QUERY: Final[Mapping[str, str]] = {}
+
 
 def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     """The function that Starlette calls: everything that surrounds a handler."""
@@ -33,9 +35,10 @@ def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awa
     async def serve(request: Request) -> Response:
         started = time.perf_counter()
         correlation_id = secrets.token_hex(8)
-        with tracing.call(endpoint.path, correlation_id, request.headers.get("traceparent")) as span:
+        header = header_of(request)
+        with tracing.call(endpoint.path, correlation_id, next(iter(header("traceparent")), None)) as span:
             try:
-                response = await _answer(broker, endpoint, request, correlation_id)
+                response = await _answer(broker, endpoint, request, header, correlation_id)
             except ClientDisconnect:
                 response = Response(status_code=400)
             except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged
@@ -43,81 +46,85 @@ def asgi_endpoint(broker: Broker, endpoint: Endpoint) -> Callable[[Request], Awa
                 span.say(code=str(failure.code))
                 response = refusal(broker, failure, correlation_id)
             span.say(status=response.status_code)
-        if endpoint.door is not Door.OPEN and "dpop-nonce" not in response.headers:
+        if endpoint.door is not Door.OPEN:
             _hand_out_nonce(broker, response)
-        response.headers["x-correlation-id"] = correlation_id
+        response.raw_headers.append((b"x-correlation-id", correlation_id.encode("ascii")))
         broker.metrics.answered(endpoint.path, response.status_code, time.perf_counter() - started)
         return response
 
     return serve
 
 
-async def _answer(broker: Broker, endpoint: Endpoint, request: Request, correlation_id: str) -> Response:
-    source_ip = request.client.host if request.client else None
-    enter(broker, endpoint, source_ip)
-    with contextlib.ExitStack() as held:
-        take = held.enter_context(broker.limits.room.entered(source_ip))
-        return await _handled(broker, endpoint, request, correlation_id, source_ip, take, held)
+def header_of(request: Request) -> Callable[[str], list[str]]:
+    """Every value of a header, by its name in lower case, as it was sent."""
+    found: list[tuple[bytes, bytes]] = request.scope["headers"]
+
+    def header(name: str) -> list[str]:
+        wanted = name.encode("latin-1")
+        return [value.decode("latin-1") for key, value in found if key == wanted]
+
+    return header
 
 
-async def _handled(
-    broker: Broker,
-    endpoint: Endpoint,
-    request: Request,
-    correlation_id: str,
-    source_ip: str | None,
-    take: Callable[[int], None],
-    held: contextlib.ExitStack,
+async def _answer(
+    broker: Broker, endpoint: Endpoint, request: Request, header: Callable[[str], list[str]], correlation_id: str
 ) -> Response:
-    body = await within(read_body(request, endpoint.max_body, take)) if endpoint.max_body else b""
-    shown = Shown(method=request.method, path=request.scope["path"], body=body, header=request.headers.getlist)
-    token, admin = prove(broker, shown, endpoint.door, changes=endpoint.changes, act=endpoint.act)
-    if endpoint.door is not Door.OPEN:
-        held.close()  # somebody who is known has sent it
-    call = Call(
-        broker=broker,
-        body=body,
-        correlation_id=correlation_id,
-        source_ip=source_ip,
-        path=request.path_params,
-        query=request.query_params,
-        token=token,
-        admin=admin,
-    )
-    found = await answer(call, endpoint)
+    scope = request.scope
+    source_ip = scope["client"][0] if scope.get("client") else None
+    enter(broker, endpoint, source_ip)
+    with broker.limits.room.entered(source_ip) as held:
+        body = await within(read_body(request, endpoint.max_body, held)) if endpoint.max_body else b""
+        shown = Shown(method=scope["method"], path=scope["path"], body=body, header=header)
+        token, admin = prove(broker, shown, endpoint.door, changes=endpoint.changes, act=endpoint.act)
+        if endpoint.door is not Door.OPEN:
+            held.close()  # somebody who is known has sent it
+        call = Call(
+            broker=broker,
+            body=body,
+            correlation_id=correlation_id,
+            source_ip=source_ip,
+            path=request.path_params,
+            query=request.query_params if scope.get("query_string") else _NO_QUERY,
+            token=token,
+            admin=admin,
+        )
+        found = await answer(call, endpoint)
     if isinstance(found, Response):
         return found
     members: dict[str, Any] = {} if found is None else found if isinstance(found, dict) else found.to_dict()
     return json_response(members)
 
 
-async def within(reading: Awaitable[bytes]) -> bytes:
+async def within(reading: Coroutine[Any, Any, bytes]) -> bytes:
     """A body that trickles in is not waited for."""
     try:
-        async with asyncio.timeout(DEADLINE_S):
-            return await reading
-    except TimeoutError:
+        return await held_to(DEADLINE_S, reading)
+    except Overdue:
         raise BrokerError(BrokerCode.BROKER_DEADLINE, "the body did not come") from None
 
 
 async def read_body(request: Request, most: int, take: Callable[[int], None] = lambda _: None) -> bytes:
     """The whole body, never more than `most` bytes of it; `take` hears of every part beyond the first small ones.
 
-    Raises WireError body.too_large; what `take` raises.
+    Raises WireError body.too_large; ClientDisconnect; what `take` raises.
     """
-    declared = request.headers.get("content-length", "0")
+    declared = next(iter(header_of(request)("content-length")), "0")
     if declared.isdecimal() and int(declared[:12]) > most:
         raise WireError(WireCode.BODY_TOO_LARGE, f"{declared[:12]} bytes declared, at most {most}")
     parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
         if size > most:
             raise WireError(WireCode.BODY_TOO_LARGE, f"more than {most} bytes")
         if size > SMALL:
             take(len(part))
         parts.append(part)
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def refusal(broker: Broker, error: Refusal, correlation_id: str) -> Response:
@@ -128,14 +135,31 @@ def refusal(broker: Broker, error: Refusal, correlation_id: str) -> Response:
     return response
 
 
+@final
+class JsonResponse(Response):
+    """JSON that nobody keeps. Its few headers are written out at once."""
+
+    def __init__(self, body: bytes, status: int, media_type: str) -> None:
+        self.status_code = status
+        self.media_type = media_type
+        self.background = None
+        self.body = body
+        self.raw_headers = [
+            (b"content-length", str(len(body)).encode("ascii")),
+            (b"content-type", media_type.encode("latin-1")),
+            (b"cache-control", b"no-store"),
+        ]
+
+
 def json_response(members: dict[str, Any], *, status: int = 200, media_type: str = JSON_TYPE) -> Response:
-    return Response(
-        orjson.dumps(members), status_code=status, media_type=media_type, headers={"cache-control": "no-store"}
-    )
+    return JsonResponse(orjson.dumps(members), status, media_type)
 
 
 def _hand_out_nonce(broker: Broker, response: Response) -> None:
+    """Unless the response has one, as a refusal that asks for one."""
+    if any(name == b"dpop-nonce" for name, _ in response.raw_headers):
+        return
     try:
-        response.headers["dpop-nonce"] = broker.gate.nonce(broker.clock())
+        response.raw_headers.append((b"dpop-nonce", broker.gate.nonce(broker.clock()).encode("ascii")))
     except BrokerError:
         return  # the clock is behind: no proof would be accepted anyway, and the answer says why
