@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, final
+from typing import final
 
 from attestation.errors import VerificationFailed
 from attestation.evidence import Evidence, Role, verify_proof
@@ -19,7 +19,7 @@ from broker.archive import keep
 from broker.audit import Audit, Entry, Kind
 from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
-from broker.generation import Generation
+from broker.generation import Generation, again_while_moving
 from broker.identity import Identity, Issued, Proof
 from broker.judging import Judge, Judged, circumstances_of, earns_entry
 from broker.pool import Pool
@@ -31,7 +31,6 @@ from broker.wire.challenge import ChallengeRequest, ChallengeResponse
 from broker.wire.log import Receipt
 from policies.errors import Refused
 
-MAX_RETRIES: Final = 3
 logger = logging.getLogger("cloister.broker.admission")
 
 
@@ -88,13 +87,7 @@ class AdmissionDesk:
         at = self._clock()
         attempt = self._begin(request, at, source_ip, correlation_id)
         try:
-            for _ in range(MAX_RETRIES):
-                try:
-                    return await self._admit(attempt, at)
-                except BrokerError as error:
-                    if error.code is not BrokerCode.GENERATION_MOVED:
-                        raise
-            return await self._admit(attempt, at)
+            return await again_while_moving(lambda: self._admit(attempt, at))
         except (VerificationFailed, Refused) as error:
             if isinstance(error, Refused) or earns_entry(error):
                 await self._record_refusal(attempt, error, at)

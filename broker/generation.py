@@ -5,7 +5,8 @@ rises, in the same transaction as the change and its log entry. Whoever acts on 
 transaction of the act (`expect`), and decides again. What is judged again, and how, is sessions.py's business.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Final, TypeVar, final
 
@@ -19,12 +20,25 @@ from policies.bundle import Bundle
 
 T = TypeVar("T")
 MARK: Final = "generation"
+MAX_RETRIES: Final = 3
 _POLICY_MARK: Final = "policy/"
 
 
 def stored(tx: Transaction) -> int:
     """The generation in force inside a transaction."""
     return int(tx.marks.get(MARK) or 1)
+
+
+async def again_while_moving(act: Callable[[], Awaitable[T]]) -> T:
+    """What `act` gives. From its beginning again, a few times, when it finds that the generation rose under way."""
+    for _ in range(MAX_RETRIES):
+        try:
+            return await act()
+        except BrokerError as error:
+            if error.code is not BrokerCode.GENERATION_MOVED:
+                raise
+            await asyncio.sleep(0)
+    return await act()
 
 
 @final

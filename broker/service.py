@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, TypeVar, final
+from typing import TypeVar, final
 
 from attestation import sealing
 from attestation.evidence import MLKEM768_X25519
@@ -29,7 +29,7 @@ from broker.domains import trust_file_digest
 from broker.dpop import Gate
 from broker.errors import BrokerCode, BrokerError
 from broker.foundation import Confirm, Records, Trust, open_records, open_trust
-from broker.generation import Generation
+from broker.generation import Generation, again_while_moving
 from broker.identity import Identity
 from broker.kbs.desk import KbsDesk
 from broker.leasing import Leasing
@@ -66,7 +66,6 @@ from broker.vault import Vault
 from broker.verification import VerificationDesk
 
 T = TypeVar("T")
-MAX_RETRIES: Final = 3
 logger = logging.getLogger("cloister.broker")
 
 
@@ -125,14 +124,11 @@ class Broker:
 
     async def acting(self, token: str, act: Callable[[Session], Awaitable[T]]) -> T:
         """Let whoever holds the token act; judged anew when the generation rises under way. Raises what `act` does."""
-        for _ in range(MAX_RETRIES):
-            session = await self.sessions.of_token(token, self.clock())
-            try:
-                return await act(session)
-            except BrokerError as error:
-                if error.code is not BrokerCode.GENERATION_MOVED:
-                    raise
-        return await act(await self.sessions.of_token(token, self.clock()))
+
+        async def judged_and_done() -> T:
+            return await act(await self.sessions.of_token(token, self.clock()))
+
+        return await again_while_moving(judged_and_done)
 
     def admin(self, jkt: str) -> Admin:
         """Raises BrokerError admin.key_unknown."""

@@ -24,7 +24,7 @@ from attestation.verdict import Verdict
 from broker.archive import unpack
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
-from broker.generation import Generation
+from broker.generation import Generation, again_while_moving
 from broker.identity import Identity, Issued
 from broker.judging import Judge, Judged, appraisal_of
 from broker.ports import AgentRecord, AgentState, Clock, Store, Transaction
@@ -36,7 +36,6 @@ MAX_LIVE: Final = 16_384
 MAX_TOKENS: Final = 16_384
 SWEEP_AT_ONCE: Final = 32
 SWEEP_MOST: Final = 10_000
-MAX_RETRIES: Final = 3
 PEER_TOKEN_RENEW_S: Final = 120
 REVOKED_MARK: Final = "revoked/"
 logger = logging.getLogger("cloister.broker.sessions")
@@ -215,13 +214,7 @@ class Sessions:
 
     async def _rejudge(self, subject: str) -> Session:
         """From the start again when the generation rises meanwhile, or the agent attests."""
-        for _ in range(MAX_RETRIES):
-            try:
-                return await self._rejudge_once(subject)
-            except BrokerError as error:
-                if error.code is not BrokerCode.GENERATION_MOVED:
-                    raise
-        return await self._rejudge_once(subject)
+        return await again_while_moving(lambda: self._rejudge_once(subject))
 
     async def _rejudge_once(self, subject: str) -> Session:
         at = self._clock()

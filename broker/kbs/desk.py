@@ -22,10 +22,10 @@ from broker.archive import keep, unpack_guest
 from broker.audit import Audit, Entry, Kind
 from broker.challenges import Challenges, Claim
 from broker.errors import BrokerCode, BrokerError
-from broker.generation import Generation
+from broker.generation import Generation, again_while_moving
 from broker.identity import Identity
 from broker.judging import Judge, Judged, earns_entry
-from broker.kbs.guests import Caller, Gauge, Guest, again_while_moving, platform_of, subject_of
+from broker.kbs.guests import Caller, Gauge, Guest, platform_of, subject_of
 from broker.kbs.keys import KbsKeys
 from broker.kbs.messages import AttestBody, read_request
 from broker.kbs.records import key_of

@@ -4,11 +4,10 @@ Decides what costs nothing before it is known who asks (REPORT_DATA first, then 
 fetch) and that a guest belongs to each tenant whose bundle admits it here.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, TypeVar, final
+from typing import Final, final
 
 from attestation.encoding import b64url
 from attestation.errors import Code, VerificationFailed
@@ -28,10 +27,8 @@ from policies.engine import decide
 from policies.errors import Refused
 from policies.model import Admit, Context
 
-T = TypeVar("T")
 _ALL: Final = frozenset(Allowance)
 COLLATERAL_S: Final = 20.0  # how long a request waits for the first collateral of a platform
-MAX_RETRIES: Final = 3
 
 
 @final
@@ -171,15 +168,3 @@ def platform_of(judged: Judged, caller: Caller) -> dict[str, str | int | list[st
         "simulated": int(verdict.simulated),
         **circumstances_of(caller.source_ip, judged.platform_addresses),
     }
-
-
-async def again_while_moving(act: Callable[[], Awaitable[T]]) -> T:
-    """Judge and act anew when the generation rises under way."""
-    for _ in range(MAX_RETRIES):
-        try:
-            return await act()
-        except BrokerError as error:
-            if error.code is not BrokerCode.GENERATION_MOVED:
-                raise
-            await asyncio.sleep(0)
-    return await act()
