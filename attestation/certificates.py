@@ -1,17 +1,16 @@
-"""Certificates and CRLs: PEM and DER ↔ the few facts that a judgement needs.
+"""Certificates and CRLs: DER ↔ the few facts that a judgement needs.
 
 Decides what is well formed: P-256 keys, ecdsa-with-SHA256, X.509 v3, CRL v2, each extension once. Which names,
 extensions and signatures are demanded of whom is decided in `pki` and `endorsements`. Certificates are read with `der`,
 because the exact bytes that signatures cover and that names are compared by are needed, and little else; the entries of
 CRLs are left to `cryptography`.
 
-Sources: RFC 5280 sections 4 and 5; RFC 5758 (ecdsa-with-SHA256); RFC 7468 (PEM); Intel SGX PCK Certificate and CRL
-Profile Specification.
+Sources: RFC 5280 sections 4 and 5; RFC 5758 (ecdsa-with-SHA256); Intel SGX PCK Certificate and CRL Profile
+Specification.
 """
 
 from __future__ import annotations
 
-from binascii import a2b_base64, b2a_base64
 from datetime import datetime
 from typing import Final, NamedTuple, final
 
@@ -25,9 +24,7 @@ from attestation import der
 from attestation.checks import Unmet
 
 ECDSA_SHA256: Final = ECDSA(SHA256())
-MAX_CERTIFICATES: Final = 8
 _MAX_CERTIFICATE: Final = 8 * 1024  # bytes; the largest real one has 1.3 KiB
-"""In one PEM text; no chain here has more than three."""
 
 _P256: Final = SECP256R1()
 _ALGORITHM: Final = bytes.fromhex("300a06082a8648ce3d040302")  # AlgorithmIdentifier: ecdsa-with-SHA256, no parameters
@@ -41,11 +38,12 @@ _STANDARD_OID: Final = bytes.fromhex("0603551d")
 _UTC_TIME: Final = b"\x17"
 _GENERALIZED_TIME: Final = 0x18
 _COMMON_NAME: Final = bytes.fromhex("0603550403")
-_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
-_END: Final = b"-----END CERTIFICATE-----"
-_WHITE: Final = b" \t\r\n"
-_LINE: Final = 64  # characters of base64
-_LINE_END: Final = 2  # characters, at most
+_TEXTS: Final = (0x0C, 0x13, 0x16)  # UTF8String, PrintableString, IA5String
+_INTEL: Final = bytes.fromhex(  # O = Intel Corporation, L = Santa Clara, ST = CA, C = US: how Intel's names end
+    "311a3018060355040a0c11496e74656c20436f72706f726174696f6e"
+    "3114301206035504070c0b53616e746120436c617261"
+    "310b300906035504080c024341310b3009060355040613025553"
+)
 
 # Extension OIDs in certificates, as DER records
 _SGX_EXTENSION: Final = bytes.fromhex("06092a864886f84d010d01")  # 1.2.840.113741.1.13.1
@@ -59,6 +57,8 @@ _PROFILE: Final = {
     _KEY_USAGE: "key usage",
     _BASIC_CONSTRAINTS: "basic constraints",
 }
+_LIMITING: Final = tuple(bytes.fromhex("0603551d" + last) for last in ("1e", "24", "25", "36"))
+"""Name and policy constraints, extended key usage, inhibitAnyPolicy: they hold even where they are not critical."""
 _DIGITAL_SIGNATURE: Final = 0x80
 _CERT_SIGN: Final = 0x04
 _CRL_SIGN: Final = 0x02
@@ -67,6 +67,7 @@ _CRL_SIGN: Final = 0x02
 _CRL_NUMBER: Final = bytes.fromhex("0603551d14")
 _CRL_PROFILE: Final = (_AUTHORITY_KEY_ID, _CRL_NUMBER)
 _NARROWING: Final = (bytes.fromhex("0603551d1b"), bytes.fromhex("0603551d1c"))  # delta indicator, issuing distribution
+_REASON: Final = bytes.fromhex("0603551d15")  # of an entry; whatever it says, what is listed is revoked
 
 
 @final
@@ -91,7 +92,7 @@ class Certificate(NamedTuple):
     signs_crls: bool
     sgx_extension: bytes | None
     missing: tuple[str, ...]  # extensions that the profile demands of every certificate
-    unknown_critical: tuple[str, ...]
+    unknown_critical: tuple[str, ...]  # and those that limit what a certificate is good for, critical or not
 
     @property
     def self_issued(self) -> bool:
@@ -141,7 +142,7 @@ class Certificate(NamedTuple):
             usage & _CRL_SIGN != 0,
             sgx[1] if sgx else None,
             tuple([name for oid, name in _PROFILE.items() if oid not in extensions]),
-            tuple([oid.hex() for oid, found in extensions.items() if found[0] and oid not in _PROFILE]),
+            tuple([oid.hex() for oid, found in extensions.items() if _unmet(oid, found[0])]),
         )
 
 
@@ -175,9 +176,11 @@ class Crl(NamedTuple):
             raise Unmet("the CRL is not version 2")
         at = _algorithm(raw, at + len(_VERSION_2))
         issuer = raw[at : (at := der.record(raw, at, end, der.SEQUENCE)[1])]
+        listed = at
         while at < end and raw[at] != _EXPLICIT_0:  # times and entries: cryptography reads those
-            at = der.skip(raw, at, end)
+            listed, at = at, der.skip(raw, at, end)
         extensions = _extensions(raw, at, end, _EXPLICIT_0) if at < end else {}
+        marked = raw.find(_TRUE, listed, at) >= 0  # nearly no list holds these three bytes, let alone such an entry
         try:
             entries = x509.load_der_x509_crl(raw)
             begins, ends = entries.last_update_utc, entries.next_update_utc
@@ -195,62 +198,10 @@ class Crl(NamedTuple):
                 oid.hex()
                 for oid, (critical, _) in extensions.items()
                 if oid not in _CRL_PROFILE and (critical or oid in _NARROWING)
-            ),
+            )
+            + (_critical_in_entries(raw, listed, at) if marked else ()),
             entries=entries,
         )
-
-
-def pem_blocks(text: bytes, *, in_quote: bool = False) -> list[bytes]:
-    """The base64 bodies of the certificates in a PEM text. Nothing but white space may stand around them.
-
-    `in_quote`: quoting libraries end the text in a quote with one NUL; and as nothing there protects the white space,
-    only the form that they write is taken (RFC 7468, the strict text), or one quote could be sent in a million
-    spellings. Raises Unmet.
-    """
-    if in_quote and text.endswith(b"\0"):
-        text = text[:-1]
-    before, *blocks = text.split(_BEGIN)
-    if not blocks:
-        raise Unmet("no certificate")
-    if len(blocks) > MAX_CERTIFICATES:
-        raise Unmet(f"more than {MAX_CERTIFICATES} certificates")
-    if before.strip(_WHITE):
-        raise Unmet("something stands before the first certificate")
-    bodies = []
-    for block in blocks:
-        body, found, after = block.partition(_END)
-        if not found or after.strip(_WHITE):
-            raise Unmet("a certificate has no end, or something other than white space follows it")
-        if in_quote and not (len(after) <= _LINE_END and _strict(body)):
-            raise Unmet("the certificates are not in lines of 64 characters without other white space")
-        bodies.append(body)
-    return bodies
-
-
-def _strict(body: bytes) -> bool:
-    """Lines of 64 characters but for the last, all ended alike: a line end at 0, 65, 130 … and after the last line."""
-    ends = body.count(b"\r\n")
-    if ends:
-        if ends != body.count(b"\n"):
-            return False
-        body = body.replace(b"\r\n", b"\n")
-    if b" " in body or b"\t" in body or b"\r" in body:
-        return False
-    lines = body.count(b"\n") - 1
-    return body[: -1 : _LINE + 1] == b"\n" * lines and body[-1:] == b"\n" and body[-2:] != b"\n\n" and lines > 0
-
-
-def pem_decode(body: bytes) -> bytes:
-    """The DER in one body: base64 in its one canonical spelling. Raises Unmet."""
-    text = body.translate(None, _WHITE)
-    try:
-        raw = a2b_base64(text, strict_mode=True)
-    except ValueError as error:
-        raise Unmet("a certificate is not base64") from error
-    last = len(raw) % 3 or 3  # strict mode leaves open what the spare bits of the last characters are
-    if b2a_base64(raw[-last:], newline=False) != text[-4:]:
-        raise Unmet("a certificate is not base64 as it should be spelled")
-    return raw
 
 
 def p256_key(point: bytes) -> EllipticCurvePublicKey:
@@ -295,14 +246,22 @@ def _algorithm(raw: bytes, at: int) -> int:
 
 
 def _serial(raw: bytes, at: int, end: int) -> int:
-    """RFC 5280, 4.1.2.2: positive, at most 20 octets (21 with a sign octet)."""
-    start, stop = der.record(raw, at, end, der.INTEGER)
-    if not 1 <= stop - start <= 21 or raw[start] >= 0x80:
-        raise Unmet("the serial number is negative or too long")
-    serial = int.from_bytes(raw[start:stop], "big")
+    """RFC 5280, 4.1.2.2: positive."""
+    serial = _long_integer(raw, der.record(raw, at, end, der.INTEGER), "the serial number")
     if serial == 0:
         raise Unmet("the serial number is zero")
     return serial
+
+
+def _long_integer(raw: bytes, span: der.Range, what: str) -> int:
+    """Not negative, at most 20 octets (21 with a sign octet), in its shortest form. Raises Unmet."""
+    start, stop = span
+    found = raw[start:stop]
+    if not found or found[0] >= 0x80 or len(found) > (20 if found[0] else 21):
+        raise Unmet(f"{what} is negative or too long")
+    if found[0] == 0 and len(found) > 1 and found[1] < 0x80:
+        raise Unmet(f"{what} is not in its shortest form")
+    return int.from_bytes(found, "big")
 
 
 def _serial_record(serial: int) -> bytes:
@@ -321,22 +280,20 @@ def _p256_point(spki: bytes) -> bytes:
 def _common_name(name: bytes) -> str:
     """The one CN of a Name: SEQUENCE of SET { SEQUENCE { OID, text } }. Raises Unmet when there is not exactly one."""
     at, end = der.whole(name, der.SEQUENCE)
+    if name.endswith(_INTEL):  # nearly all do: spares reading the four
+        end -= len(_INTEL)
     found: list[str] = []
     while at < end:
         start, at = der.record(name, at, end, der.SET)
-        if (
-            at - start < 2
-            or name[start] != der.SEQUENCE
-            or name[start + 1] >= 0x80
-            or start + 2 + name[start + 1] != at
-        ):
-            raise Unmet("a name with something else than one short attribute in a set")
-        if name.startswith(_COMMON_NAME, start + 2):
-            value = start + 2 + len(_COMMON_NAME)
-            text = der.record(name, value, at, name[value]) if value < at else (at, at)
-            if text[1] != at:
-                raise Unmet("a common name with something behind it")
-            found.append(name[slice(*text)].decode("ascii", "replace"))
+        attribute, stop = der.record(name, start, at, der.SEQUENCE)
+        value = der.record(name, attribute, stop, der.OID)[1]
+        if stop != at or value == stop or name[value] not in _TEXTS:
+            raise Unmet("a name with something else than one attribute of text in a set")
+        text, text_end = der.record(name, value, stop, name[value])
+        if text_end != stop:
+            raise Unmet("an attribute of a name with something behind it")
+        if name[attribute:value] == _COMMON_NAME:
+            found.append(name[text:text_end].decode("ascii", "replace"))
     if len(found) != 1:
         raise Unmet(f"a name with {len(found)} common names")
     return found[0]
@@ -359,10 +316,17 @@ def _time(raw: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def _extensions(raw: bytes, at: int, end: int, tag: int) -> dict[bytes, tuple[bool, bytes]]:
-    """OID record → (critical, value). RFC 5280, 4.1: [n] SEQUENCE of { OID, BOOLEAN DEFAULT FALSE, OCTET STRING }."""
+    """OID record → (critical, value), of the [n] that ends a certificate or a CRL."""
     start, stop = der.record(raw, at, end, tag)
-    at, list_end = der.record(raw, start, stop, der.SEQUENCE)
-    if not list_end == stop == end:
+    if stop != end:
+        raise Unmet("something follows the extensions")
+    return _extension_list(raw, start, stop)
+
+
+def _extension_list(raw: bytes, at: int, end: int) -> dict[bytes, tuple[bool, bytes]]:
+    """RFC 5280, 4.1: SEQUENCE of { OID, BOOLEAN DEFAULT FALSE, OCTET STRING }."""
+    at, list_end = der.record(raw, at, end, der.SEQUENCE)
+    if list_end != end:
         raise Unmet("something follows the extensions")
     found: dict[bytes, tuple[bool, bytes]] = {}
     while at < end:
@@ -378,6 +342,24 @@ def _extensions(raw: bytes, at: int, end: int, tag: int) -> dict[bytes, tuple[bo
             raise Unmet(f"extension {oid.hex()} occurs twice")
         found[oid] = (critical, raw[value:value_end])
     return found
+
+
+def _unmet(oid: bytes, critical: bool) -> bool:
+    """Whether an extension asks for what nobody here does."""
+    return oid in _LIMITING or (critical and oid not in _PROFILE)
+
+
+def _critical_in_entries(raw: bytes, at: int, end: int) -> tuple[str, ...]:
+    """Of the entries at `at`: extensions without which the list can't be read (RFC 5280, 5.3), as an indirect one's."""
+    found: dict[str, None] = {}
+    at, end = der.record(raw, at, end, der.SEQUENCE)
+    while at < end:
+        start, at = der.record(raw, at, end, der.SEQUENCE)
+        start = der.skip(raw, der.skip(raw, start, at), at)  # serial and date
+        if start < at:
+            listed = _extension_list(raw, start, at)
+            found |= {oid.hex(): None for oid, (critical, _) in listed.items() if critical and oid != _REASON}
+    return tuple(found)
 
 
 def _basic_constraints(extensions: dict[bytes, tuple[bool, bytes]]) -> tuple[bool, int | None]:
@@ -405,8 +387,8 @@ def _key_usage(extensions: dict[bytes, tuple[bool, bytes]]) -> int:
         return 0
     value = extensions[_KEY_USAGE][1]
     at, end = der.whole(value, der.BIT_STRING)
-    if end - at not in (2, 3) or value[at] > 7:
-        raise Unmet("the key usage is not a short bit string")
+    if end - at not in (2, 3) or value[at] > 7 or value[end - 1] & ((1 << value[at]) - 1):
+        raise Unmet("the key usage is not a short bit string, or has bits that stand for nothing")
     return value[at + 1]
 
 
@@ -415,7 +397,4 @@ def _crl_number(extensions: dict[bytes, tuple[bool, bytes]]) -> int | None:
     if _CRL_NUMBER not in extensions:
         return None
     value = extensions[_CRL_NUMBER][1]
-    start, stop = der.whole(value, der.INTEGER)
-    if not 1 <= stop - start <= 21 or value[start] >= 0x80:
-        raise Unmet("the CRL number is negative or too long")
-    return int.from_bytes(value[start:stop], "big")
+    return _long_integer(value, der.whole(value, der.INTEGER), "the CRL number")

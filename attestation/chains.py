@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, final
 
 from attestation import checks as step
-from attestation.certificates import Certificate, pem_blocks, pem_decode
+from attestation.certificates import Certificate
 from attestation.checks import Check, Ledger, Step, Unmet
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
 from attestation.pck import PckFacts
+from attestation.pem import pem_blocks, pem_decode
 from attestation.pki import (
     PCK_CHAIN,
     KnownCertificates,

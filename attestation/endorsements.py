@@ -62,7 +62,7 @@ def endorse(collateral: Collateral, roots: TrustRoots) -> Endorsements:
     issued = _issuers(ledger, crls, signers.get(PCK_CRL), trusted)
     tcb_info, qe_identity = _documents(ledger, collateral)
     if (root_crl := crls.get(ROOT_CRL)) is not None and signers:
-        ledger.each(step.SIGNER_REVOKED, signers, partial(not_revoked, root_crl))
+        ledger.each(step.SIGNER_REVOKED, _issued_by_root(chains), partial(not_revoked, root_crl))
     windows = _windows(chains, crls, tcb_info, qe_identity)
     prove_chains(ledger, SIGNER_STEPS, chains, known)
     ledger.each(step.CRL_SIGNATURES, issued, _signed_by)
@@ -80,6 +80,13 @@ def endorse(collateral: Collateral, roots: TrustRoots) -> Endorsements:
         qe_identity=qe_identity,
         windows=windows,
     )
+
+
+def _issued_by_root(chains: dict[str, Chain]) -> dict[str, Certificate]:
+    """Whom the root's list can name: every signer, and each edition of the root itself."""
+    signers = {label: chain.certificates[0] for label, chain in chains.items()}
+    editions = [root for chain in chains.values() for root in (chain.certificates[-1], chain.trusted) if root]
+    return signers | {f"root with serial {root.serial:x}": root for root in editions}
 
 
 def not_revoked(crl: Crl, certificate: Certificate) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from attestation.certificates import Certificate, pem_blocks, pem_decode
+from attestation.certificates import Certificate
 from attestation.checks import Unmet
 from attestation.errors import AttestationError
 from attestation.pck import PckFacts
+from attestation.pem import pem_blocks, pem_decode
 from attestation.quote import BODY_SIZES, Quote, Tee
 
 _ZERO_NOTE: Final = "all zero"

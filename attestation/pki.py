@@ -17,9 +17,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple, Self, final
 
-from attestation.certificates import Certificate, pem_blocks, pem_decode, signed_by
+from attestation.certificates import Certificate, signed_by
 from attestation.checks import Unmet
 from attestation.errors import Code, MalformedEvidence
+from attestation.pem import pem_blocks, pem_decode
 
 ROOT_NAME: Final = "Intel SGX Root CA"
 PLATFORM_CA_NAME: Final = "Intel SGX PCK Platform CA"

@@ -73,7 +73,7 @@ def judge_platform(quote: Quote, chain: PckChain, endorsements: Endorsements) ->
 def _judge_revocation(ledger: Ledger, chain: PckChain, endorsements: Endorsements) -> None:
     if chain.chain is None:
         return
-    leaf, ca, _ = chain.chain.certificates
+    leaf, ca, root = chain.chain.certificates
     if endorsements.pck_ca is not None:
         ledger.run(step.CRL_COVERS, _crl_covers, chain, endorsements)
     lists = {}
@@ -81,6 +81,7 @@ def _judge_revocation(ledger: Ledger, chain: PckChain, endorsements: Endorsement
         lists["PCK certificate"] = (endorsements.pck_crl, leaf)
     if endorsements.root_crl is not None:
         lists["PCK CA"] = (endorsements.root_crl, ca)
+        lists["root"] = (endorsements.root_crl, root)
     ledger.each(step.CHAIN_REVOKED, lists, lambda pair: not_revoked(*pair))
 
 

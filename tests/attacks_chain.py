@@ -21,6 +21,7 @@ from tests.pki_factory import (
     Cert,
     World,
     integer,
+    name,
     octets,
     point,
     seq,
@@ -83,9 +84,13 @@ for _title, _change in (
     ("a space for a line's last character", lambda text: text.replace(text[60:91], text[60:90] + b" ", 1)),
     ("an empty line inside a PEM block", lambda text: text.replace(b"\n", b"\n\n", 2)),
     ("a PEM line of 128 characters", lambda text: text.replace(text[28:93], text[28:92], 1)),
+    ("a line end before the first PEM block", lambda text: b"\n" + text),
+    ("a blank for the line end after a PEM block", lambda text: text.replace(b"-----\n-----", b"----- -----", 1)),
+    ("two line ends after a PEM block", lambda text: text + b"\n"),
     ("line ends of two kinds", lambda text: text.replace(b"\n", b"\r\n", 4)),
 ):
     put("chain.malformed", _title, _spelled(_change))
+put("ok", "no line end after the last PEM block", _spelled(lambda text: text[:-1]))
 put("ok", "line ends of the other kind", _spelled(lambda text: text.replace(b"\n", b"\r\n")))
 
 
@@ -256,6 +261,14 @@ def an_unknown_extension_that_is_not_critical(w: World) -> None:
     w.certs["leaf"].extra = [(UNKNOWN, False, seq())]
 
 
+for _end, _what in (("25", "an extended key usage"), ("1e", "name constraints"), ("24", "policy constraints")):
+    for _which in ("leaf", "ca", "root"):
+        _limit = (bytes.fromhex("0603551d" + _end), False, seq())
+        put("chain.profile", f"{_what}, not critical, of the {_which}", sets("certs", _which, extra=[_limit]))
+_limit = (bytes.fromhex("0603551d36"), False, integer(0))
+put("chain.profile", "an inhibitAnyPolicy, not critical", sets("certs", "ca", extra=[_limit]))
+
+
 @attack("chain.profile")
 def a_critical_sgx_extension(w: World) -> None:
     w.certs["leaf"].drop = (SGX,)
@@ -323,6 +336,7 @@ for _title, _changes in (
     ("version 1", {"version": bytes.fromhex("a003020100")}),
     ("a negative serial number", {"serial": -5}),
     ("a serial number of 22 octets", {"serial": 1 << 170}),
+    ("a serial number of 161 bits", {"serial": 1 << 160}),
     ("an empty serial number", {"tweak": lambda raw: raw.replace(integer(1005), b"\x02\x00\x05\x00")}),
     ("another algorithm inside", {"tbs_algorithm": bytes.fromhex("300a06082a8648ce3d040303")}),
     ("another algorithm outside", {"tweak": lambda raw: _last(raw, bytes.fromhex("3d040302"), b"\x3d\x04\x03\x03")}),
@@ -340,6 +354,7 @@ for _title, _changes in (
     ("a compressed key", {"spki": _P256[:-1] + b"\x02" + point("leaf")}),
     ("a key that is no point", {"spki": _P256 + b"\x01" * 64}),
     ("an extension twice", {"extra": [(AKI, False, seq())]}),
+    ("a key usage with a bit among the unused", {"usage": bytes.fromhex("03020681")}),
     (
         "a name with two common names",
         {"subject_der": seq(*(tlv(0x31, seq(bytes.fromhex("0603550403"), tlv(12, PCK.encode()))) for _ in "ab"))},
@@ -365,16 +380,34 @@ for _title, _changes in (
     ("a key usage that is no bit string", {"usage": b"\x04\x02\x06\xc0"}),
     ("an empty key usage", {"usage": b"\x03\x01\x00"}),
     ("a key usage of many bytes", {"usage": b"\x03\x05\x00\xc0\0\0\0"}),
-    ("a key usage with eight unused bits", {"usage": b"\x03\x02\x08\xc0"}),
+    ("a key usage with eight unused bits", {"usage": b"\x03\x02\x08\0"}),
 ):
     put("chain.malformed", f"leaf: {_title}", _leaf(**_changes))
 
 put(
-    "chain.names",
+    "chain.malformed",
     "leaf: a common name without text",
     _leaf(subject_der=seq(tlv(0x31, seq(bytes.fromhex("0603550403"))))),
 )
-put("chain.malformed", "leaf: serial number zero", lambda w: _zero_serial(w))
+put(
+    "chain.malformed",
+    "leaf: a common name that is no text",
+    _leaf(subject_der=name(PCK).replace(b"\x0c" + bytes((len(PCK),)), b"\x04" + bytes((len(PCK),)), 1)),
+)
+put(
+    "chain.malformed",
+    "leaf: a name with an attribute that is no attribute",
+    _leaf(subject_der=name(PCK).replace(bytes.fromhex("060355040a"), bytes.fromhex("260355040a"), 1)),
+)
+put(
+    "chain.malformed",
+    "leaf: a common name that holds how Intel's names end",
+    _leaf(subject_der=seq(tlv(0x31, seq(b"\x06\x03\x55\x04\x03", tlv(0x0C, PCK.encode() + name(PCK)[-82:]))))),
+)
+put("ok", "leaf: a name of other people", _leaf(subject_der=name(PCK).replace(b"Santa Clara", b"Santa Barba")))
+put("chain.malformed", "leaf: serial number zero", lambda w: _reserialled(w, b"\x02\x01\0"))
+put("chain.malformed", "leaf: a serial number with a zero too many", lambda w: _reserialled(w, b"\x02\x03\0\x03\xed"))
+put("ok", "leaf: a serial number of 160 bits", _leaf(serial=(1 << 160) - 1))
 put(
     "ok",
     "leaf: a generalized time",
@@ -407,9 +440,9 @@ def _unused_bits(raw: bytes) -> bytes:
     return raw[:at] + b"\x01" + raw[at + 1 :]
 
 
-def _zero_serial(w: World) -> None:
+def _reserialled(w: World, serial: bytes) -> None:
     """Re-signed, so that nothing but the serial is wrong."""
-    _resign(w, lambda tbs: tbs.replace(integer(1005), b"\x02\x02\0\0", 1))
+    _resign(w, lambda tbs: seq(tbs[4:].replace(integer(1005), serial, 1)))
 
 
 def _resign(w: World, change: Callable[[bytes], bytes]) -> None:
@@ -433,6 +466,15 @@ def a_certificate_without_extensions(w: World) -> None:
 @attack("chain.malformed")
 def something_after_the_extensions(w: World) -> None:
     _resign(w, lambda tbs: seq(tbs[4:] + b"\x05\x00"))
+
+
+@attack("chain.malformed")
+def an_extension_beside_the_list_of_them(w: World) -> None:
+    def put_beside(tbs: bytes) -> bytes:
+        at = tbs.index(point("leaf")) + 64
+        return seq(tbs[4:at] + tlv(0xA3, tbs[at + 4 :] + seq(UNKNOWN, octets(b"a"))))
+
+    _resign(w, put_beside)
 
 
 @attack("chain.malformed")

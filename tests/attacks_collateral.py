@@ -9,12 +9,14 @@ from tests.pki_factory import (
     AT,
     CA,
     CRL_NUMBER,
+    DAY,
     DELTA,
     IDP,
     ROOT,
     SIGNER,
     SVNS,
     TDX_SVNS,
+    TRUE,
     UNKNOWN,
     Cert,
     CrlParts,
@@ -23,8 +25,12 @@ from tests.pki_factory import (
     integer,
     isv_level,
     level,
+    name,
+    octets,
     seq,
     stamp,
+    time,
+    tlv,
 )
 
 # -- who signs the collateral
@@ -121,7 +127,19 @@ def a_revoked_signer_of_qe_identity(w: World) -> None:
     w.root_crl.revoked = [78]
 
 
+@attack("signer.revoked")
+def a_root_that_revoked_an_edition_of_itself(w: World) -> None:
+    w.certs["edition"] = Cert(ROOT, ROOT, "root", "root", True, 1, serial=79)
+    w.tcb_chain = ["signer", "edition"]
+    w.root_crl.revoked = [79]
+
+
 # -- revocation
+
+
+@attack("chain.revoked")
+def a_root_that_revoked_itself(w: World) -> None:
+    w.root_crl.revoked = [1000]
 
 
 @attack("chain.revoked")
@@ -141,6 +159,9 @@ for _which in ("root_crl", "pck_crl"):
         ("without number", "crl.profile", {"number": None}),
         ("with a negative number", "crl.malformed", {"number": integer(-1)}),
         ("with a number of 22 octets", "crl.malformed", {"number": integer(1 << 170)}),
+        ("with a number of 161 bits", "crl.malformed", {"number": integer(1 << 160)}),
+        ("with a number of 159 bits", "ok", {"number": integer(1 << 158)}),
+        ("with a zero before its number", "crl.malformed", {"number": b"\x02\x02\x00\x07"}),
         ("with an empty number", "crl.malformed", {"number": b"\x02\x00"}),
         ("without key id", "crl.profile", {"drop": (AKI,)}),
         ("without extensions", "crl.profile", {"drop": (AKI, CRL_NUMBER)}),
@@ -175,6 +196,39 @@ def a_crl_with_a_broken_entry(w: World) -> None:
     w.pck_crl.revoked = [7]
     raw = w.pck_crl.der()
     w.raw["pck_crl"] = raw.replace(integer(7) + b"\x17", integer(7) + b"\x19").hex()
+
+
+def _entry(which: str, *extensions: bytes, serial: int = 12) -> Change:
+    """A list of one entry with these extensions."""
+
+    def change(w: World) -> None:
+        crl: CrlParts = getattr(w, which)
+        crl.entries = [seq(integer(serial), time(AT - 30 * DAY), seq(*extensions) if extensions else b"")]
+
+    return change
+
+
+_REASON = bytes.fromhex("0603551d15")
+for _which in ("root_crl", "pck_crl"):
+    for _title, _code, _extension in (
+        ("whose entry has an unknown critical extension", "crl.profile", seq(UNKNOWN, TRUE, octets(seq()))),
+        ("whose entry has an unknown extension", "ok", seq(UNKNOWN, octets(seq()))),
+        (
+            "whose entry names another issuer",
+            "crl.profile",
+            seq(bytes.fromhex("0603551d1d"), TRUE, octets(seq(tlv(0xA4, name(CA))))),
+        ),
+        ("whose entry has a critical reason", "ok", seq(_REASON, TRUE, octets(b"\x0a\x01\x01"))),
+        ("whose entry has an extension twice", "crl.malformed", seq(_REASON, TRUE, octets(b"\x0a\x01\x01")) * 2),
+        ("whose entry has a reason that nobody knows", "ok", seq(_REASON, octets(b"\x0a\x01\x0b"))),
+    ):
+        put(_code, f"a {_which} {_title}", _entry(_which, _extension))
+put("ok", "a pck_crl whose entry's serial looks like a critical flag", _entry("pck_crl", serial=0x010101FF01))
+put(
+    "chain.revoked",
+    "a pck that is listed to be removed from the list",
+    _entry("pck_crl", seq(_REASON, octets(b"\x0a\x01\x08")), serial=1000 + 5),
+)
 
 
 @attack("crl.issuer_mismatch")

@@ -45,6 +45,15 @@ def evaluation_numbers_differ(w: World) -> None:
     w.qe_identity["tcbEvaluationDataNumber"] = 18
 
 
+for _size in (0, 1, 65_535):
+    put("ok", f"auth data of {_size} bytes", sets(auth_data=b"\x5a" * _size))
+
+
+@attack("ok")
+def a_pcesvn_with_its_top_bit_set(w: World) -> None:
+    w.sgx.pcesvn = 0xFFFF
+
+
 @attack("ok")
 def a_processor_ca(w: World) -> None:
     processor = "Intel SGX PCK Processor CA"

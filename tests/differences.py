@@ -31,6 +31,7 @@ RULES = (
     Rule("root-dates", ("chain.not_yet_valid", "chain.expired"), ("root",)),
     Rule("sgx-extension", ("chain.pck_extension",)),
     Rule("crl-issuer-chain", ("signer.signature_invalid",), ("a crl issuer",)),
+    Rule("root-revoked", ("signer.revoked",), ("an edition of itself",)),
     Rule("crl-profile", ("crl.profile",)),
     Rule("crl-this-update", ("crl.not_yet_valid",)),
     Rule("qe-identity-version", ("collateral.version_unsupported",), ("QE identity version 3",)),
@@ -46,6 +47,9 @@ RULES = (
     Rule("crl-last-second", ("ok",), ("last second", "at valid_until")),
     Rule("certificate-order", ("ok",), ("certificates in another order",)),
     Rule("level-order", ("ok",), ("levels in another order",)),
+    Rule("auth-data", ("ok",), ("auth data of",)),
+    Rule("crl-reason", ("ok",), ("a reason that nobody knows",)),
+    Rule("pcesvn-high", ("ok",), ("a pcesvn with its top bit set",)),
     Rule("sgx-v5", ("ok",), ("sgx v5",)),
 )
 

@@ -21,6 +21,7 @@ FOLDER = Path(attestation.__file__).parent
 # In the order of their imports; `errors`, `checks`, `quote` and `recent` refuse nothing here and are shared.
 MODULES = (
     "der",
+    "pem",
     "certificates",
     "pki",
     "pck",

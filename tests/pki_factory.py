@@ -168,20 +168,21 @@ class CrlParts:
     extra: list[Extension] = field(default_factory=list)
     drop: tuple[bytes, ...] = ()
     version: bytes = b"\x02\x01\x01"
+    entries: list[bytes] | None = None  # instead of those that `revoked` makes
 
     def der(self) -> bytes:
         found: list[Extension] = [(AKI, False, seq(tlv(0x80, key_id(self.signer))))]
         if self.number is not None:
             found.append((CRL_NUMBER, False, self.number))
         found = [item for item in found if item[0] not in self.drop] + self.extra
-        entries = seq(*(seq(integer(serial), time(AT - 30 * DAY)) for serial in self.revoked))
+        entries = self.entries or [seq(integer(serial), time(AT - 30 * DAY)) for serial in self.revoked]
         tbs = seq(
             self.version,
             ALGORITHM,
             name(self.issuer),
             time(self.this_update),
             b"" if self.next_update is None else time(self.next_update),
-            entries if self.revoked else b"",
+            seq(*entries) if entries else b"",
             extensions(0xA0, found) if found else b"",
         )
         return signed(tbs, self.signer)

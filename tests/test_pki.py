@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation import pck
-from attestation.certificates import Certificate, Crl, pem_blocks, pem_decode
+from attestation.certificates import Certificate, Crl
 from attestation.chains import claimed_platform
 from attestation.checks import Unmet
 from attestation.errors import AttestationError, Code, MalformedEvidence
 from attestation.pck import PckFacts
+from attestation.pem import pem_blocks, pem_decode
 from attestation.pki import PCK_CHAIN, TCB_CHAIN, KnownCertificates, TrustRoots, in_roles
 from attestation.quote import Quote
 from tests import vectors_real

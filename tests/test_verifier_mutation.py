@@ -21,6 +21,7 @@ from tests.pki_factory import Input
 MUTANTS = [mutant for module in MODULES for mutant in mutants(module)]
 _LIKELY = {
     "der": ("chain.pck", "chain.malformed"),
+    "pem": ("chain.malformed", "signer.malformed"),
     "certificates": ("chain.malformed", "crl.malformed", "crl.profile"),
     "pki": ("chain.profile", "chain.names", "chain.root", "chain.signature"),
     "pck": ("chain.pck",),

@@ -17,10 +17,11 @@ from urllib.parse import unquote
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.certificates import Certificate, pem_blocks, pem_decode
+from attestation.certificates import Certificate
 from attestation.checks import Unmet
 from attestation.errors import Code, CollateralUnavailable
 from attestation.net.transport import Answer
+from attestation.pem import pem_blocks, pem_decode
 from attestation.pki import TrustRoots
 
 TCB_CHAIN_HEADERS: Final = ("tcb-info-issuer-chain", "sgx-tcb-info-issuer-chain")
