@@ -26,6 +26,7 @@ from broker.ports.mail import (
     TombstoneRecord,
     WhenFallen,
 )
+from broker.store.shares import Load, has_room
 from broker.store.turns import Harvest, beyond
 from broker.store.undo import Table, Undo
 
@@ -107,6 +108,10 @@ class _Parcel:
             reason=self.dead_reason,
             code=self.last_code,
         )
+
+
+def _load(parcels: Sequence[_Parcel]) -> Load:
+    return Load(sum(parcel.messages for parcel in parcels), sum(parcel.octets for parcel in parcels))
 
 
 @final
@@ -194,12 +199,7 @@ class MemoryMail:
     def _full(self, message: NewMessage, quota: Quota) -> bool:
         waiting = self._of(message.mailbox)
         own = [parcel for parcel in waiting if parcel.new.sender == message.sender]
-
-        def over(parcels: list[_Parcel], messages: int, octets: int) -> bool:
-            held = sum(parcel.messages for parcel in parcels) + message.count
-            return held > messages or sum(len(p.new.envelope) for p in parcels) + len(message.envelope) > octets
-
-        return over(waiting, quota.messages, quota.octets) or over(own, quota.sender_messages, quota.sender_octets)
+        return not has_room(quota, held=_load(waiting), own=_load(own), more=Load(message.count, len(message.envelope)))
 
     def channels(self, mailbox: str, sender: str) -> frozenset[bytes]:
         found = [parcel.new for parcel in self._parcels.rows.values()]

@@ -1,8 +1,8 @@
 """How much of a mailbox or topic each of its senders may fill, so that no number of them that flood keeps others out.
 
 Decides for every store. Alone, a sender may fill what the quota says of one sender; of what others have filled already
-it gets no more than that part of the rest. So each further one gets less, the sum stays under three quarters, and as
-mail is handled the shares grow alike. The last quarter is for who has nothing there yet: whoever comes new finds room
+it gets no more than that part of the rest. So each further one gets less, the sum stays under seven eighths, and as
+mail is handled the shares grow alike. The last eighth is for who has nothing there yet: whoever comes new finds room
 for a message. Where readers hold up a topic, what they have left lying goes, oldest first and of whoever has the most.
 Pure.
 """
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, final
 
 from broker.ports.mail import Quota
 
-RESERVE: Final = 4  # a quarter
+RESERVE: Final = 8  # an eighth
 SMALL: Final = 128  # a parcel no larger than this part of the quota is small, and so is any single message
 SLACK: Final = 16  # room for such a part of a sender's share is made at once, so that not every message has to
 
@@ -51,7 +51,7 @@ def _within_share(quota: Quota, held: Load, own: Load, more: Load) -> bool:
 
 def _share(alone: int, most: int, others: int) -> int:
     usable = most - most // RESERVE
-    return min(alone, most) * max(0, usable - others) // usable
+    return -(-min(alone, most) * max(0, usable - others) // usable)
 
 
 def let_go(

@@ -33,6 +33,7 @@ from broker.ports.mail import (
     TombstoneRecord,
     WhenFallen,
 )
+from broker.store.shares import Load, has_room
 from broker.store.sql_parcel import COLUMNS, ParcelRow
 from broker.store.turns import Harvest, beyond
 
@@ -161,13 +162,7 @@ class SqlMail:
                LEFT JOIN lane AS s ON s.mailbox = ? AND s.sender = ?""",
             (m.mailbox, m.mailbox, m.sender),
         ).fetchone()
-        octets = len(m.envelope)
-        return bool(
-            row[0] + m.count > quota.messages
-            or row[1] + octets > quota.octets
-            or row[2] + m.count > quota.sender_messages
-            or row[3] + octets > quota.sender_octets
-        )
+        return not has_room(quota, held=Load(*row[:2]), own=Load(*row[2:]), more=Load(m.count, len(m.envelope)))
 
     def channels(self, mailbox: str, sender: str) -> frozenset[bytes]:
         query = "SELECT DISTINCT substr(msg_id, 1, 8) FROM parcel WHERE mailbox = ? AND sender = ? AND kind = 'batch'"

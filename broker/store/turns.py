@@ -2,16 +2,21 @@
 
 Decides the order for every store. A parcel that waits, because it was given back with a delay, keeps those behind it
 waiting; one that is out under a lease does not. No sender has more than half of what may be out, but for the rest of a
-batch: there is room for what others say meanwhile. What can no longer be handed out is noted with how it ended, and
+batch, and less where others have something out; the last quarter is for small parcels of senders who have nothing out,
+so that what they say is heard while others flood. What can no longer be handed out is noted with how it ended, and
 nothing is changed before everything is found. Pure; whose mail is held or dropped is decided by the caller.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, final
+from typing import Final, Generic, Protocol, TypeVar, final
 
-from broker.ports.mail import MAX_ENDED, MAX_OUT_OF_SENDER, End, WhenFallen
+from broker.ports.mail import MAX_ENDED, MAX_OUT, MAX_OUT_OF_SENDER, End, WhenFallen
+
+_SHARED: Final = MAX_OUT - MAX_OUT // 4
+SMALL_OUT: Final = 16  # messages of a parcel that may be out of the last quarter
+TOO_FEW: Final = 64  # who takes so few at a time has nothing to reserve
 
 
 class Waiting(Protocol):
@@ -50,6 +55,13 @@ class Harvest(Generic[P]):
     taken: list[P] = field(default_factory=list)
     ended: list[tuple[P, End]] = field(default_factory=list)
     last: str = ""  # who was served last
+    total: int = field(init=False)  # messages that are out
+    reserve: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = sum(self.out.values())
+        most = min(self.total + self.messages, MAX_OUT)
+        self.reserve = most // 4 if most >= TOO_FEW else 0
 
     def reap(
         self, lanes: Iterable[tuple[str, bool]], parcels_of: Callable[[str], Iterable[P]], *, fallen: WhenFallen
@@ -75,18 +87,29 @@ class Harvest(Generic[P]):
 
     def _take(self, sender: str, lane: Iterator[P]) -> bool:
         """The lane's next parcel, if there is one and room for it; the first of all always has room."""
-        full = self.out.get(sender, 0) >= MAX_OUT_OF_SENDER
-        parcel = None if self._over or full else next(lane, None)
+        own = self.out.get(sender, 0)
+        short = self.messages <= self.reserve
+        parcel = None if self._over or self._has_enough(own, short) else next(lane, None)
         if parcel is None:
             return False
         if self.taken and (parcel.messages > self.messages or parcel.octets > self.octets):
             return False
+        if short and parcel.messages > SMALL_OUT:
+            return False
         self.messages -= parcel.messages
         self.octets -= parcel.octets
-        self.out[sender] = self.out.get(sender, 0) + parcel.messages
+        self.total += parcel.messages
+        self.out[sender] = own + parcel.messages
         self.taken.append(parcel)
         self.last = sender
         return True
+
+    def _has_enough(self, own: int, short: bool) -> bool:
+        """Whether a sender with so much out must wait for some of that to be handled."""
+        if own == 0:
+            return False
+        others = self.total - own
+        return short or own >= MAX_OUT_OF_SENDER * max(0, _SHARED - others) // _SHARED
 
     def _ready(self, parcels: Iterable[P], *, drop: bool) -> Iterator[P]:
         """One sender's parcels that may be handed out now, oldest first."""

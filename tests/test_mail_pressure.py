@@ -1,0 +1,129 @@
+"""Several who flood together: a mailbox keeps room for whoever comes new, and hands out what they say."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from broker.ports import Store, Transaction
+from broker.ports.mail import MAX_OUT, LeasedMessage, Queued, Quota
+from broker.store.memory import MemoryStore
+from broker.store.sql import SqlStore
+from tests.test_broker_stores import KEY, agent, box, message
+
+T = TypeVar("T")
+BOX, FLOOD, QUIET = "acme/mail", [f"agent/acme/flood-{number}" for number in range(6)], "agent/acme/quiet"
+QUOTA = Quota(messages=1000, sender_messages=500, octets=1 << 20, sender_octets=1 << 19)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made: Store = MemoryStore() if request.param == "memory" else SqlStore(tmp_path / "a.db", mac_key=KEY)
+
+    def ready(tx: Transaction) -> None:
+        tx.mail.open(box())
+        for subject in (*FLOOD, QUIET):
+            tx.agents.put(agent(subject))
+
+    do(made, ready)
+    yield made
+    made.close()
+
+
+def do(store: Store, work: Callable[[Transaction], T]) -> T:
+    return asyncio.run(store.transact(work))
+
+
+class Flood:
+    """Senders who put in batches until there is no room."""
+
+    def __init__(self, store: Store, size: int) -> None:
+        self.store, self.size, self.next = store, size, 0
+
+    def queue(self, sender: str, count: int, quota: Quota = QUOTA) -> Queued:
+        self.next += 1
+        new = message(self.next, sender=sender, kind="batch", count=count)
+        return do(self.store, lambda tx: tx.mail.queue(new, quota))
+
+    def fill(self, *senders: str, quota: Quota = QUOTA) -> None:
+        for sender in senders:
+            while self.queue(sender, self.size, quota) is Queued.QUEUED:
+                pass
+
+
+def waiting(store: Store) -> int:
+    return store.read(lambda tx: tx.mail.waiting(BOX))
+
+
+@pytest.mark.parametrize("size", [1, 40])
+def test_however_many_fill_a_mailbox_whoever_comes_new_finds_a_place(store: Store, size: int) -> None:
+    flood = Flood(store, size)
+    flood.fill(FLOOD[0])
+    assert waiting(store) == 500 // size * size  # alone, what the quota gives to one
+    flood.fill(*FLOOD)
+    before = waiting(store)
+    assert before < 900
+    assert flood.queue(QUIET, 1) is Queued.QUEUED
+    assert flood.queue("agent/acme/another", 7) is Queued.QUEUED
+    flood.fill(*FLOOD)
+    assert waiting(store) == before + 8  # nobody who has something there takes what is for others
+
+
+def test_shares_grow_again_when_others_have_been_read(store: Store) -> None:
+    flood = Flood(store, 10)
+    flood.fill(*FLOOD)
+    taken = lease(store, most=64)
+    while taken:
+        for one in taken:
+            do(store, lambda tx, token=one.lease: tx.mail.acknowledge(BOX, token, now_ms=3_000))  # type: ignore[misc]
+        taken = lease(store, most=64)
+    assert waiting(store) == 0
+    flood.fill(QUIET)
+    assert waiting(store) == 500
+
+
+# ── what is out ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lease(store: Store, *, most: int = 16, messages: int = MAX_OUT) -> tuple[LeasedMessage, ...]:
+    tokens = [os.urandom(8).hex() for _ in range(most)]
+    return do(
+        store,
+        lambda tx: tx.mail.lease(
+            BOX, now_ms=2_000, until_ms=32_000, leases=tokens, max_attempts=5, max_messages=messages
+        ),
+    ).messages
+
+
+def out(leased: list[LeasedMessage]) -> int:
+    return sum(one.count for one in leased)
+
+
+@pytest.mark.parametrize("size", [256, 16])
+def test_what_somebody_new_says_is_handed_out_while_others_who_flood_are_not_handled(store: Store, size: int) -> None:
+    """A receiver that waits for an answer before it goes on would else wait for ever."""
+    flood, large = Flood(store, size), Quota(messages=20_000, sender_messages=2_000)
+    flood.fill(*FLOOD, quota=large)
+    held: list[LeasedMessage] = []
+    while taken := lease(store, messages=MAX_OUT - out(held)):
+        held += taken
+    assert out(held) < MAX_OUT
+    assert flood.queue(QUIET, 1, large) is Queued.QUEUED
+    answer = lease(store, messages=MAX_OUT - out(held))
+    assert [one.sender for one in answer] == [QUIET]
+
+
+def test_a_batch_that_is_too_large_for_what_is_kept_free_waits_for_its_turn_and_no_longer(store: Store) -> None:
+    flood, large = Flood(store, 256), Quota(messages=20_000, sender_messages=2_000)
+    flood.fill(*FLOOD[:2], quota=large)
+    held = [*lease(store, messages=MAX_OUT)]
+    assert flood.queue(QUIET, 200, large) is Queued.QUEUED
+    assert lease(store, messages=MAX_OUT - out(held)) == ()
+    for _ in range(2):
+        first = held.pop(0)
+        do(store, lambda tx, token=first.lease: tx.mail.acknowledge(BOX, token, now_ms=3_000))  # type: ignore[misc]
+        held += lease(store, messages=MAX_OUT - out(held))
+    assert QUIET in [one.sender for one in held]
