@@ -225,7 +225,8 @@ class Agent:
             raise
         life.handling = Handling(runtime, self, self._handlers, life.waiting, life.ready)
         life.receiving = [asyncio.create_task(life.handling.receive()), asyncio.create_task(life.handling.keep())]
-        life.tasks = [asyncio.create_task(self._renew(runtime)), asyncio.create_task(_until(life.asked))]
+        forever = (self._renew(runtime), runtime.until_revoked(), _until(life.asked))
+        life.tasks = [asyncio.create_task(work) for work in forever]
         for topic, table in self._topics.items():
             reader = runtime.topic(self._address(topic, trust.tenant, TOPICS))
             life.tasks.append(asyncio.create_task(subscribe(reader, self, table, life.ready)))

@@ -30,6 +30,7 @@ T = TypeVar("T")
 ATTEST_PATIENCE_S: Final = 60.0  # collateral of a platform that the broker has never seen is fetched meanwhile
 FIRST_REFUSED_S: Final = 1.0
 MAX_REFUSED_S: Final = 30.0
+REVOKED: Final = "agent.revoked"
 _NONCE_CODES: Final = frozenset({"challenge.expired", "challenge.used"})  # this nonce is gone, another one may do
 _RETRY: Final = frozenset({429, 503})
 
@@ -66,6 +67,8 @@ class Connection:
         self._admission: Admission | None = None
         self._refused: _Refused | None = None
         self._attesting = asyncio.Lock()
+        self._revoked = asyncio.Event()
+        self._revocation: BrokerRefused | None = None
 
     @property
     def admission(self) -> Admission:
@@ -145,10 +148,22 @@ class Connection:
             return await self._client.do(make())
         except BrokerRefused as refusal:
             if refusal.status != 401:
+                self._note(refusal)
                 raise
             log.info("admission no longer taken (%s); attesting again", refusal.code)
         await self.attest(instead_of=before)
         return await self._client.do(make())
+
+    def _note(self, refusal: BrokerRefused) -> None:
+        if refusal.code == REVOKED and self._revocation is None:
+            self._revocation = refusal
+            self._revoked.set()
+
+    async def until_revoked(self) -> None:
+        """Raises BrokerRefused agent.revoked once the broker has said so: this key will never be admitted again."""
+        await self._revoked.wait()
+        assert self._revocation is not None
+        raise self._revocation
 
     async def call(self, make: Callable[[BrokerCalls], Call[T]]) -> T:
         """Any of the broker's calls, in the name of this agent. Raises what the call raises."""

@@ -13,13 +13,32 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 
 from attestation.errors import CloisterError
 
+log: Final = logging.getLogger("cloister.agent")
 trace: Final = logging.getLogger("cloister.agent.trace")
 trace.setLevel(logging.INFO)  # what it says is for DEBUG, so nothing, unless `show_everything` was called
 _OURS: Final = (f"{Path(__file__).parent}/", f"{Path(asyncio.__file__).parent}/", "<frozen ")
+
+
+@final
+class Trouble:
+    """Says each trouble of the connection once, until it is over: it mends by itself, and that needs no more words."""
+
+    def __init__(self, *, expected: str) -> None:
+        self._expected, self._told = expected, ""
+
+    def tell(self, error: CloisterError) -> None:
+        new = error.code not in (self._expected, self._told)
+        log.log(logging.WARNING if new else logging.DEBUG, "mail stream: %s: %s", error.code, error.detail)
+        self._told = str(error.code) if new else self._told
+
+    def over(self) -> None:
+        if self._told:
+            log.info("mail stream: connected again")
+        self._told = ""
 
 
 def show_everything() -> None:

@@ -18,7 +18,7 @@ import pytest
 from attestation.errors import CloisterError
 from enclave import Agent, Context, Retry, main, telling
 from enclave.context import BlockingContext
-from enclave.errors import AgentError, Code
+from enclave.errors import AgentError, Code, TransportFailed
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.lab import Lab
 from simulator.machine import Machine
@@ -259,6 +259,24 @@ def test_an_agent_that_was_never_admitted_has_nothing_to_end(world: BrokerUnderT
     assert done == []
 
 
+def test_an_agent_whose_key_was_revoked_ends_and_says_so(world: BrokerUnderTest) -> None:
+    """It could do nothing any more; started anew, it has another key."""
+    agent = Agent("revoked")
+
+    async def story() -> None:
+        await start(world, agent)
+        world.revoke(agent.verdict.subject)
+        waiting = asyncio.create_task(agent.wait())
+        with suppress(CloisterError):
+            await agent.context().secrets.get("lab/any/thing")
+        with pytest.raises(CloisterError) as caught:
+            await waiting
+        assert caught.value.code == "agent.revoked"
+        await agent.stop()
+
+    run(story())
+
+
 # --- telling ---
 
 
@@ -302,6 +320,18 @@ def test_the_whole_traceback_is_the_authors_own_lines() -> None:
     assert "enclave/agent.py" not in shown
     assert " in inner" in telling.told(caught.value)
     assert telling.place(ValueError("never raised")) == ""
+
+
+def test_a_broker_that_is_away_is_told_once_and_again_when_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    trouble = telling.Trouble(expected="dpop.nonce_required")
+    away, other = TransportFailed(Code.CLIENT_UNREACHABLE, "x"), TransportFailed(Code.CLIENT_TIMEOUT, "x")
+    with caplog.at_level(logging.INFO, logger="cloister.agent"):
+        trouble.over()
+        for error in (away, away, other, away, away):
+            trouble.tell(error)
+        trouble.over()
+        trouble.over()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "WARNING", "INFO"]
 
 
 def test_a_wrapper_that_returns_a_coroutine_is_noticed(
