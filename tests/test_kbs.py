@@ -490,6 +490,13 @@ def test_a_key_in_the_header_is_never_believed(kbs: BrokerUnderTest) -> None:
     refused(client.resource(NAME, by="bearer", token=token), 401, "TokenVerifierError", "kbs.token_invalid")
 
 
+def test_a_token_whose_header_is_no_object_is_none_of_ours(kbs: BrokerUnderTest) -> None:
+    client = attested(kbs)
+    for head in (b"[]", b"1", b'"ES256"', b"null"):
+        token = ".".join((b64url(head), *client.token.split(".")[1:]))
+        refused(client.resource(NAME, by="bearer", token=token), 401, "TokenVerifierError", "kbs.token_invalid")
+
+
 def test_our_own_key_signs_nothing_else_that_would_be_taken(kbs: BrokerUnderTest) -> None:
     client = attested(kbs)
     key = kbs.broker.kbs._tokens._keys.signing

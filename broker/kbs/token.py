@@ -102,7 +102,9 @@ class KbsTokens:
             raise ValueError("not a compact JWS of acceptable length")
         head, body, tail = token.split(".")
         header = strict_json(from_b64url(head), max_depth=MAX_DEPTH)
-        if header.get("alg") != "ES256" or header.get("typ") != "JWT" or not header.keys() <= {"alg", "typ", "jwk"}:
+        if not isinstance(header, dict) or not header.keys() <= {"alg", "typ", "jwk"}:
+            raise ValueError("the header is another kind of token's")
+        if header.get("alg") != "ES256" or header.get("typ") != "JWT":
             raise ValueError("another kind of token")
         if not es256.verify(self._public, from_b64url(tail), f"{head}.{body}".encode("ascii")):
             raise ValueError("the signature does not verify")
