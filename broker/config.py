@@ -209,7 +209,10 @@ def _texts(value: object) -> tuple[str, ...]:
 def _number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError("a whole number")
-    return int(value)
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("a whole number") from None
 
 
 def _flag(value: object) -> bool:
@@ -321,14 +324,16 @@ def _read(document: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[st
 
 def _admins(items: object, wrong: list[str]) -> tuple[Admin, ...]:
     found: list[Admin] = []
-    for item in items if isinstance(items, list) else []:
-        try:
+    try:
+        if not isinstance(items, list):
+            raise TypeError("one table is no list of them")
+        for item in items:
             members: dict[str, Any] = {
                 name: _texts(value) if name == "tenants" else _text(value) for name, value in item.items()
             }
             found.append(Admin(**members))
-        except (TypeError, ValueError, AttributeError):
-            wrong.append(
-                'each [[admins]] has name = "…", jkt = "…", role = "…" and, for some tenants alone, tenants = ["…"]'
-            )
+    except (TypeError, ValueError, AttributeError):
+        wrong.append(
+            'each [[admins]] has name = "…", jkt = "…", role = "…" and, for some tenants alone, tenants = ["…"]'
+        )
     return tuple(found)
