@@ -7,6 +7,7 @@ policies are kept as the very bytes that their digest is of. The log itself is n
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from typing import Final
 
 from attestation.evidence import Evidence
 from attestation.guest import GuestEvidence
@@ -16,7 +17,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.ports import AgentState, Transaction
 from policies.bundle import Bundle, bundle_bytes
 
-PAGE = 1000
+PAGE: Final = 1000
 
 
 def keep(tx: Transaction, packed: Packed, at: datetime) -> None:

@@ -220,10 +220,13 @@ class Audit:
     def _check_tail(self, size: int) -> None:
         """The newest entries are those that were hashed. All of them are for `audit verify`, which takes its time."""
         start = max(0, size - CHECKED_AT_START)
-        for row in self._store.read(lambda tx: tx.log.page(start=start, limit=CHECKED_AT_START)):
-            index, entry = row.index, row.entry
-            if self._store.read(lambda tx, index=index: tx.log.node(0, index)) != leaf_hash(entry):  # type: ignore[misc]
-                raise BrokerError(BrokerCode.LOG_TAMPERED, f"entry {index} is not the one that was written")
+
+        def check(tx: Transaction) -> None:
+            for row in tx.log.page(start=start, limit=CHECKED_AT_START):
+                if tx.log.node(0, row.index) != leaf_hash(row.entry):
+                    raise BrokerError(BrokerCode.LOG_TAMPERED, f"entry {row.index} is not the one that was written")
+
+        self._store.read(check)
 
     # ── what readers ask ───────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,23 +6,23 @@ checked before (`audit.verify_store`).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, final
+from typing import Any, Final, final
 
 from attestation.pki import TrustRoots
 from broker.archive import unpack
 from broker.audit import Kind, rows
 from broker.decisions import gather
 from broker.errors import BrokerError
-from broker.ports import AgentState, Readable
+from broker.ports import AgentRecord, AgentState, Readable
 from policies.decided import ADMISSIONS, RELEASES, check
 from policies.decision import Decision, DecisionError
 
-PAGE = 1000
-DAY_MS = 86_400_000
-GIVING = (Kind.SECRET_RELEASED, Kind.KEY_DERIVED, Kind.KEYS_RELEASED, Kind.TOKEN_ISSUED, Kind.SVID_ISSUED)
+PAGE: Final = 1000
+DAY_MS: Final = 86_400_000
+GIVING: Final = (Kind.SECRET_RELEASED, Kind.KEY_DERIVED, Kind.KEYS_RELEASED, Kind.TOKEN_ISSUED, Kind.SVID_ISSUED)
 """What only somebody gets who was admitted and has not fallen since."""
 
 
@@ -155,12 +155,16 @@ def _compared(decision: Decision, index: int, subject: str, roots: TrustRoots, l
 def _records(store: Readable, story: _Story) -> Iterator[Flag]:
     """Rows of agents of whom the log knows nothing."""
     after = ""
-    while page := store.read(lambda tx, after=after: tx.agents.page(after=after, limit=PAGE)):  # type: ignore[misc]
+    while page := _page(store, after):
         for record in page:
             if record.state is AgentState.ADMITTED and record.subject not in story.evidence:
                 detail = "the store calls it admitted; the log has no admission"
                 yield Flag(flaw=Flaw.AGENT_WITHOUT_ADMISSION, index=None, subject=record.subject, detail=detail)
         after = page[-1].subject
+
+
+def _page(store: Readable, after: str) -> Sequence[AgentRecord]:
+    return store.read(lambda tx: tx.agents.page(after=after, limit=PAGE))
 
 
 def token_flags(store: Readable, claims: dict[str, Any]) -> Iterator[Flag]:

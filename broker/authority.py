@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker.keyring import PUBLISH_BEFORE_S, TokenKey, draw_key, load_keys, published, signing
-from broker.ports import Store
+from broker.ports import Store, Transaction
 from broker.rootkey.root import RootKey
 from broker.wire.svid import spiffe_id
 
@@ -69,9 +69,9 @@ class Authority:
         await self._draw(int(at.timestamp()) + PUBLISH_BEFORE_S)
 
     async def _draw(self, from_s: int) -> None:
-        def work(tx: object) -> tuple[TokenKey, ...]:
-            draw_key(tx, self._root, PURPOSE, from_s)  # type: ignore[arg-type]
-            return load_keys(tx, self._root, PURPOSE)  # type: ignore[arg-type]
+        def work(tx: Transaction) -> tuple[TokenKey, ...]:
+            draw_key(tx, self._root, PURPOSE, from_s)
+            return load_keys(tx, self._root, PURPOSE)
 
         self._keys = await self._store.transact(work)
 

@@ -1,7 +1,7 @@
 """The root key in use: it derives and wraps, and nothing gets it out again.
 
 Decides how keys come from the root (HKDF-SHA256, RFC 5869, one purpose each) and how other keys are wrapped under it
-(AES-256-GCM). Where it is kept while the broker is off is decided in keyfile.py and passphrase.py.
+(AES-256-GCM). Where it is kept while the broker is off is decided in methods.py.
 """
 
 import secrets
