@@ -1,13 +1,16 @@
 """Leases, keys derived for workloads, and the question that follows every incident: who got what."""
 
 import asyncio
+import contextlib
+import itertools
 import json
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -16,10 +19,12 @@ from attestation.evidence import proof_message, sign_proof
 from broker.derivation import OPERATION, _key, derive_permitted
 from broker.errors import BrokerCode
 from broker.ports import Store, Transaction
-from broker.ports.releases import Lease, Released
+from broker.ports.releases import FactKind, Lease, Released, ground_of, rests_on
 from broker.rootkey.root import RootKey
 from broker.store.memory import MemoryStore
 from broker.store.sql import SqlStore
+from broker.store.sql_releases import SHARED_FACTS
+from broker.store.sql_schema import MIGRATIONS
 from broker.wire.bodies import AttestationRequest, PutSecretRequest
 from broker.wire.derive import DERIVED_VERSION, DeriveRequest
 from broker.wire.errors import WireCode, WireError
@@ -327,4 +332,45 @@ def test_both_stores_answer_alike(store: Store) -> None:
     assert names(limit=1) == ["a/b"]
     assert len(store.read(lambda tx: tx.releases.ended(now_s=5, limit=2))) == 2
     assert store.read(lambda tx: tx.releases.ended(now_s=4, limit=9)) == []
+    store.close()
+
+
+def test_facts_are_kept_once_for_all_releases_that_rest_on_them(store: Store) -> None:
+    facts: list[tuple[FactKind, str]] = [("workload", "w"), ("platform", "p")]
+    grounds = [ground_of(evidence, policy, facts) for evidence, policy in (("e1", "a"), ("e2", "a"), ("e2", "b"))]
+    other = ground_of("e1", "a", facts[:1])
+
+    def work(tx: Transaction) -> None:
+        for entry, ground in enumerate([*grounds, other]):
+            told = facts if ground != other else facts[:1]
+            row = Released(entry=entry, at_ms=1, name="a/b", version=1, subject="s", ground=ground, via="cloister")
+            tx.releases.record(row, told)
+
+    asyncio.run(store.transact(work))
+    kept = [list(store.read(lambda tx, ground=ground: tx.releases.facts(ground))) for ground in grounds]  # type: ignore[misc]
+    assert kept == [sorted(facts)] * 3
+    assert all(rests_on(ground, facts) for ground in grounds)
+    assert not rests_on(other, facts)
+    found = store.read(lambda tx: tx.releases.page(fact=("platform", "p")))
+    assert [row.entry for row in found] == [0, 1, 2]
+    assert len(store.read(lambda tx: tx.releases.page(fact=("workload", "w")))) == 4
+    store.close()
+
+
+def test_releases_of_an_earlier_version_keep_their_facts(tmp_path: Path) -> None:
+    path, facts = tmp_path / "a.db", [("platform", "p"), ("workload", "w")]
+    ground = ground_of("e", "a", cast("list[tuple[FactKind, str]]", facts))[:-32]  # half of the digest, as it was
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as old:
+        before = MIGRATIONS.index(SHARED_FACTS)
+        for statement in itertools.chain(*MIGRATIONS[:before]):
+            old.execute(statement)
+        old.execute(f"PRAGMA user_version = {before}")
+        old.execute("INSERT INTO release_row VALUES (4, 1, 'a/b', 1, 's', ?, 'cloister')", (ground,))
+        old.executemany("INSERT INTO release_fact VALUES (?, ?, ?)", [(ground, kind, value) for kind, value in facts])
+    store = SqlStore(path, mac_key=b"k")
+    (row,) = store.read(lambda tx: tx.releases.page(fact=("workload", "w")))
+    kept = store.read(lambda tx: tx.releases.facts(row.ground))
+    assert (row.entry, row.ground, list(kept)) == (4, ground, facts)
+    assert rests_on(row.ground, kept)
+    assert not rests_on(row.ground, kept[:1])
     store.close()

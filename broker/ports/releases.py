@@ -7,10 +7,12 @@ secret, workload, measurement or platform, and counts leases.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, final
+from functools import lru_cache
+from typing import Final, Literal, Protocol, final
 
 FactKind = Literal["workload", "measurement", "platform"]
 FACTS: tuple[FactKind, ...] = ("workload", "measurement", "platform")
+_DIGEST_LEN: Final = 64  # hex digits
 
 
 @final
@@ -42,13 +44,31 @@ class Lease:
 
 def ground_of(evidence: str, policy: str, facts: Sequence[tuple[FactKind, str]]) -> str:
     """Names what a release rested on: digest of the evidence, digest of the policy, and digest of the facts."""
+    return f"{evidence}/{policy}/{_digest(tuple(facts))}"
+
+
+@lru_cache(maxsize=1024)
+def _digest(facts: tuple[tuple[FactKind, str], ...]) -> str:
+    """Agents of one image on one platform have the same."""
     told = "\n".join(f"{kind} {value}" for kind, value in sorted(set(facts)))
-    return f"{evidence}/{policy}/{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def key_of(ground: str) -> str:
+    """Under what the facts of a ground are kept: their digest, or for grounds of earlier versions the ground itself."""
+    digest = ground.rpartition("/")[2]
+    return digest if len(digest) == _DIGEST_LEN else ground
+
+
+def rests_on(ground: str, facts: Sequence[tuple[FactKind, str]]) -> bool:
+    """Whether a ground names these facts. Earlier versions kept half of the digest."""
+    digest, told = _digest(tuple(facts)), ground.rpartition("/")[2]
+    return told in (digest, digest[: _DIGEST_LEN // 2])
 
 
 class Releases(Protocol):
     def record(self, released: Released, facts: Sequence[tuple[FactKind, str]]) -> None:
-        """The facts of a ground are kept once."""
+        """The same facts are kept once, whatever grounds name them."""
 
     def page(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.errors import BrokerCode, BrokerError
-from broker.ports.releases import FACTS, Lease, Released, ground_of
+from broker.ports.releases import FACTS, Lease, Released, rests_on
 from broker.rights import Act
 from broker.wire.derive import DeriveRequest
 from broker.wire.release import ReleaseResponse
@@ -55,7 +55,7 @@ async def list_releases(call: Call) -> Answer:
 def _release_dict(item: Released, facts: Any) -> dict[str, Any]:
     told: dict[str, list[str]] = {f"{kind}s": [value for of, value in facts if of == kind] for kind in FACTS}
     evidence, policy, _ = item.ground.split("/")
-    if ground_of(evidence, policy, facts) != item.ground:
+    if not rests_on(item.ground, facts):
         raise BrokerError(BrokerCode.STORE_ROW_FORGED, f"what release {item.entry} rested on; its entry is in the log")
     return {
         "entry": item.entry,

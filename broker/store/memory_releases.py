@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 from broker.ports import AgentRecord, AgentState
-from broker.ports.releases import FactKind, Lease, Released
+from broker.ports.releases import FactKind, Lease, Released, key_of
 from broker.store.undo import Table, Undo
 
 
@@ -17,8 +17,8 @@ class MemoryReleases:
         self._leases: Table[tuple[str, int, str], Lease] = Table(undo)
 
     def record(self, released: Released, facts: Sequence[tuple[FactKind, str]]) -> None:
-        if self._facts.get(released.ground) is None:
-            self._facts.put(released.ground, frozenset(facts))
+        if self._facts.get(key_of(released.ground)) is None:
+            self._facts.put(key_of(released.ground), frozenset(facts))
         self._rows.put(released.entry, released)
 
     def page(
@@ -38,12 +38,12 @@ class MemoryReleases:
             and name in (None, row.name)
             and subject in (None, row.subject)
             and (tenant is None or row.name.startswith(f"{tenant}/"))
-            and (fact is None or fact in (self._facts.get(row.ground) or ()))
+            and (fact is None or fact in (self._facts.get(key_of(row.ground)) or ()))
         ]
         return found[:limit]
 
     def facts(self, ground: str) -> Sequence[tuple[FactKind, str]]:
-        return sorted(self._facts.get(ground) or ())
+        return sorted(self._facts.get(key_of(ground)) or ())
 
     def lease(self, name: str, version: int, subject: str) -> Lease | None:
         return self._leases.get((name, version, subject))

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, final
 
-from broker.ports.releases import FactKind, Lease, Released
+from broker.ports.releases import FactKind, Lease, Released, key_of
 
 RELEASES_SCHEMA: Final[tuple[str, ...]] = (
     """CREATE TABLE release_row (
@@ -21,6 +21,13 @@ RELEASES_SCHEMA: Final[tuple[str, ...]] = (
         name TEXT NOT NULL, version INTEGER NOT NULL, subject TEXT NOT NULL, begun_at_s INTEGER NOT NULL,
         ends_at_s INTEGER NOT NULL, closed INTEGER NOT NULL, PRIMARY KEY (name, version, subject)) WITHOUT ROWID""",
     "CREATE INDEX secret_lease_end ON secret_lease (ends_at_s) WHERE closed = 0",
+)
+# Facts under their own digest: many grounds name the same ones. Column `ground` of release_fact holds either.
+SHARED_FACTS: Final[tuple[str, ...]] = (
+    "ALTER TABLE release_row ADD COLUMN facts TEXT NOT NULL DEFAULT ''",
+    "UPDATE release_row SET facts = ground",
+    "DROP INDEX release_ground",
+    "CREATE INDEX release_facts ON release_row (facts, entry)",
 )
 
 
@@ -39,12 +46,13 @@ class SqlReleases:
 
     def record(self, released: Released, facts: Sequence[tuple[FactKind, str]]) -> None:
         r = released
-        row = (r.entry, r.at_ms, r.name, r.version, r.subject, r.ground, r.via)
-        known = self._db.execute("SELECT 1 FROM release_fact WHERE ground = ? LIMIT 1", (r.ground,)).fetchone()
+        key = key_of(r.ground)
+        known = self._db.execute("SELECT 1 FROM release_fact WHERE ground = ? LIMIT 1", (key,)).fetchone()
         if known is None:
-            rows = [(r.ground, kind, value) for kind, value in facts]
+            rows = [(key, kind, value) for kind, value in facts]
             self._db.executemany("INSERT OR IGNORE INTO release_fact VALUES (?,?,?)", rows)
-        self._db.execute("INSERT INTO release_row VALUES (?,?,?,?,?,?,?)", row)
+        row = (r.entry, r.at_ms, r.name, r.version, r.subject, r.ground, r.via, key)
+        self._db.execute("INSERT INTO release_row VALUES (?,?,?,?,?,?,?,?)", row)
 
     def page(
         self,
@@ -62,7 +70,7 @@ class SqlReleases:
                WHERE entry > :after AND (:name IS NULL OR name = :name) AND (:subject IS NULL OR subject = :subject)
                  AND (:tenant IS NULL OR substr(name, 1, length(:tenant) + 1) = :tenant || '/')
                  AND (:kind IS NULL
-                      OR ground IN (SELECT ground FROM release_fact WHERE kind = :kind AND value = :value))
+                      OR facts IN (SELECT ground FROM release_fact WHERE kind = :kind AND value = :value))
                ORDER BY entry LIMIT :limit""",
             {
                 "after": after,
@@ -78,7 +86,7 @@ class SqlReleases:
 
     def facts(self, ground: str) -> Sequence[tuple[FactKind, str]]:
         query = "SELECT kind, value FROM release_fact WHERE ground = ? ORDER BY kind, value"
-        return [(row[0], row[1]) for row in self._db.execute(query, (ground,))]
+        return [(row[0], row[1]) for row in self._db.execute(query, (key_of(ground),))]
 
     def lease(self, name: str, version: int, subject: str) -> Lease | None:
         query = "SELECT * FROM secret_lease WHERE name = ? AND version = ? AND subject = ?"

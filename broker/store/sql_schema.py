@@ -5,7 +5,7 @@ Decides how rows look. A migration is numbered by its place in the list: append,
 
 from typing import Final
 
-from broker.store.sql_releases import RELEASES_SCHEMA
+from broker.store.sql_releases import RELEASES_SCHEMA, SHARED_FACTS
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -181,4 +181,5 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
                 WHERE topic = old.topic AND sender = old.sender;
             DELETE FROM topic_lane WHERE topic = old.topic AND sender = old.sender AND messages = 0; END""",
     ),
+    SHARED_FACTS,
 )
