@@ -79,16 +79,17 @@ class Identity:
     def keys(self, at: datetime) -> BrokerKeys:
         """The log key's statement about the other keys; made anew every ten minutes and when they change."""
         now_s = int(at.timestamp())
-        tokens = tuple(PublicTokenKey(kid=key.kid, spki=_spki(key)) for key in published(self._keyring.tokens, now_s))
-        old = self._statement
-        if old is None or old.token_keys != tokens or not 0 <= now_s - old.issued_at_s < STATEMENT_RENEW_S:
+        live = published(self._keyring.tokens, now_s)
+        old, kids = self._statement, [key.kid for key in live]
+        same = old is not None and [key.kid for key in old.token_keys] == kids
+        if old is None or not same or not 0 <= now_s - old.issued_at_s < STATEMENT_RENEW_S:
             self._statement = old = BrokerKeys.sign(
                 self._keyring.log,
                 log_key=self.log_key,
                 log_name=self.log_name,
                 issuer=self.issuer,
                 identity_key=spki(self.key.public_key()),
-                token_keys=tokens,
+                token_keys=tuple(PublicTokenKey(kid=key.kid, spki=_spki(key)) for key in live),
                 issued_at_s=now_s,
                 not_after_s=now_s + STATEMENT_LIFE_S,
             )

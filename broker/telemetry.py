@@ -79,14 +79,20 @@ class Metrics:
         )
         self._refusals = Counter("cloister_refusals", "refusals by code", ["code"], registry=self._registry)
         self._started = Gauge("cloister_started_seconds", "when the broker started", registry=self._registry)
+        self._answers: dict[tuple[str, int], tuple[Counter, Histogram]] = {}  # as few as there are label sets
         self._uncounted: Tally[str] = Tally()
 
     def started(self, at: datetime) -> None:
         self._started.set(at.timestamp())
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        known = self._answers.get((route, status))
+        if known is None:
+            known = self._requests.labels(route, str(status)), self._seconds.labels(route)
+            self._answers[route, status] = known
+        counter, histogram = known
+        counter.inc()
+        histogram.observe(seconds)
 
     def refused(self, code: str) -> None:
         self._refusals.labels(code).inc()
