@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, fields
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from typing import Final, NoReturn, final
 
@@ -49,6 +49,7 @@ class Permit:
     sealing_thumbprint: str = ""
     suite: str = ""
     nonce: str = ""
+    _digest: bytes | None = field(default=None, init=False, repr=False, compare=False)
     seal: InitVar[object]
 
     def __post_init__(self, seal: object) -> None:
@@ -70,9 +71,28 @@ class Permit:
             raise ValueError("this permit is bound already")
         if self.version and version and version != self.version:
             raise ValueError(f"the permit is for version {self.version}, not {version}")
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        bound = {"broker_id": broker_id, "jkt": jkt, "sealing_thumbprint": sealing_thumbprint, "suite": suite}
-        return Permit(**{**values, **bound, "nonce": nonce, "version": version or self.version}, seal=_SEAL)
+        return Permit(
+            policy=self.policy,
+            policy_version=self.policy_version,
+            subject=self.subject,
+            tenant=self.tenant,
+            action=self.action,
+            resource=self.resource,
+            version=version or self.version,
+            at=self.at,
+            not_after=self.not_after,
+            cacheable=self.cacheable,
+            rules=self.rules,
+            standing=self.standing,
+            workloads=self.workloads,
+            via=self.via,
+            broker_id=broker_id,
+            jkt=jkt,
+            sealing_thumbprint=sealing_thumbprint,
+            suite=suite,
+            nonce=nonce,
+            seal=_SEAL,
+        )
 
     def claims(self) -> dict[str, str | int]:
         """What is hashed, as JSON-able values, in hashing order. Times are whole seconds, rounded down."""
@@ -97,7 +117,10 @@ class Permit:
     @property
     def digest(self) -> bytes:
         """32 bytes; see `permit_digest`."""
-        return permit_digest(self.claims())
+        if self._digest is None:
+            object.__setattr__(self, "_digest", permit_digest(self.claims()))
+        assert self._digest is not None
+        return self._digest
 
 
 CLAIMS: Final = (

@@ -304,6 +304,22 @@ def test_marks_are_found_by_prefix(store: Store) -> None:
     assert store.read(lambda tx: tx.marks.under("a/")) == {"1": "again", "2": "a/2"}
 
 
+def test_a_mark_that_was_missed_is_found_once_it_is_there_and_not_when_that_was_undone(store: Store) -> None:
+    def fails(tx: Transaction) -> None:
+        tx.marks.put("a", "never")
+        raise LookupError
+
+    assert do(store, lambda tx: tx.marks.get("a")) is None
+    with pytest.raises(LookupError):
+        do(store, fails)
+    assert do(store, lambda tx: tx.marks.get("a")) is None
+    do(store, lambda tx: tx.marks.put("a", "1"))
+    assert do(store, lambda tx: tx.marks.get("a")) == store.read(lambda tx: tx.marks.get("a")) == "1"
+    do(store, lambda tx: tx.marks.drop("a"))
+    assert do(store, lambda tx: tx.marks.get("a")) is None
+    assert store.read(lambda tx: tx.marks.get("a")) is None
+
+
 # ── mail ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -24,12 +24,13 @@ _TAG: Final = b"cloister/root/v1"
 class RootKey:
     """32 bytes that no method returns, no repr shows and no pickle holds."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_wrapping")
 
     def __init__(self, key: bytes) -> None:
         if len(key) != ROOT_LEN:
             raise ValueError(f"a root key has {ROOT_LEN} bytes")
         self._key = key
+        self._wrapping: dict[str, AESGCM] = {}  # by purpose, of which there are few
 
     @classmethod
     def generate(cls) -> Self:
@@ -49,22 +50,37 @@ class RootKey:
 
     def wrap(self, purpose: str, key: bytes, *, aad: bytes) -> bytes:
         """nonce ‖ AES-256-GCM(key), under the wrapping key of that purpose."""
-        return seal(self.derive(f"wrap/{purpose}"), key, aad)
+        return _sealed(self._cipher(purpose), key, aad)
 
     def unwrap(self, purpose: str, wrapped: bytes, *, aad: bytes) -> bytes:
         """Raises BrokerError root.wrong_key for another root, purpose or `aad`, and for changed bytes."""
-        return unseal(self.derive(f"wrap/{purpose}"), wrapped, aad)
+        return _unsealed(self._cipher(purpose), wrapped, aad)
+
+    def _cipher(self, purpose: str) -> AESGCM:
+        """Kept like the root itself: deriving it costs more than using it."""
+        found = self._wrapping.get(purpose)
+        if found is None:
+            found = self._wrapping[purpose] = AESGCM(self.derive(f"wrap/{purpose}"))
+        return found
 
 
 def seal(key: bytes, plaintext: bytes, aad: bytes) -> bytes:
     """nonce (12) ‖ ciphertext ‖ tag (16)."""
-    nonce = secrets.token_bytes(_NONCE_LEN)
-    return nonce + AESGCM(key).encrypt(nonce, plaintext, aad)
+    return _sealed(AESGCM(key), plaintext, aad)
 
 
 def unseal(key: bytes, blob: bytes, aad: bytes) -> bytes:
     """The inverse of `seal`. Raises BrokerError root.wrong_key."""
+    return _unsealed(AESGCM(key), blob, aad)
+
+
+def _sealed(cipher: AESGCM, plaintext: bytes, aad: bytes) -> bytes:
+    nonce = secrets.token_bytes(_NONCE_LEN)
+    return nonce + cipher.encrypt(nonce, plaintext, aad)
+
+
+def _unsealed(cipher: AESGCM, blob: bytes, aad: bytes) -> bytes:
     try:
-        return AESGCM(key).decrypt(blob[:_NONCE_LEN], blob[_NONCE_LEN:], aad)
+        return cipher.decrypt(blob[:_NONCE_LEN], blob[_NONCE_LEN:], aad)
     except (InvalidTag, ValueError):
         raise BrokerError(BrokerCode.ROOT_WRONG, "does not open under this root key, or was changed") from None

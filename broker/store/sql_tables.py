@@ -21,7 +21,7 @@ from broker.store.sql_releases import SqlReleases
 from broker.store.sql_svids import SqlSvids
 from broker.store.sql_topics import SqlStates, SqlTopics
 
-MAX_MARKS: Final = 1024  # kept in memory
+MAX_MARKS: Final = 4096  # kept in memory, those that are not there included
 
 
 @final
@@ -244,20 +244,19 @@ class _Marks:
         self._db, self._key = db, key
         self._rows_key = hmac.digest(key, b"rows", hashlib.sha256)
         self._remember = remember
-        self.known: dict[str, str] = {}
+        self.known: dict[str, str | None] = {}  # None: there is none
         self.total: int | None = None  # of every row, for the connection that writes
 
     def _mac(self, name: str, value: str) -> bytes:
         return hmac.digest(self._key, f"{len(name)}:{name}{value}".encode(), hashlib.sha256)
 
     def get(self, name: str) -> str | None:
-        known = self.known.get(name)
-        if known is not None:
-            return known
+        if name in self.known:
+            return self.known[name]
         row = self._db.execute("SELECT value, mac FROM mark WHERE name = ?", (name,)).fetchone()
-        return None if row is None else self._keep(name, self._checked(name, *row))
+        return self._keep(name, None if row is None else self._checked(name, *row))
 
-    def _keep(self, name: str, value: str) -> str:
+    def _keep(self, name: str, value: str | None) -> str | None:
         if self._remember:
             if len(self.known) >= MAX_MARKS:
                 self.known.clear()
@@ -283,7 +282,7 @@ class _Marks:
     def drop(self, name: str) -> None:
         self._move(name, None)
         self._db.execute("DELETE FROM mark WHERE name = ?", (name,))
-        self.known.pop(name, None)
+        self._keep(name, None)
 
     def _move(self, name: str, value: str | None) -> None:
         """Take the old row out of the total and the new one in."""
