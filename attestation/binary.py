@@ -41,9 +41,6 @@ class Cursor:
         self.offset = end
         return taken
 
-    def u8(self) -> int:
-        return self.take(1)[0]
-
     def u16(self) -> int:
         return int.from_bytes(self.take(2), "little")
 
@@ -52,9 +49,3 @@ class Cursor:
 
     def u64(self) -> int:
         return int.from_bytes(self.take(8), "little")
-
-    def expect_end(self) -> None:
-        """Refuse bytes that nobody asked for."""
-        if self.offset != self._end:
-            detail = f"{self._what}: {self.remaining} bytes left over at offset {self.offset}"
-            raise MalformedEvidence(self._code, detail)

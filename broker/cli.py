@@ -14,20 +14,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from broker.commands import audit_cli, domain_cli, lending_cli, root_cli
-from broker.commands.admin_client import AdminError
-from broker.commands.cli_parts import (
-    USAGE,
-    AsJson,
-    KeyFile,
-    Labels,
-    Name,
-    Source,
-    Url,
-    answering,
-    connect,
-    show,
-    time_text,
-)
+from broker.commands.admin_client import USAGE, AdminError
+from broker.commands.cli_parts import AsJson, KeyFile, Labels, Name, Source, Url, answering, connect, show, time_text
 from broker.commands.lending_cli import Draw, Lease, Meta, terms_body
 
 MAX_SECRET_FILE: Final = 64 * 1024

@@ -91,14 +91,13 @@ class Keyring:
             results=load_keys(tx, root, "result"),
         )
 
-    async def rotate_tokens(self, store: Store, root: RootKey, *, at: datetime) -> None:
-        """Draw the next token and result keys; they are published at once and sign an hour later."""
-        self.tokens, self.results = await store.transact(lambda tx: self.draw_tokens(tx, root, at=at))
-
     def draw_tokens(
         self, tx: Transaction, root: RootKey, *, at: datetime
     ) -> tuple[tuple[TokenKey, ...], tuple[TokenKey, ...]]:
-        """All token and result keys, the next ones among them, for `tokens` and `results` once this is durable."""
+        """All token and result keys, the next ones among them, for `tokens` and `results` once this is durable.
+
+        They are published at once and sign an hour later.
+        """
         from_s = int(at.timestamp()) + PUBLISH_BEFORE_S
         for purpose in ("token", "result"):
             draw_key(tx, root, purpose, from_s)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from simulator.catalogue import FMSPCS, TDX_FMSPCS, EvaluationSet, Level
+from simulator.catalogue import FMSPCS, EvaluationSet, Level
 from simulator.errors import SimulatorCode, SimulatorError
 from simulator.pki import Hierarchy, RevocationList, sign_crl
 from simulator.platform import components
@@ -176,10 +176,6 @@ def documents(
         pck_crl_issuer_chain=(pki.ca(ca).pem + pki.root.pem).decode(),
         root_ca_crl=root_crl(ledger, pki),
     )
-
-
-def knows_tdx(fmspc: str) -> bool:
-    return fmspc in TDX_FMSPCS
 
 
 def _dates(ledger: Ledger) -> Document:

@@ -151,9 +151,10 @@ def test_rotation_survives_a_restart() -> None:
     store, root = MemoryStore(), RootKey.generate()
     keyring = asyncio.run(Keyring.open(store, root, at=AT))
     first = keyring.tokens[0].kid
-    asyncio.run(keyring.rotate_tokens(store, root, at=AT))
+    tokens, results = asyncio.run(store.transact(lambda tx: keyring.draw_tokens(tx, root, at=AT)))
     again = asyncio.run(Keyring.open(store, root, at=AT))
-    assert [key.kid for key in again.tokens] == [key.kid for key in keyring.tokens]
+    assert [key.kid for key in again.tokens] == [key.kid for key in tokens]
+    assert [key.kid for key in again.results] == [key.kid for key in results]
     assert signing(again.tokens, AT.timestamp()).kid == first
     later = AT + timedelta(seconds=PUBLISH_BEFORE_S)
     assert signing(again.tokens, later.timestamp()).kid != first

@@ -19,6 +19,7 @@ from broker.wire.bodies import Problem
 from broker.wire.errors import WireError
 from broker.wire.fields import parse_object
 
+REFUSED, USAGE, UNJUDGED = 1, 2, 4  # exit statuses of every command; 0 is fine
 TIMEOUT_S: Final = 30
 MAX_ANSWER: Final = 64 << 20
 MAX_KEY_FILE: Final = 64 << 10
@@ -35,7 +36,7 @@ REMEDIES: Final = {
 
 
 class AdminError(Exception):
-    """It did not work. `status` is the exit status that says how: 1 refused, 2 usage, 4 could not judge."""
+    """It did not work. `status` is the exit status that says how: REFUSED, USAGE, UNJUDGED."""
 
     def __init__(self, code: str, detail: str, *, status: int, problem: Problem | None = None) -> None:
         super().__init__(f"{code}: {detail}")
@@ -45,14 +46,14 @@ class AdminError(Exception):
 def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """Raises AdminError admin.key_file."""
     try:
-        raw = path.read_bytes()[:MAX_KEY_FILE]
-        key = load_pem_private_key(raw, password=None)
+        with path.open("rb") as file:
+            key = load_pem_private_key(file.read(MAX_KEY_FILE), password=None)
     except OSError as error:
-        raise AdminError("admin.key_file", f"{path}: {error.strerror}", status=2) from None
+        raise AdminError("admin.key_file", f"{path}: {error.strerror}", status=USAGE) from None
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise AdminError("admin.key_file", f"{path} is not an unencrypted P-256 private key in PEM", status=2)
+        raise AdminError("admin.key_file", f"{path} is not an unencrypted P-256 private key in PEM", status=USAGE)
     return key
 
 
@@ -63,7 +64,7 @@ class AdminClient:
     def __init__(self, url: str, key: ec.EllipticCurvePrivateKey) -> None:
         parts = urlsplit(url.rstrip("/"))
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise AdminError("admin.url", f"{url!a} is not the address of a broker", status=2)
+            raise AdminError("admin.url", f"{url!a} is not the address of a broker", status=USAGE)
         self._url = url.rstrip("/")
         self._host = parts.hostname
         self._port = parts.port
@@ -103,7 +104,7 @@ class AdminClient:
             return answer.status, answer.getheader("DPoP-Nonce"), answer.read(MAX_ANSWER + 1)
         except (OSError, http.client.HTTPException) as error:
             detail = f"{self._url} does not answer ({type(error).__name__})"
-            raise AdminError("broker.unreachable", detail, status=4) from None
+            raise AdminError("broker.unreachable", detail, status=UNJUDGED) from None
         finally:
             connection.close()
 
@@ -114,5 +115,5 @@ class AdminClient:
             problem = Problem.from_dict(parse_object(raw, max_len=MAX_ANSWER))
         except WireError:
             detail = f"HTTP {status}, and not an answer of a broker"
-            raise AdminError("broker.answer_invalid", detail, status=4) from None
-        raise AdminError(problem.code, problem.title, status=4 if status >= 500 else 1, problem=problem)
+            raise AdminError("broker.answer_invalid", detail, status=UNJUDGED) from None
+        raise AdminError(problem.code, problem.title, status=UNJUDGED if status >= 500 else REFUSED, problem=problem)

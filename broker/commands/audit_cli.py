@@ -13,19 +13,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import typer
 
-from broker.commands.admin_client import AdminError
-from broker.commands.cli_parts import (
-    REFUSED,
-    UNJUDGED,
-    USAGE,
-    AsJson,
-    KeyFile,
-    Url,
-    answering,
-    connect,
-    show,
-    time_text,
-)
+from broker.commands.admin_client import REFUSED, UNJUDGED, USAGE, AdminError
+from broker.commands.cli_parts import AsJson, KeyFile, Url, answering, connect, show, time_text
 
 if TYPE_CHECKING:
     from attestation.pki import TrustRoots
@@ -282,7 +271,9 @@ def _consistency(url: str | None, database: Path | None, old: int, size: int) ->
     except (URLError, OSError, ValueError, KeyError) as error:
         if getattr(error, "code", None) == 404:
             return None
-        raise AdminError("broker.unreachable", f"{url} gives no proof ({type(error).__name__})", status=4) from None
+        raise AdminError(
+            "broker.unreachable", f"{url} gives no proof ({type(error).__name__})", status=UNJUDGED
+        ) from None
 
 
 def _token_verdict(text: str, keys: bytes) -> dict[str, Any]:

@@ -15,11 +15,10 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from broker.commands.admin_client import REMEDIES, AdminClient, AdminError, load_key
+from broker.commands.admin_client import REFUSED, REMEDIES, USAGE, AdminClient, AdminError, load_key
 from broker.errors import MEANING, BrokerError
 from broker.wire.errors import WireError
 
-OK, REFUSED, USAGE, UNJUDGED = 0, 1, 2, 4
 PASSPHRASE_VARIABLE: Final = "CLOISTER_ROOT_PASSPHRASE"
 
 Url = Annotated[str, typer.Option("--broker", envvar="CLOISTER_BROKER", help="The broker's public URL.")]

@@ -5,14 +5,14 @@ Decides nothing: whether these are the values of what was meant to be deployed i
 
 import json
 import sys
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from attestation.errors import AttestationError
+from broker.commands.admin_client import USAGE
 from broker.errors import BrokerError
 
-USAGE: Final = 2
 Machine = Annotated[str, typer.Option(envvar="CLOISTER_MACHINE", help="A simulated machine's folder.")]
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from broker.commands.admin_client import AdminError
-from broker.commands.cli_parts import USAGE, AsJson, KeyFile, Name, Url, answering, connect, show, time_text
+from broker.commands.admin_client import USAGE, AdminError
+from broker.commands.cli_parts import AsJson, KeyFile, Name, Url, answering, connect, show, time_text
 
 Tenant = Annotated[str | None, typer.Option(help="This tenant's alone.")]
 Lease = Annotated[int | None, typer.Option(help="Seconds for which a version is released again to one agent.")]

@@ -9,18 +9,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.commands import domain_cli
-from broker.commands.admin_client import AdminClient, AdminError
+from broker.commands.admin_client import REFUSED, USAGE, AdminClient, AdminError
 from broker.commands.cli_parts import (
-    USAGE,
     AsJson,
     Folder,
     KeyFile,
@@ -33,6 +32,14 @@ from broker.commands.cli_parts import (
 )
 from broker.errors import BrokerCode, BrokerError
 from broker.wire.unseal import UnsealStatus
+
+if TYPE_CHECKING:
+    import socket
+
+    from attestation.sealing import SealingKey
+    from broker.rootkey.methods import Keeping
+    from broker.rootkey.shares import Share
+    from broker.service import Broker
 
 Passphrase = Annotated[bool, typer.Option("--passphrase", help="Keep the root key under a passphrase.")]
 Shares = Annotated[str | None, typer.Option(help="Cut the root key into shares: 3/5 wants three of five.")]
@@ -100,8 +107,6 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON once it serves.")] = False,
 ) -> None:
     """Serve the broker of a folder until SIGTERM. Log lines go to stderr as JSON."""
-    import asyncio
-
     from attestation.errors import AttestationError
     from broker import tracing
     from broker.app import serve as serve_broker
@@ -124,7 +129,7 @@ def serve(
     def sealed() -> None:
         logging.getLogger("cloister.broker").warning("broker.sealed", extra={"see": f"{settings.public_url}/v1/unseal"})
 
-    async def serving(broker: Any, bound: Any) -> None:
+    async def serving(broker: "Broker", bound: "socket.socket") -> None:
         await serve_broker(broker, sock=bound, ready=lambda: ready(settings.public_url), on_grpc=grpc.append)
 
     async def run() -> None:
@@ -139,13 +144,15 @@ def serve(
         locked = settings.root_key_file is not None and needs_passphrase(settings.root_key_file)
         passphrase = ask_passphrase(confirm=False) if locked else None
         try:
-            _run(run, asyncio)
+            _run(run)
         except (BundleError, AttestationError, OSError) as error:
             refuse_to_start(error)
 
 
-def _run(main: Callable[[], Any], asyncio: Any) -> None:
+def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """On uvloop where there is one."""
+    import asyncio
+
     try:
         import uvloop
     except ModuleNotFoundError:
@@ -187,7 +194,7 @@ def unseal(
         try:
             told = unsealing.bring(caller, share, key, trust, unattested=unattested, at=datetime.now(UTC))
         except AttestationError as error:
-            raise AdminError(str(error.code), error.detail, status=1) from None
+            raise AdminError(str(error.code), error.detail, status=REFUSED) from None
         _show_status(told, as_json)
 
 
@@ -253,9 +260,11 @@ def rewrap(
         show(found, as_json, lambda: iter([f"{moved.before} → {moved.after}", *map(str, moved.shares)]))
 
 
-def _opened_share(path: Path, keys: list[Any], read: Callable[..., Any]) -> Any:
+def _opened_share(
+    path: Path, keys: "Sequence[SealingKey]", read: "Callable[[Path, SealingKey | None], Share]"
+) -> "Share":
     """With whichever of the keys opens it."""
-    for key in (*keys, None):
+    for key in keys or (None,):
         try:
             return read(path, key)
         except BrokerError as error:
@@ -271,7 +280,7 @@ def _keeping(
     tpm: bool,
     tcti: str | None,
     pcrs: str | None,
-) -> Any:
+) -> "Keeping":
     """How the options want the root key kept. Raises BrokerError config.invalid, root.share_wrong."""
     from broker.rootkey.holders import load_public
     from broker.rootkey.methods import Keeping, Method

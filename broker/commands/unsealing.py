@@ -17,7 +17,7 @@ from attestation.errors import AttestationError
 from attestation.pki import TrustRoots
 from attestation.sealing import seal_to
 from attestation.verifier import Verifier
-from broker.commands.admin_client import AdminClient, AdminError
+from broker.commands.admin_client import REFUSED, USAGE, AdminClient, AdminError
 from broker.errors import BrokerCode
 from broker.rootkey.holders import load_private, packed, read_share
 from broker.wire.attested import BrokerReference, judge
@@ -28,7 +28,6 @@ from broker.wire.jose import b64u
 from broker.wire.log import HASH_LEN, MAX_PROOF, Checkpoint, verify_consistency
 from broker.wire.unseal import Confirmation, ShareOffer, UnsealStatus, share_info
 
-REFUSED, USAGE = 1, 2
 MAX_TRUST_FILE: Final = 256 * 1024
 
 
@@ -76,6 +75,8 @@ def _trust_file(path: Path) -> tuple[BrokerReference, TrustRoots, bytes]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_TRUST_FILE + 1)
+        if len(raw) > MAX_TRUST_FILE:
+            raise ValueError("too large")
         text = raw.decode("utf-8")
         found: dict[str, Any] = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
         roots = found["roots"]

@@ -12,7 +12,6 @@ from broker.wire.jose import b64u
 from broker.wire.log import MAX_CHECKPOINT
 from broker.wire.tags import Tag, tagged
 
-STATES: Final = ("shares", "checkpoint", "open")
 MAX_KEY: Final = 2048
 MAX_SEALED: Final = 4096
 MAX_SHARES: Final = 32
