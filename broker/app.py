@@ -96,13 +96,17 @@ def create_app(broker: Broker, *, background: bool = True) -> FastAPI:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one, which `socket.getsockname` tells."""
+    """A bound socket; port 0 takes a free one, which `socket.getsockname` tells. Raises OSError with the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, asyncio switches Nagle off; else each answer waits 40 ms for a delayed acknowledgement.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((host, port))
-    bound.listen(BACKLOG)
+    try:
+        bound.bind((host, port))
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise OSError(error.errno, error.strerror, f"{host}:{port}") from None  # which of the addresses it was
     return bound
 
 

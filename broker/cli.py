@@ -15,7 +15,19 @@ import typer
 
 from broker.commands import audit_cli, domain_cli, lending_cli, root_cli
 from broker.commands.admin_client import USAGE, AdminError
-from broker.commands.cli_parts import AsJson, KeyFile, Labels, Name, Source, Url, answering, connect, show, time_text
+from broker.commands.cli_parts import (
+    AsJson,
+    KeyFile,
+    Labels,
+    Name,
+    Source,
+    Url,
+    answering,
+    connect,
+    note_empty,
+    show,
+    time_text,
+)
 from broker.commands.lending_cli import Draw, Lease, Meta, terms_body
 
 MAX_SECRET_FILE: Final = 64 * 1024
@@ -46,7 +58,7 @@ broker.command("reference")(domain_cli.reference)
 
 @broker.command("status")
 def status(url: Url, key_file: KeyFile, as_json: AsJson = False) -> None:
-    """Generation, agents by state, size of the log, policies and collateral in force."""
+    """Agents by state, size of the log, policies, collateral."""
     with answering(as_json):
         found = connect(url, key_file).get("/v1/status")
 
@@ -144,7 +156,7 @@ def rotate(
 def list_secrets(
     url: Url,
     key_file: KeyFile,
-    tenant: Annotated[str | None, typer.Option()] = None,
+    tenant: Annotated[str | None, typer.Option(help="Of this tenant alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Names, versions and labels. Values cannot be listed."""
@@ -156,6 +168,7 @@ def list_secrets(
             found += page
             after = page[-1]["name"]
         show({"secrets": found}, as_json, lambda: map(_secret_line, found))
+        note_empty(found, as_json, "no secret is kept here yet: cloister secret put NAME FILE")
 
 
 @secret.command("destroy")
@@ -189,7 +202,7 @@ def _agent_line(found: dict[str, Any]) -> str:
 def list_agents(
     url: Url,
     key_file: KeyFile,
-    tenant: Annotated[str | None, typer.Option()] = None,
+    tenant: Annotated[str | None, typer.Option(help="Of this tenant alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Every agent that was ever admitted, and what it may do now."""
@@ -201,6 +214,7 @@ def list_agents(
             found += page
             after = page[-1]["subject"]
         show({"agents": found}, as_json, lambda: map(_agent_line, found))
+        note_empty(found, as_json, "no agent was admitted here yet")
 
 
 @agent.command("show")
@@ -210,7 +224,7 @@ def show_agent(
     key_file: KeyFile,
     as_json: AsJson = False,
 ) -> None:
-    """One agent: state, reasons, measurements, and what the log says of it."""
+    """One agent: state, reasons, measurements, log entries."""
     with answering(as_json):
         client = connect(url, key_file)
         found = client.get(f"/v1/agents/{subject}")

@@ -51,7 +51,8 @@ def open_domain(kind: str, machine: str = "") -> TrustDomain | None:
     except ModuleNotFoundError as error:
         raise _invalid(f"the trust domain {kind!a} needs {error.name}, which is not installed") from None
     except Exception as error:  # noqa: BLE001  # whoever provides the domain says in words of its own what is missing
-        raise _invalid(f"no trust domain {kind!a} here: {error}") from None
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise _invalid(f"no trust domain {kind!a} here: {said}") from None
     return domain
 
 

@@ -81,6 +81,7 @@ class BrokerCode(StrEnum):
     MESSAGE_EXPIRED = "message.expired"
     MESSAGE_ID_REUSED = "message.id_reused"
     MESSAGE_LABELS = "message.labels_lowered"
+    MESSAGE_LADEN = "message.labels_too_many"
     MESSAGE_MAILBOX = "message.mailbox_mismatch"
     MESSAGE_SENDER = "message.sender_mismatch"
     POLICY_REFUSED = "policy.refused"
@@ -175,7 +176,7 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "Make the binding with the role `agent`: evidence of brokers and peers admits nobody.",
     ),
     BrokerCode.ATTESTATION_TENANT: (
-        "No policy bundle is loaded for the tenant that the evidence names.",
+        "No policy bundle is loaded for that tenant.",
         "Check the tenant's name, or load a bundle for it.",
     ),
     BrokerCode.ATTESTATION_WRONG_BROKER: (
@@ -383,6 +384,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.MESSAGE_LABELS: (
         "The message lacks labels of what its sender has been given.",
         "Send it with every label that GET /v1/labels names; the policy can permit Declassify where one may go.",
+    ),
+    BrokerCode.MESSAGE_LADEN: (
+        "Its labels would have held the receiver to more of them than mail may.",
+        "Send with fewer labels; list those that there are as `labels` in the bundle's `[mail]`.",
     ),
     BrokerCode.MESSAGE_MAILBOX: (
         "The header names another mailbox than the address.",

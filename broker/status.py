@@ -27,6 +27,7 @@ from broker.wire.errors import WireCode, WireError
 from policies.errors import Refused
 
 MAX_SHOWN: Final = 2000
+BODY: Final = "body."  # codes about the request's own body
 BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, NOT_ALLOWED, CONFLICT, GONE, TOO_LARGE, TOO_MANY = (
     *(400, 401, 403, 404, 405, 409, 410, 413, 429),
 )
@@ -103,6 +104,7 @@ STATUS: Final[Mapping[str, int]] = {
     BrokerCode.MESSAGE_EXPIRED: BAD_REQUEST,
     BrokerCode.MESSAGE_ID_REUSED: CONFLICT,
     BrokerCode.MESSAGE_LABELS: FORBIDDEN,
+    BrokerCode.MESSAGE_LADEN: FORBIDDEN,
     BrokerCode.MESSAGE_MAILBOX: BAD_REQUEST,
     BrokerCode.MESSAGE_SENDER: FORBIDDEN,
     BrokerCode.POLICY_REFUSED: FORBIDDEN,
@@ -206,7 +208,7 @@ def status_of(error: Refusal) -> int:
 
 
 def problem_of(error: Refusal, correlation_id: str) -> Problem:
-    """The problem document: nothing in it comes from the error but its codes, and what is meant to be shown."""
+    """The problem document: nothing in it comes from the error but its codes, and what may be shown."""
     codes = codes_of(error)
     code = str(BrokerCode.POLICY_REFUSED) if isinstance(error, Refused) else str(error.code)
     happened, remedy = _meaning(error)
@@ -214,11 +216,18 @@ def problem_of(error: Refusal, correlation_id: str) -> Problem:
         status=status_of(error),
         code=code,
         title=happened,
-        detail=error.shown[:MAX_SHOWN] if isinstance(error, BrokerError) else "",
+        detail=_shown(error, code),
         remedy=remedy,
         correlation_id=correlation_id,
         codes=codes if codes != (code,) else (),
     )
+
+
+def _shown(error: Refusal, code: str) -> str:
+    """What a caller sent himself, and what he is meant to read; of all else the codes have to do."""
+    if isinstance(error, BrokerError):
+        return error.shown[:MAX_SHOWN]
+    return error.detail[:MAX_SHOWN] if isinstance(error, WireError) and code.startswith(BODY) else ""
 
 
 def _meaning(error: Refusal) -> tuple[str, str]:

@@ -140,7 +140,7 @@ def check(
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find every mistake: spelling, types, rules that can never fire, dates that have passed, versions, signatures."""
+    """Find every mistake. Spelling, types, rules that can never fire, dates that have passed, versions, signatures."""
     with mistakes(as_json=as_json):
         bundle = _load_checked(directory, signer or [], threshold, newer_than, moment(at))
         cases = read_cases(bundle)
@@ -178,7 +178,7 @@ def run_tests(
     strict: Annotated[bool, typer.Option(help="Fail when a rule, workload or action is never exercised.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the bundle's own cases, and name the rules that none of them exercises."""
+    """Run the bundle's own cases. Also names the rules that none of them exercises."""
     with mistakes(as_json=as_json):
         bundle = load_bundle(directory)
         outcomes = run_cases(bundle, read_cases(bundle))
@@ -220,7 +220,7 @@ def explain(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell a bundle in words, or why recorded evidence is refused and what would make it pass."""
+    """Tell a bundle in words, or why evidence is refused. Says what would make recorded evidence pass."""
     with mistakes(as_json=as_json):
         bundle = load_bundle(directory)
         if evidence is None:
@@ -292,7 +292,7 @@ def replay(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge recorded evidence again, and list the decisions that change. Status 1 when one does."""
+    """Judge recorded evidence again; list what changes. Status 1 when a decision does."""
     from policies.recording import read_recordings
     from policies.replay import replay as replayed
 
@@ -324,7 +324,7 @@ def forecast(
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell when the decision on recorded evidence will change, and why. Status 1 when it is refused already."""
+    """Tell when a decision will change, and why. Reads recorded evidence; status 1 when it is refused already."""
     from policies.forecast import forecast as forecasts
     from policies.recording import collateral_file, read_recordings
 
@@ -384,7 +384,7 @@ def import_corim_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print TDX reference values of a CoRIM as a [[workload]] for reference-values.toml."""
+    """Print the TDX reference values of a CoRIM. They come as a [[workload]] for reference-values.toml."""
     from policies.corim import import_corim
 
     with mistakes(as_json=as_json):

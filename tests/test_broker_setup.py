@@ -244,7 +244,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_a_folder_is_set_up_once(served: Served) -> None:
-    again = served.run("broker", "init", str(served.folder), status=1)
+    again = served.run("broker", "init", str(served.folder), status=2)
     assert again["code"] == BrokerCode.CONFIG_INVALID
     assert (served.folder / "admin.pem").stat().st_mode & 0o777 == 0o600
     assert (served.folder / "root.json").stat().st_mode & 0o777 == 0o600

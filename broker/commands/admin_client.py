@@ -25,12 +25,13 @@ MAX_ANSWER: Final = 64 << 20
 MAX_KEY_FILE: Final = 64 << 10
 
 
-# What this side finds out by itself; what a broker refuses comes with its own.
+# What this side finds out by itself, and what an administrator can do where the broker speaks to programs.
 REMEDIES: Final = {
     "admin.key_file": "Name the file that `cloister broker init` wrote, DIR/admin.pem, or the lab's.",
     "admin.url": "Write http://HOST:PORT or https://HOST, as in the broker's public_url.",
     "broker.answer_invalid": "Check the address: it is somebody else's, or a proxy stands before the broker.",
     "broker.unreachable": "Check the address, and that the broker runs: `cloister broker serve DIR`.",
+    "dpop.url_mismatch": "Name the broker as its own settings do (public_url), not by another name of the machine.",
     "checkpoint.file": "Keep the file from one confirmation to the next, where the broker's host cannot write.",
 }
 

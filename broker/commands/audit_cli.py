@@ -51,9 +51,9 @@ def show_log(
     url: Url,
     key_file: KeyFile,
     start: Annotated[int, typer.Option(help="The first entry's index.")] = 0,
-    limit: Annotated[int, typer.Option()] = 1000,
+    limit: Annotated[int, typer.Option(help="At most so many.")] = 1000,
     kind: Annotated[str | None, typer.Option(help="agent.refused, secret.released, …")] = None,
-    subject: Annotated[str | None, typer.Option()] = None,
+    subject: Annotated[str | None, typer.Option(help="About this agent alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Entries of the log, oldest first."""
@@ -76,7 +76,7 @@ def verify_log(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute the whole log from a database, offline, and look for what should not be in it."""
+    """Recompute the log from a database, offline. Also looks for what should not be in it."""
     from broker.audit import verify_store
     from broker.auditing import review
 
@@ -130,12 +130,15 @@ def bundle(
     index: Annotated[int, typer.Argument(help="Index of an admission, a release or a refusal.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write.")],
     url: Annotated[str | None, typer.Option("--broker", envvar="CLOISTER_BROKER", help="The broker's URL.")] = None,
-    key_file: Annotated[Path | None, typer.Option("--key-file", envvar="CLOISTER_KEY_FILE")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", envvar="CLOISTER_KEY_FILE", help="With --broker: an administrator's key."),
+    ] = None,
     database: Annotated[Path | None, typer.Option("--database", help="Ask this database, not a broker.")] = None,
     vkey: Annotated[Path | None, typer.Option("--log-key", help="With --database: the file log.vkey.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """One decision with all that it rests on, in a file that `cloister verify --bundle-file` checks by itself."""
+    """One decision with all that it rests on, in a file. `cloister verify --bundle-file` checks it by itself."""
     from broker.decisions import decision_file
     from broker.wire.jose import unb64u
 
@@ -162,7 +165,7 @@ def compare(
     database: Annotated[Path | None, typer.Option("--database", help="Take the proof from this database.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Do two receipts come from one log? Two histories under one key are a fork, and both receipts its proof."""
+    """Tell whether two receipts come from one log. If not, the two are the proof of a fork."""
     from broker.wire.log import verify_consistency
 
     with answering(as_json):
@@ -193,7 +196,7 @@ def token(
     jwks: Annotated[Path, typer.Option("--jwks", help="The broker's key set: /.well-known/jwks.json.")],
     as_json: AsJson = False,
 ) -> None:
-    """Does an admission, with archived evidence, stand behind a token that the broker signed?"""
+    """Look for the admission behind a token. Its evidence must be archived, and the broker must have signed it."""
     from broker.auditing import token_flags
 
     with answering(as_json):

@@ -7,7 +7,7 @@ lines for people.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from broker.commands.admin_client import REFUSED, REMEDIES, USAGE, AdminClient, AdminError, load_key
-from broker.errors import MEANING, BrokerError
+from broker.errors import MEANING, BrokerCode, BrokerError
 from broker.wire.errors import WireError
 
 PASSPHRASE_VARIABLE: Final = "CLOISTER_ROOT_PASSPHRASE"
@@ -43,7 +43,8 @@ def answering(as_json: bool) -> Iterator[None]:
     except (BrokerError, WireError) as error:
         more = [f"what to do: {MEANING[error.code][1]}"] if isinstance(error, BrokerError) else []
         told = {"code": str(error.code), "detail": error.detail}
-        fail(error.code, error.detail, more, REFUSED, told if as_json else None)
+        status = USAGE if error.code in (BrokerCode.CONFIG_INVALID, BrokerCode.STORE_IN_USE) else REFUSED
+        fail(error.code, error.detail, more, status, told if as_json else None)
 
 
 def _more(error: AdminError) -> list[str]:
@@ -55,8 +56,8 @@ def _more(error: AdminError) -> list[str]:
     lines = problem.detail.splitlines()
     if problem.codes and not lines:
         lines.append(f"because: {', '.join(dict.fromkeys(problem.codes))}")
-    if problem.remedy:
-        lines.append(f"what to do: {problem.remedy}")
+    if remedy := REMEDIES.get(problem.code, problem.remedy):
+        lines.append(f"what to do: {remedy}")
     if problem.correlation_id:
         lines.append(f"the broker's log says more under correlation id {problem.correlation_id}")
     return lines
@@ -74,7 +75,7 @@ def fail(code: str, detail: str, more: Iterable[str], status: int, told: dict[st
 def refuse_to_start(error: Exception) -> None:
     """Everything that is wrong, and exit status 2: something is not set up."""
     for found in getattr(error, "all", (error,)):  # a policy has several mistakes at once
-        told = f"{found.filename or 'file'}: {found.strerror}" if isinstance(found, OSError) else str(found)
+        told = f"{found.filename}: {found.strerror}" if isinstance(found, OSError) and found.filename else str(found)
         print(f"cloister: {told}", file=sys.stderr)
     remedy = getattr(error, "remedy", "")
     if remedy:
@@ -88,6 +89,12 @@ def show(found: dict[str, Any], as_json: bool, lines: Callable[[], Iterator[str]
     else:
         for line in lines():
             print(line)
+
+
+def note_empty(found: Sized, as_json: bool, text: str) -> None:
+    """Nothing to list is an answer, too; it goes where no pipe takes it for a line."""
+    if not found and not as_json:
+        print(f"cloister: {text}", file=sys.stderr)
 
 
 def connect(url: str, key_file: Path) -> AdminClient:

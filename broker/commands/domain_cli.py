@@ -20,7 +20,7 @@ def reference(
     trust_domain: Annotated[str, typer.Option(help="The domain to look at: tdx or simulated.")] = "tdx",
     machine: Machine = "",
 ) -> None:
-    """Print what this trust domain shows, as [broker.reference] of a trust file: compare it, then pin it."""
+    """Print what this domain shows, for a trust file. Compare [broker.reference] with what was meant, then pin it."""
     from broker.domains import open_domain, reference_values
 
     try:

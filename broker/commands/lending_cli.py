@@ -39,7 +39,7 @@ def releases(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Who got what: which secret went to which agent, as what, and where that stands in the log."""
+    """Who got what. Which secret went to which agent, as what, and where that stands in the log."""
     with answering(as_json):
         client = connect(url, key_file)
         asked = {"secret": secret, "subject": subject, "workload": workload, "tenant": tenant}

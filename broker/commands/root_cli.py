@@ -57,8 +57,8 @@ def init(
     tenant: Annotated[str, typer.Option(help="The first tenant's name.")] = "dev",
     kind: Annotated[str, typer.Option(help="Which starter bundle: dev, tenant, relying or lab.")] = "dev",
     public_url: Annotated[str | None, typer.Option(help="What clients call; http://HOST:PORT unless given.")] = None,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
-    port: Annotated[int, typer.Option()] = 8443,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port for REST; gRPC takes the next one.")] = 8443,
     production: Annotated[bool, typer.Option("--production", help="The strict profile.")] = False,
     pcs_url: Annotated[str, typer.Option(help="A PCS or PCCS.")] = "https://api.trustedservices.intel.com",
     root: Annotated[Path | None, typer.Option(help="PEM of a root to trust in place of Intel's.")] = None,
@@ -70,7 +70,7 @@ def init(
     pcrs: Pcrs = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a folder with keys, settings, a starter policy and an empty database."""
+    """Make a folder with keys, settings and a starter policy. Nothing that is there is overwritten."""
     from broker.commands.setup import initialise
     from policies.errors import BundleError
 
@@ -96,6 +96,12 @@ def init(
     found |= {"shares": [str(path) for path in made.shares]} if made.shares else {}
     told = [f"share           {path}: give it to its holder, and delete it here" for path in made.shares]
     show(found, as_json, lambda: iter([*lines, *told]))
+    if not as_json:
+        print(
+            f"next: write {folder}/policy (cloister policy test {folder}/policy), then cloister broker serve {folder}\n"
+            f"agents are given trust.json; you administer with --key-file {made.admin_key_file}",
+            file=sys.stderr,
+        )
 
 
 def serve(
@@ -185,7 +191,7 @@ def unseal(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring one share to a sealed broker, after judging where it goes."""
+    """Bring one share to a sealed broker. First it is judged where the share goes."""
     from attestation.errors import AttestationError
     from broker.commands import unsealing
 
@@ -206,7 +212,7 @@ def confirm(
     first: Annotated[bool, typer.Option("--first", help="There is none to compare with yet.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stand for a broker's newest checkpoint, if it continues the one that is remembered here. Useful at any time."""
+    """Stand for a broker's newest checkpoint. It has to continue the one remembered here. Useful at any time."""
     from broker.commands import unsealing
     from broker.wire.log import parse_verifier_key
 
@@ -240,7 +246,7 @@ def rewrap(
     key: Annotated[list[Path] | None, typer.Option("--holder-key", help="The key of a sealed share's holder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep the same root key another way, while the broker is off; without options as a bare key file."""
+    """Keep the same root key another way. The broker must be off; without options: as a bare key file."""
     import asyncio
 
     from broker.commands.rewrap import rewrap as move
