@@ -45,6 +45,7 @@ class PolicyCode(StrEnum):
     CONDITION = "policy.condition_not_met"
     FORBIDDEN = "policy.forbidden"
     RULE_ERROR = "policy.rule_error"
+    LABEL = "policy.label_not_taken"
 
 
 class BundleCode(StrEnum):
@@ -149,6 +150,10 @@ MEANING: Final[dict[str, tuple[str, str]]] = {
     PolicyCode.ROLE: ("The role in the binding is not accepted.", "Bind the evidence for an accepted role."),
     PolicyCode.NO_RULE: ("No permit is about this action and resource.", "Write one, or ask for another resource."),
     PolicyCode.CONDITION: ("A permit is about this, but one of its conditions does not hold.", "See `passes_if`."),
+    PolicyCode.LABEL: (
+        "A message bears a label that the bundle does not list for where it goes.",
+        "Leave the label off, or add it to `labels` in `[mail]` or the mailbox's table.",
+    ),
     PolicyCode.FORBIDDEN: ("A forbid applies, and a forbid wins.", "See `passes_if` of the forbid."),
     PolicyCode.RULE_ERROR: ("A rule could not be evaluated, which denies.", "Mend the rule (see `found`)."),
     BundleCode.MISSING_FILE: ("A file of the bundle is missing.", "Write it; `cloister policy init` shows each."),

@@ -197,6 +197,12 @@ def _mail(old: Bundle, new: Bundle) -> Iterator[Change]:
         if one.takeover != two.takeover:
             effect = WIDER if two.takeover == "permitted" else NARROWER
             yield _change(new, f"{name}takeover", effect, one.takeover, two.takeover)
+        if one.labels is None or two.labels is None:
+            if one.labels != two.labels:
+                words = ["any" if labels is None else labels for labels in (one.labels, two.labels)]
+                yield _change(new, f"{name}labels", NARROWER if one.labels is None else WIDER, *words)
+        else:
+            yield from _set_change(new, f"{name}labels", one.labels, two.labels)
 
 
 def _workloads(old: Bundle, new: Bundle) -> Iterator[Change]:

@@ -22,6 +22,7 @@ from policies.errors import Reason, Refused
 from policies.explain import explain, log_missing, rule_error
 from policies.model import NEVER, Action, Asked, Context, Facts, asked, name_problem
 from policies.permit import Permit
+from policies.tables import nearest
 
 if TYPE_CHECKING:
     import cedarpy
@@ -109,7 +110,7 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, s
     """`shared`: these facts come from a verdict, so that they fit the schema, and agents who are alike in all that the
     rules read may have one answer."""
     appraised = _appraised(bundle, facts, context.at)
-    outside = _tenancy(bundle, facts, question)
+    outside = (*_tenancy(bundle, facts, question), *_labels(bundle, question))
     reasons = (
         *floor(facts, question.action, context, unbound=bundle.settings.unbound),
         *outside,
@@ -258,6 +259,24 @@ def _tenancy(bundle: Bundle, facts: Facts, question: Asked) -> tuple[Reason, ...
             )
         )
     return tuple(reasons)
+
+
+def _labels(bundle: Bundle, question: Asked) -> tuple[Reason, ...]:
+    """Labels are the sender's words: only those that the bundle lists for the place, where it lists any."""
+    rule = bundle.settings.mail.of(question.name) if question.action == "Send" and question.labels else None
+    strange = () if rule is None or rule.labels is None else sorted(question.labels - rule.labels)
+    if rule is None or not strange:
+        return ()
+    return (
+        bundle.settings.reason(
+            PolicyCode.LABEL,
+            "mail.mailbox.labels" if rule.path else "mail.labels",
+            expected=", ".join(sorted(rule.labels or ())) or "no labels",
+            found=", ".join(strange),
+            nearest=nearest(strange[0], rule.labels or ()),
+            passes_if=f"the message goes without {', '.join(strange)}, or the bundle lists it",
+        ),
+    )
 
 
 def _appraised(bundle: Bundle, facts: Facts, at: datetime) -> Appraised:

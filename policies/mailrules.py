@@ -1,11 +1,14 @@
-"""What a bundle says about mailboxes beyond who may use them: mail of fallen senders, and who may take one over.
+"""What a bundle says of mailboxes beyond who may use them: mail of fallen senders, who may take one over, and labels.
 
-Decides the vocabulary and the strict defaults: mail of a sender who fell is held, and a mailbox goes to another agent
-only when its owner is gone. The longest path that a mailbox lies under decides, all of its keys together.
+Decides the vocabulary and the defaults: mail of a sender who fell is held, and a mailbox goes to another agent only
+when its owner is gone. Labels are a sender's words, and whoever reads a message is held to them from then on; where the
+bundle lists labels, no others may be put on what goes there. The longest path that a mailbox or topic lies under
+decides, all of its keys together.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -17,6 +20,8 @@ FallenSender = Literal["deliver", "hold", "drop"]
 Takeover = Literal["owner_gone", "permitted"]
 FALLEN_SENDER: Final[tuple[FallenSender, ...]] = ("hold", "deliver", "drop")
 TAKEOVER: Final[tuple[Takeover, ...]] = ("owner_gone", "permitted")
+LABEL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
+MAX_LISTED: Final = 24  # labels: a header holds 32, and what is released needs some of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +31,13 @@ class MailRule:
     fallen_sender  what becomes of waiting mail whose sender was quarantined or revoked: hold it until he passes again
                    or it expires, deliver it with his verdict of that time, or drop it with a tombstone
     takeover       when another agent that may receive there becomes the owner: when the owner is gone, or at once
+    labels         what may be put on messages to mailboxes and topics there; None: anything
     """
 
     path: str = ""
     fallen_sender: FallenSender = "hold"
     takeover: Takeover = "owner_gone"
+    labels: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +74,22 @@ def read_mail_rules(table: Table, tenant: str) -> MailRules:
 def _rule(table: Table, path: str, default: MailRule) -> MailRule:
     fallen = table.text("fallen_sender", one_of=FALLEN_SENDER)
     takeover = table.text("takeover", one_of=TAKEOVER)
+    labels = _labels(table)
     return MailRule(
         path=path,
         fallen_sender=next((word for word in FALLEN_SENDER if word == fallen), default.fallen_sender),
         takeover=next((word for word in TAKEOVER if word == takeover), default.takeover),
+        labels=labels if "labels" in table.data else default.labels,
     )
+
+
+def _labels(table: Table) -> frozenset[str]:
+    labels = table.texts("labels")
+    for label in labels:
+        if not LABEL.fullmatch(label):
+            hint = "letters, digits, '_', '.', ':', '-'; up to 64; no leading punctuation"
+            table.complain("labels", BundleCode.VALUE, f"{table.name('labels')} holds {label[:80]!r}", hint)
+    if len(labels) > MAX_LISTED:
+        detail = f"{table.name('labels')} holds {len(labels)}, at most {MAX_LISTED} fit beside those of secrets"
+        table.complain("labels", BundleCode.VALUE, detail, "leave some out, or list them for the paths that need them")
+    return frozenset(labels)

@@ -2,10 +2,12 @@
 
 import pytest
 
-from policies.bundle import MAIN, bundle_of
-from policies.codes import BundleCode
+from policies.bundle import MAIN, Bundle, bundle_of
+from policies.codes import BundleCode, PolicyCode
 from policies.diff import diff
-from tests.policy_world import files, mistakes
+from policies.engine import Judgement, judge
+from policies.model import Send
+from tests.policy_world import NOW, files, good_facts, mistakes
 
 RULES = b"""
 [mail]
@@ -71,3 +73,60 @@ def test_a_change_of_it_is_told_with_its_line() -> None:
     assert changes["mail.fallen_sender"] == ("changed", "hold", "drop")
     assert changes["mail.dev/alerts.fallen_sender"] == ("changed", "hold", "deliver")
     assert changes["mail.dev/alerts/quiet.takeover"] == ("wider", "owner_gone", "permitted")
+
+
+# ── labels ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LISTED = b"""
+[mail]
+labels = ["pii", "restricted"]
+
+[[mail.mailbox]]
+path = "dev/mail/open"
+labels = []
+"""
+
+
+def asked(mailbox: str, *labels: str, text: bytes = LISTED) -> Judgement:
+    made = bundle_of(with_mail(text))
+    return judge(made, good_facts("dev"), Send(mailbox, "note", frozenset(labels)), context=NOW)
+
+
+@pytest.mark.parametrize(
+    ("mailbox", "labels", "strange"),
+    [
+        ("dev/mail/b", ("pii",), ""),
+        ("dev/mail/b", ("pii", "restricted"), ""),
+        ("dev/mail/b", ("pii", "junk-1", "junk-2"), "junk-1, junk-2"),
+        ("dev/mail/open/b", ("pii",), "pii"),
+        ("dev/mail/open/b", (), ""),
+    ],
+)
+def test_only_labels_that_the_bundle_lists_are_taken(mailbox: str, labels: tuple[str, ...], strange: str) -> None:
+    found = asked(mailbox, *labels)
+    told = [reason.found for reason in found.reasons if reason.code is PolicyCode.LABEL]
+    assert told == ([strange] if strange else [])
+    assert found.permitted is not bool(strange)
+
+
+def test_where_none_are_listed_any_label_is_taken() -> None:
+    assert asked("dev/mail/b", "anything", text=b"").permitted
+
+
+MANY = b"[%s]" % b", ".join(b'"l%d"' % number for number in range(25))
+
+
+@pytest.mark.parametrize("labels", [b'["a b"]', b'["pii", "pii"]', b"[1]", MANY])
+def test_a_mistake_in_labels_is_refused(labels: bytes) -> None:
+    assert mistakes(with_mail(b"\n[mail]\nlabels = " + labels))
+
+
+def test_a_change_of_labels_is_told() -> None:
+    none, ab, bc = (
+        bundle_of(with_mail(text)) for text in (b"", b'[mail]\nlabels = ["a", "b"]', b'[mail]\nlabels = ["b", "c"]')
+    )
+
+    def told(old: Bundle, new: Bundle) -> list[str]:
+        return [change.effect for change in diff(old, new) if change.what == "mail.labels"]
+
+    assert (told(none, ab), told(ab, bc), told(bc, none)) == (["narrower"], ["wider", "narrower"], ["wider"])

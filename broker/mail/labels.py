@@ -20,12 +20,13 @@ from broker.ports import Store, Transaction
 from broker.reasons import codes_of
 from broker.sessions import Session
 from broker.wire.channel import labels_of
-from broker.wire.envelope import LABEL, MAX_LABELS, Envelope, Header
+from broker.wire.envelope import LABEL, Envelope, Header
 from broker.wire.errors import WireCode, WireError
 from policies.model import Declassify, Receive, Send
 
 Labels = frozenset[str]
 NOTHING: Final[Labels] = frozenset()
+MAX_GIVEN: Final = 24  # labels to which mail may hold an agent: a header takes 32, and what is released needs room too
 _MARK: Final = "labels/"
 
 
@@ -51,8 +52,11 @@ def checked_labels(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def fits(before: Labels, labels: Labels) -> bool:
-    """Whether who is held to labels `before` can still say anything when it is held to these too."""
-    return labels <= before or len(before | labels) <= MAX_LABELS
+    """Whether who is held to labels `before` may be held to these too by something that others have said.
+
+    Labels are the words of whoever says it, so they must not use up what a header can hold.
+    """
+    return labels <= before or len(before | labels) <= MAX_GIVEN
 
 
 def require(tx: Transaction, subject: str, labels: Labels, waived: Labels = NOTHING) -> None:

@@ -211,6 +211,7 @@ class Leases:
         labels: Labels = frozenset()
         readable: list[LeasedMessage] = []
         denied: list[LeasedMessage] = []
+        laden: list[LeasedMessage] = []
         broken: list[LeasedMessage] = []
         held = self._labels.of(session.subject)
         for message in leased:
@@ -219,15 +220,21 @@ class Leases:
             except WireError:  # it was well formed when it was taken in: somebody has been at the database
                 broken.append(message)
                 continue
-            if not fits(held | labels, found) or await self._ask(session, Receive(name, found), at, correlation_id):
+            if await self._ask(session, Receive(name, found), at, correlation_id):
                 denied.append(message)
+                continue
+            if not fits(held | labels, found):
+                laden.append(message)
                 continue
             readable.append(message)
             labels |= found
-        if denied:
-            await self._reject(name, denied, at, code=BrokerCode.POLICY_REFUSED)
-        if broken:
-            await self._reject(name, broken, at, code=BrokerCode.STORE_ROW_FORGED)
+        for code, refused in (
+            (BrokerCode.POLICY_REFUSED, denied),
+            (BrokerCode.MESSAGE_LADEN, laden),
+            (BrokerCode.STORE_ROW_FORGED, broken),
+        ):
+            if refused:
+                await self._reject(name, refused, at, code=code)
         await self._labels.delivered(session, labels, why=name, at=at)
         return readable
 
