@@ -113,8 +113,10 @@ MEMBERS: Final = (
 def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
     """One JSON object, read so that two readers can't disagree: no duplicate names, no NaN, no infinities; bounded.
 
-    Raises MalformedEvidence: collateral.malformed, collateral.too_large.
+    Raises MalformedEvidence: collateral.malformed, collateral.too_large; TypeError for other than text or bytes.
     """
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"{what} is read from text or bytes, not {type(text).__name__}")
     if len(text) > MAX_COLLATERAL:
         raise MalformedEvidence(Code.COLLATERAL_TOO_LARGE, f"{what}: {len(text)} bytes, at most {MAX_COLLATERAL}")
     try:

@@ -70,6 +70,8 @@ class TrustRoots:
     @classmethod
     def from_pem(cls, pem: bytes) -> Self:
         """One to eight self-signed P-256 CA certificates. Raises MalformedEvidence: roots.malformed."""
+        if type(pem) is not bytes:
+            raise TypeError(f"roots are read from the bytes of a PEM file, not {type(pem).__name__}")
         try:
             if len(pem) > _MAX_ROOTS_PEM:
                 raise Unmet(f"{len(pem)} bytes, at most {_MAX_ROOTS_PEM}")

@@ -6,9 +6,9 @@ Decides what is forgotten when it is full: what was used longest ago. What may b
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from threading import Lock
-from typing import Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 T = TypeVar("T")
 
@@ -31,11 +31,17 @@ class Recent(Generic[T]):
                 self._found.move_to_end(key)
             return value
 
-    def put(self, key: Hashable, value: T) -> None:
+    def put(self, key: Hashable, value: T) -> Hashable:
+        """The key of what had to be forgotten for it, or None."""
         with self._lock:
             self._found[key] = value
-            if len(self._found) > self._most:
-                self._found.popitem(last=False)
+            return self._found.popitem(last=False)[0] if len(self._found) > self._most else None
+
+    def drop(self, unwanted: Callable[[Any], bool]) -> None:
+        """Forget every key of which this is true."""
+        with self._lock:
+            for key in [key for key in self._found if unwanted(key)]:
+                del self._found[key]
 
     def __len__(self) -> int:
         return len(self._found)

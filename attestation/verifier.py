@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from attestation import checks as step
 from attestation.appraisal import Allowance, Claims, Findings, TcbState, appraise
+from attestation.arguments import NOT_COMPARED, NotCompared, demand_known, demand_roots, expected_of, unix_seconds
 from attestation.certificates import ECDSA_SHA256
 from attestation.chains import PckChain, judge_pck_chain
 from attestation.checks import Check, Ledger, Unmet, in_order
@@ -50,23 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["NOT_COMPARED", "Allowance", "Check", "NotCompared", "VerifiedQuote", "Verifier", "verify_quote"]
 
 _SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
-_REPORT_DATA: Final = 64
-_NO_REPORT_DATA: Final = bytes(_REPORT_DATA)
 NONE: Final[frozenset[Allowance]] = frozenset()
-
-
-@final
-class NotCompared:
-    """The type of NOT_COMPARED."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "NOT_COMPARED"
-
-
-NOT_COMPARED: Final = NotCompared()
-"""Say so explicitly: REPORT_DATA is not compared. Then nothing can be admitted on the strength of the quote."""
 
 
 @final
@@ -230,13 +215,14 @@ def verify_quote(
     TypeError or ValueError for arguments that no caller should pass: a naive `at`, an expected REPORT_DATA that is not
     64 bytes or all zero.
     """
-    call = _Call(report_data, at)
+    call = _Call(quote, collateral, report_data, at)
+    accept, allow = frozenset(accept), frozenset(allow)
+    demand_known(accept, allow)
+    demand_roots(roots)
     endorsements = endorse(collateral, roots)
     chain = judge_pck_chain(quote, roots, endorsements.known)
     platform = judge_platform(quote, chain, endorsements)
-    findings = appraise(
-        Claims.of(quote), platform, chain.facts, endorsements.tcb_info, frozenset(accept), frozenset(allow)
-    )
+    findings = appraise(Claims.of(quote), platform, chain.facts, endorsements.tcb_info, accept, allow)
     return call.conclude(quote, _Case(endorsements, chain, platform, findings))
 
 
@@ -246,20 +232,27 @@ class Verifier:
 
     It remembers, each in a bounded cache that forgets what was used longest ago, and only what passed:
     collateral sets by their digest; PCK chains by the digest of their bytes; attestation keys by collateral digest, the
-    digest of all that vouches for the key, version and TEE; findings by those and by what the body claims. Times are
-    compared, the quote's signature checked and REPORT_DATA compared on every call.
+    digest of all that vouches for the key, version and TEE; findings by those and by what the body claims. What rests
+    on a collateral set is forgotten with it: sets are large, and there is a new one every day. Times are compared, the
+    quote's signature checked and REPORT_DATA compared on every call.
     """
 
-    __slots__ = ("_cases", "_chains", "_platforms", "_sets", "roots")
+    __slots__ = ("_cases", "_chains", "_platforms", "_roots", "_sets")
 
     def __init__(
         self, roots: TrustRoots, *, max_sets: int = 256, max_platforms: int = 4096, max_findings: int = 8192
     ) -> None:
-        self.roots = roots
+        demand_roots(roots)
+        self._roots = roots
         self._sets: Recent[Endorsements] = Recent(max_sets)
         self._chains: Recent[PckChain] = Recent(max_platforms)
         self._platforms: Recent[tuple[Endorsements, PckChain, Platform]] = Recent(max_platforms)
         self._cases: Recent[_Case] = Recent(max_findings)
+
+    @property
+    def roots(self) -> TrustRoots:
+        """What everything here was proved under; other roots need another verifier."""
+        return self._roots
 
     def verify(
         self,
@@ -272,13 +265,14 @@ class Verifier:
         allow: frozenset[Allowance] = NONE,
     ) -> VerifiedQuote:
         """What `verify_quote` answers under this verifier's roots, raised errors included."""
-        call = _Call(report_data, at)
+        call = _Call(quote, collateral, report_data, at)
         claims = Claims.of(quote)
         accept, allow = frozenset(accept), frozenset(allow)
         vouched = (collateral.digest, sha256(quote.certified).digest(), quote.header.version, quote.tee)
         key = (vouched, claims, accept, allow)
         case = self._cases.get(key)
         if case is None:
+            demand_known(accept, allow)
             endorsements, chain, platform = self._prove(quote, collateral, vouched)
             findings = appraise(claims, platform, chain.facts, endorsements.tcb_info, accept, allow)
             case = _Case(endorsements, chain, platform, findings)
@@ -291,7 +285,7 @@ class Verifier:
 
         CRLs, quoting enclave and quote are not looked at. Raises VerificationFailed: chain.*.
         """
-        moment = _moment(at)
+        moment = unix_seconds(at)
         chain = self._chain(quote, None)
         ledger = Ledger()
         judge_time(ledger, chain.windows, moment)
@@ -308,20 +302,26 @@ class Verifier:
             return proved
         endorsements = self._sets.get(collateral.digest)
         if endorsements is None:
-            endorsements = endorse(collateral, self.roots)
+            endorsements = endorse(collateral, self._roots)
             if endorsements.ok:
-                self._sets.put(collateral.digest, endorsements)
+                self._remember(endorsements)
         chain = self._chain(quote, endorsements)
         platform = judge_platform(quote, chain, endorsements)
         if endorsements.ok and chain.ok and platform.ok:
             self._platforms.put(vouched, (endorsements, chain, platform))
         return endorsements, chain, platform
 
+    def _remember(self, endorsements: Endorsements) -> None:
+        gone = self._sets.put(endorsements.collateral.digest, endorsements)
+        if gone is not None:
+            self._platforms.drop(lambda vouched: vouched[0] == gone)
+            self._cases.drop(lambda key: key[0][0] == gone)
+
     def _chain(self, quote: Quote, endorsements: Endorsements | None) -> PckChain:
         key = (sha256(quote.certification_data).digest(), quote.certification_type)
         chain = self._chains.get(key)
         if chain is None:
-            chain = judge_pck_chain(quote, self.roots, endorsements and endorsements.known)
+            chain = judge_pck_chain(quote, self._roots, endorsements and endorsements.known)
             if chain.ok:
                 self._chains.put(key, chain)
         return chain
@@ -333,11 +333,15 @@ class _Call:
 
     __slots__ = ("at", "expected", "moment", "report_data")
 
-    def __init__(self, report_data: bytes | Binding | NotCompared, at: datetime) -> None:
-        self.moment = _moment(at)
+    def __init__(
+        self, quote: Quote, collateral: Collateral, report_data: bytes | Binding | NotCompared, at: datetime
+    ) -> None:
+        if type(quote) is not Quote or type(collateral) is not Collateral:  # type: ignore[redundant-expr]  # untyped callers
+            raise TypeError("quote comes from Quote.parse(), collateral is a Collateral")
+        self.moment = unix_seconds(at)
         self.at = at
         self.report_data = report_data
-        self.expected = _expected(report_data)
+        self.expected = expected_of(report_data)
 
     def conclude(self, quote: Quote, case: _Case) -> VerifiedQuote:
         key, expected, state, facts = case.platform.key, self.expected, case.findings.state, case.chain.facts
@@ -399,31 +403,3 @@ def _judge_report_data(ledger: Ledger, compared: bool, same: bool) -> None:
     else:
         detail = "REPORT_DATA is not what was expected: the quote answers another question, or somebody else"
         ledger.failed(step.REPORT_DATA, Unmet(detail, "Ask for a new challenge and quote again."))
-
-
-def _expected(report_data: bytes | Binding | NotCompared) -> bytes | None:
-    """The 64 bytes to compare with. Nothing may match by being empty."""
-    if report_data is NOT_COMPARED:
-        return None
-    expected = report_data if type(report_data) is bytes else _bound(report_data)
-    if len(expected) != _REPORT_DATA:
-        raise ValueError(f"the expected REPORT_DATA has {len(expected)} bytes, not {_REPORT_DATA}")
-    if expected == _NO_REPORT_DATA:
-        raise ValueError("an all-zero REPORT_DATA is what a quote without a question holds; it can't be expected")
-    return expected
-
-
-def _bound(report_data: object) -> bytes:
-    """What a Binding commits to. A quote has REPORT_DATA too: it must never be compared with itself."""
-    from attestation.evidence import Binding  # only those who bind pay for the import
-
-    if not isinstance(report_data, Binding):
-        raise TypeError("report_data is 64 bytes, a Binding, or NOT_COMPARED")
-    return report_data.report_data
-
-
-def _moment(at: datetime) -> float:
-    """Unix seconds."""
-    if at.utcoffset() is None:
-        raise TypeError("at must be an aware datetime")
-    return at.timestamp()

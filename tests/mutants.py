@@ -33,6 +33,7 @@ MODULES = (
     "endorsements",
     "quoting",
     "appraisal",
+    "arguments",
     "verifier",
 )
 _DEMANDS_ALL = {"conclude", "reaches", "_Case", "check_chain"}

@@ -61,6 +61,11 @@ def judge(modules: Modules, given: Any = _GOOD, quote: Quote = _GOOD_QUOTE, **ch
     return verifier.verify_quote(quote, collateral, **{**arguments, **changes})
 
 
+def _ask_with(modules: Modules, quote: object, collateral: object) -> object:
+    verifier, roots = modules["verifier"], modules["pki"].TrustRoots.from_pem(_GOOD.root_pem)
+    return verifier.verify_quote(quote, collateral, report_data=verifier.NOT_COMPARED, roots=roots, at=moment(AT))
+
+
 # -- DER
 
 
@@ -250,6 +255,22 @@ put(
     "TypeError",
     "a binding that may change",
     lambda m: judge(m, report_data=type("B", (), {"report_data": bytearray(REPORT_DATA)})()),
+)
+put("TypeError", "a time that is a number", lambda m: judge(m, at=AT))
+put("TypeError", "states as a text", lambda m: judge(m, accept="UpToDate"))
+put("TypeError", "allowances as a text", lambda m: judge(m, allow="migratable"))
+put("TypeError", "roots as PEM", lambda m: judge(m, roots=_GOOD.root_pem))
+put("TypeError", "a PEM of roots that may change", lambda m: m["pki"].TrustRoots.from_pem(bytearray(_GOOD.root_pem)))
+put(
+    "TypeError",
+    "a quote as bytes",
+    lambda m: _ask_with(m, _GOOD.raw, m["collateral"].Collateral.from_json(_GOOD.collateral_text)),
+)
+put("TypeError", "collateral as a dict", lambda m: _ask_with(m, _GOOD_QUOTE, _GOOD.collateral))
+put(
+    "TypeError",
+    "a collateral file that may change",
+    lambda m: m["collateral"].Collateral.from_json(bytearray(_GOOD.collateral_text.encode())),
 )
 put("TypeError", "what looks like a binding", lambda m: judge(m, report_data=type("B", (), vars(World()))()))
 put("TypeError", "the quote itself", lambda m: judge(m, report_data=_GOOD_QUOTE))

@@ -530,7 +530,36 @@ def test_what_a_verifier_remembers_has_a_bound() -> None:
         assert (
             verifier.verify(quote, collateral, report_data=REPORT_DATA, at=moment(AT)).tcb_evaluation_number == 20 + at
         )
-    assert (len(verifier._sets), len(verifier._platforms), len(verifier._cases)) == (2, 3, 4)
+    assert (len(verifier._sets), len(verifier._platforms), len(verifier._cases)) == (2, 2, 2)
+
+
+def test_what_rests_on_a_collateral_set_is_forgotten_with_it() -> None:
+    """A set weighs as much as a hundred findings, and each day brings a new one: findings must not keep them all."""
+    verifier = Verifier(ROOTS, max_sets=2, max_platforms=100, max_findings=100)
+    for number in (1, 2, 1, 3):
+        for svn in (3, 4):
+            world = World()
+            world.tcb_info["tcbEvaluationDataNumber"] = number
+            world.td["tee_tcb_svn"] = bytes([5, 1, svn]) + bytes(13)
+            given = world.input()
+            quote, collateral = Quote.parse(given.raw), Collateral.from_json(given.collateral_text)
+            verified = verifier.verify(quote, collateral, report_data=REPORT_DATA, at=moment(AT))
+            assert verified.tcb_evaluation_number == number
+    kept = {platform[0].collateral.digest for platform in verifier._platforms._found.values()}
+    assert kept == set(verifier._sets._found)
+    assert {case.endorsements.collateral.digest for case in verifier._cases._found.values()} == kept
+    assert (len(kept), len(verifier._cases)) == (2, 4)
+
+
+def test_one_set_has_many_findings_up_to_their_bound() -> None:
+    verifier = Verifier(ROOTS, max_sets=1, max_platforms=1, max_findings=4)
+    for svn in range(3, 10):
+        world = World()
+        world.td["tee_tcb_svn"] = bytes([5, 1, svn]) + bytes(13)
+        given = world.input()
+        quote, collateral = Quote.parse(given.raw), Collateral.from_json(given.collateral_text)
+        verifier.verify(quote, collateral, report_data=REPORT_DATA, at=moment(AT))
+    assert (len(verifier._sets), len(verifier._platforms), len(verifier._cases)) == (1, 1, 4)
 
 
 def test_an_attestation_key_is_remembered_for_one_kind_of_tee() -> None:

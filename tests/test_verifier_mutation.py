@@ -33,10 +33,11 @@ _LIKELY = {
     "quoting": ("qe", "collateral.", "chain.revoked", "crl.issuer", "quote.key"),
     "appraisal": ("quote", "module", "tcb"),
     "tcb": ("tcb", "ok"),
+    "arguments": ("binding",),
     "verifier": ("quote.sig", "binding", "crl.exp", "collateral.not"),
 }
 """Where a missing check probably shows: the order of asking, nothing else."""
-_PROBED = ("der", "pki", "pck", "chains", "collateral", "tcb", "verifier")
+_PROBED = ("der", "pki", "pck", "chains", "collateral", "tcb", "arguments", "verifier")
 """Modules with checks that no quote can reach; for the others attacks alone must do."""
 
 
