@@ -465,6 +465,20 @@ def test_bytes_that_are_no_certificate_are_refused(raw: bytes) -> None:
     assert refused.value.code is WireCode.SVID_MALFORMED
 
 
+def test_members_of_a_bundle_that_are_no_certificates_or_crls_issue_and_revoke_nothing() -> None:
+    forge = Forge(datetime.now(UTC).replace(microsecond=0))
+    good = forge.bundle()
+    mixed = replace(good, authorities=(b"no DER", *good.authorities), crls=(b"no DER", *good.crls))
+    assert judge_svid(forge.leaf(NAME), mixed, at=forge.at).spiffe_id == NAME
+    for wrong, code in (
+        (replace(good, authorities=(b"no DER",)), WireCode.SVID_NOT_ISSUED),
+        (replace(good, crls=(b"no DER",)), WireCode.SVID_CRL_STALE),
+    ):
+        with pytest.raises(WireError) as refused:
+            judge_svid(forge.leaf(NAME), wrong, at=forge.at)
+        assert refused.value.code is code
+
+
 def test_ids_are_spelled_in_one_way_only() -> None:
     assert split_id(spiffe_id("a.test", "agent/acme/x")) == ("a.test", "agent/acme/x")
     for text in ("spiffe://a.test/", "spiffe://a.test//x", "spiffe://a:1/x", "spiffe://u@a/x", "spiffe://a/%41", "x"):

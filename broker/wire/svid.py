@@ -207,13 +207,13 @@ def judge_svid(certificate: bytes, bundle: TrustBundle, *, at: datetime) -> Leaf
         trust_domain, subject = split_id(name)
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise WireError(WireCode.SVID_MALFORMED, str(error)[:200]) from None
-    authority = _issuer(leaf, bundle)
+    authority, issuer_key = _issuer(leaf, bundle)
     if trust_domain != bundle.trust_domain:
         raise WireError(WireCode.SVID_DOMAIN, f"{name} is not of {bundle.trust_domain}")
     for found in (leaf, authority):
         if not found.not_valid_before_utc <= at <= found.not_valid_after_utc:
             raise WireError(WireCode.SVID_EXPIRED, f"in force until {found.not_valid_after_utc.isoformat()}")
-    _demand_unrevoked(leaf, authority, bundle, at)
+    _demand_unrevoked(leaf, authority, issuer_key, bundle, at)
     key = leaf.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise WireError(WireCode.SVID_MALFORMED, "the key is not one on P-256")
@@ -247,23 +247,33 @@ def _profile(leaf: x509.Certificate) -> str:
     return str(uris[0])
 
 
-def _issuer(leaf: x509.Certificate, bundle: TrustBundle) -> x509.Certificate:
+def _issuer(leaf: x509.Certificate, bundle: TrustBundle) -> tuple[x509.Certificate, ec.EllipticCurvePublicKey]:
+    """The authority that issued the leaf, and its key. What is no certificate on a curve issues nothing."""
     for raw in bundle.authorities:
-        authority = x509.load_der_x509_certificate(raw)
         try:
+            authority = x509.load_der_x509_certificate(raw)
+            key = authority.public_key()
             leaf.verify_directly_issued_by(authority)
         except (ValueError, TypeError, InvalidSignature):
             continue
-        return authority
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            return authority, key
     raise WireError(WireCode.SVID_NOT_ISSUED, "no authority of the trust bundle issued the certificate")
 
 
-def _demand_unrevoked(leaf: x509.Certificate, authority: x509.Certificate, bundle: TrustBundle, at: datetime) -> None:
+def _demand_unrevoked(
+    leaf: x509.Certificate,
+    authority: x509.Certificate,
+    key: ec.EllipticCurvePublicKey,
+    bundle: TrustBundle,
+    at: datetime,
+) -> None:
     """No CRL of the authority in force means no: then nobody knows whether the certificate still stands."""
-    key = authority.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)
     for raw in bundle.crls:
-        crl = x509.load_der_x509_crl(raw)
+        try:
+            crl = x509.load_der_x509_crl(raw)
+        except ValueError:
+            continue
         if crl.issuer != authority.subject or not crl.is_signature_valid(key):
             continue
         end = crl.next_update_utc
