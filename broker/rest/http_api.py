@@ -8,6 +8,7 @@ dataclasses of `broker.wire`; no model library stands in the hot path.
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import lru_cache
 from typing import Any, Final, final
 
 import orjson
@@ -24,7 +25,9 @@ from broker.rest.refusals import as_refusal, note
 from broker.service import Broker
 from broker.status import headers_of
 from broker.wire.bodies import PROBLEM_TYPE
+from broker.wire.challenge import ChallengeResponse
 from broker.wire.errors import WireCode, WireError
+from broker.wire.evidence import BrokerEvidence
 
 _NO_QUERY: Final[Mapping[str, str]] = {}
 
@@ -91,8 +94,16 @@ async def _answer(
         found = await answer(call, endpoint)
     if isinstance(found, Response):
         return found
+    if isinstance(found, ChallengeResponse) and found.evidence is not None:
+        return json_response(found.brief() | {"evidence": _written(found.evidence)})
     members: dict[str, Any] = {} if found is None else found if isinstance(found, dict) else found.to_dict()
     return json_response(members)
+
+
+@lru_cache(maxsize=4)
+def _written(evidence: BrokerEvidence) -> orjson.Fragment:
+    """The broker shows the same evidence for minutes."""
+    return orjson.Fragment(orjson.dumps(evidence.to_dict()))
 
 
 async def within(reading: Coroutine[Any, Any, bytes]) -> bytes:

@@ -252,6 +252,13 @@ class ChallengeResponse:
         return key
 
     def to_dict(self) -> dict[str, Any]:
+        found = self.brief()
+        if self.evidence is not None:
+            found["evidence"] = self.evidence.to_dict()
+        return found
+
+    def brief(self) -> dict[str, Any]:
+        """Without the evidence, which is long and the same for everybody."""
         found: dict[str, Any] = {
             "nonce": b64u(self.nonce),
             "broker_id": b64u(self.broker_id),
@@ -262,8 +269,6 @@ class ChallengeResponse:
         }
         if self.evidence_digest:
             found["evidence_digest"] = b64u(self.evidence_digest)
-        if self.evidence is not None:
-            found["evidence"] = self.evidence.to_dict()
         return found
 
     @classmethod
