@@ -29,6 +29,7 @@ from attestation.ports import TrustDomain
 from attestation.tcb import TcbStates
 from attestation.verdict import Verdict
 from broker.wire.names import TENANT, is_resource
+from broker.wire.relying import TokenKind, TokenRequest, TokenResponse
 from enclave import hooks, main
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
@@ -43,6 +44,7 @@ from enclave.release import Secret
 from enclave.replies import OWN, Waiting, Waits
 from enclave.runtime import Runtime
 from enclave.subscribing import subscribe
+from enclave.svid import SvidKeeper
 from enclave.trustfile import TrustFile
 
 if TYPE_CHECKING:
@@ -289,6 +291,11 @@ class Agent:
         """Raises AgentError agent.not_running."""
         return self._living().runtime
 
+    @property
+    def svids(self) -> SvidKeeper:
+        """This agent's X.509-SVIDs: what `enclave.direct` takes. Raises AgentError agent.not_running."""
+        return self.running.svids
+
     # --- what contexts call ---
 
     @property
@@ -354,6 +361,13 @@ class Agent:
             without=without,
             ttl_s=ttl_s,
         )
+
+    async def token(self, audience: str, kind: TokenKind) -> TokenResponse:
+        return await self.running.call(lambda calls: calls.token(TokenRequest(audience=audience, kind=kind)))
+
+    def proof(self, token: str, *, method: str, url: str, body: bytes, nonce: str | None) -> str:
+        keys, at_s = self.running.keys, int(self.running.time.now_s())
+        return keys.dpop(method=method, url=url, body=body, at_s=at_s, nonce=nonce, token=token)
 
     def forget(self, waits: Waits) -> None:
         if self._life is not None:

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar, final
 from attestation.errors import CloisterError
 from attestation.tcb import UP_TO_DATE, TcbStates
 from attestation.verdict import Verdict
+from broker.wire.relying import TokenKind, TokenResponse
 from enclave.errors import AgentError, Code, MessageError
 from enclave.mailbox import DEFAULT_TTL_S, Judge
 from enclave.messages import MessageType
@@ -53,6 +54,10 @@ class Host(Protocol):
     async def publish(
         self, topic: str, message: object, *, labels: frozenset[str], without: frozenset[str], ttl_s: float
     ) -> None: ...
+
+    async def token(self, audience: str, kind: TokenKind) -> TokenResponse: ...
+
+    def proof(self, token: str, *, method: str, url: str, body: bytes, nonce: str | None) -> str: ...
 
     def forget(self, waits: Waits) -> None: ...
 
@@ -171,6 +176,15 @@ class Context:
         """
         return await self._host.prove(to, judge=judge, accept=accept, timeout_s=timeout_s)
 
+    async def token(self, audience: str, *, kind: TokenKind = TokenKind.EAR) -> TokenResponse:
+        """A token for another service, by the policy's permit for `IssueToken`. It names this agent's key, so send
+        `proof` with it: a service that checks none takes whoever has the token for this agent. Raises BrokerRefused."""
+        return await self._host.token(audience, TokenKind(kind))
+
+    def proof(self, token: str, *, method: str, url: str, body: bytes = b"", nonce: str | None = None) -> str:
+        """The value of the header `DPoP` (RFC 9449) for one request that carries the token."""
+        return self._host.proof(token, method=method, url=url, body=body, nonce=nonce)
+
     async def reply(self, message: object) -> None:
         """Answer the sender, at the mailbox that it named for answers."""
         await self.reply_with(message, self._labels)
@@ -254,6 +268,12 @@ class BlockingContext:
                     return
         finally:
             self._wait(found.aclose())
+
+    def token(self, audience: str, *, kind: TokenKind = TokenKind.EAR) -> TokenResponse:
+        return self._wait(self._context.token(audience, kind=kind))
+
+    def proof(self, token: str, *, method: str, url: str, body: bytes = b"", nonce: str | None = None) -> str:
+        return self._context.proof(token, method=method, url=url, body=body, nonce=nonce)
 
     def reply(self, message: object) -> None:
         self._wait(self._context.reply(message))
