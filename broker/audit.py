@@ -140,6 +140,7 @@ class Audit:
         self._signed: LogHead | None = self._head
         self._rows: bytes = Checkpoint.parse(self._head.note).rows if self._head else b""
         self._signed_rows: bytes = self._rows
+        self._spans: tuple[int, tree.Spans] = 0, {}  # of the tree of that size
         store.before_commit(self._sign_head)
         store.after_commit(self._committed)
 
@@ -239,7 +240,10 @@ class Audit:
         head = self._head
         if head is None or not 0 <= index < head.size:
             raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
-        proof = tree.inclusion(index, head.size, self._node)
+        size, known = self._spans
+        if size != head.size:
+            _, known = self._spans = head.size, {}
+        proof = tree.inclusion(index, head.size, self._node, known)
         return Receipt(index=index, entry=entry, proof=proof, checkpoint=head.note)
 
     def prove(self, index: int) -> Receipt:

@@ -71,22 +71,23 @@ class ReleaseDesk:
         record = self._store.read(lambda tx: tx.secrets.get(checked_name(name), request.version))
         permit = await self._permit(session, name, record, request, at, source_ip, correlation_id)
         record = self._store.read(lambda tx: find(tx, name, request.version)) if record is None else record
+        sealing_key = sealing_thumbprint(session.verdict.suite, session.verdict.sealing_key)
         bound = permit.bind(
             broker_id=self._identity.broker_id.hex(),
             jkt=session.verdict.jkt,
-            sealing_thumbprint=_thumbprint(session).hex(),
+            sealing_thumbprint=sealing_key.hex(),
             suite=session.verdict.suite,
             nonce=request.nonce.hex(),
             version=record.version,
         )
-        statement = self._statement(session, bound, record, request, at).to_bytes()
+        statement = self._statement(session, bound, record, request, sealing_key, at).to_bytes()
         reached("release.permitted")
 
         def still(tx: Transaction) -> SecretRecord:
             self._generation.expect(tx, session.generation)
-            if request.version is None:
-                find(tx, name, None)
-            found = find(tx, name, record.version)
+            found = find(tx, name, request.version)
+            if found.version != record.version:  # a newer one came meanwhile, about which nothing was decided
+                found = find(tx, name, record.version)
             evidence = session.record.evidence.hex()
             note_release(
                 tx, bound, session.verdict, subject=session.subject, evidence=evidence, version=found.version, at=at
@@ -153,14 +154,20 @@ class ReleaseDesk:
             raise
 
     def _statement(
-        self, session: Session, bound: Permit, record: SecretRecord, request: ReleaseRequest, at: datetime
+        self,
+        session: Session,
+        bound: Permit,
+        record: SecretRecord,
+        request: ReleaseRequest,
+        sealing_key: bytes,
+        at: datetime,
     ) -> ReleasePermit:
         end = min(bound.not_after, at + timedelta(seconds=PERMIT_LIFE_S))
         return ReleasePermit(
             broker_id=self._identity.broker_id,
             subject=session.subject,
             jkt=session.verdict.jkt,
-            sealing_key=_thumbprint(session),
+            sealing_key=sealing_key,
             suite=session.verdict.suite,
             name=record.name,
             version=record.version,
@@ -233,7 +240,3 @@ def note_release(
         via=permit.via,
     )
     tx.releases.record(released, facts)
-
-
-def _thumbprint(session: Session) -> bytes:
-    return sealing_thumbprint(session.verdict.suite, session.verdict.sealing_key)

@@ -10,6 +10,7 @@ from broker.wire.log import EMPTY_ROOT, leaf_hash, node_hash
 
 GetNode = Callable[[int, int], bytes]  # (level, index) → hash of a complete subtree
 PutNode = Callable[[int, int, bytes], None]
+Spans = dict[tuple[int, int], bytes]  # (start, end) → hash over these leaves, of subtrees that are not complete
 
 
 def grow(entry: bytes, index: int, get: GetNode, put: PutNode) -> None:
@@ -22,14 +23,21 @@ def grow(entry: bytes, index: int, get: GetNode, put: PutNode) -> None:
         put(level, index, found)
 
 
-def span(start: int, end: int, get: GetNode) -> bytes:
-    """The hash over leaves start to end − 1; `start` must be where RFC 6962 would split."""
+def span(start: int, end: int, get: GetNode, known: Spans | None = None) -> bytes:
+    """The hash over leaves start to end − 1; `start` must be where RFC 6962 would split. What is `known` already is not
+    computed again, and what was computed is known from then on.
+    """
     size = end - start
     if size & (size - 1) == 0:
         level = size.bit_length() - 1
         return get(level, start >> level)
-    split = start + (1 << (size.bit_length() - 1))
-    return node_hash(span(start, split, get), span(split, end, get))
+    found = None if known is None else known.get((start, end))
+    if found is None:
+        split = start + (1 << (size.bit_length() - 1))
+        found = node_hash(span(start, split, get, known), span(split, end, get, known))
+        if known is not None:
+            known[start, end] = found
+    return found
 
 
 def root(size: int, get: GetNode) -> bytes:
@@ -37,17 +45,17 @@ def root(size: int, get: GetNode) -> bytes:
     return span(0, size, get) if size else EMPTY_ROOT
 
 
-def inclusion(index: int, size: int, get: GetNode) -> tuple[bytes, ...]:
+def inclusion(index: int, size: int, get: GetNode, known: Spans | None = None) -> tuple[bytes, ...]:
     """RFC 6962 §2.1.1, from the leaf upwards. The index must be below the size."""
     path: list[bytes] = []
     start, end = 0, size
     while end - start > 1:
         split = start + (1 << (end - start - 1).bit_length() - 1)
         if index < split:
-            path.append(span(split, end, get))
+            path.append(span(split, end, get, known))
             end = split
         else:
-            path.append(span(start, split, get))
+            path.append(span(start, split, get, known))
             start = split
     return tuple(reversed(path))
 

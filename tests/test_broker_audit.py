@@ -61,6 +61,9 @@ def test_proofs_of_every_size_are_those_of_rfc_6962(size: int, data: st.DataObje
     root = tree.root(size, get)
     index = data.draw(st.integers(0, size - 1))
     verify_inclusion(leaf_hash(entries[index]), index, size, tree.inclusion(index, size, get), root)
+    known: tree.Spans = {}
+    for other in (index, 0, size - 1, index):
+        assert tree.inclusion(other, size, get, known) == tree.inclusion(other, size, get)
     old = data.draw(st.integers(1, size))
     verify_consistency(old, tree.root(old, get), size, root, tree.consistency(old, size, get))
     assert recompute(enumerate(entries)) == (size, root)

@@ -27,6 +27,7 @@ MAX_PERMIT: Final = 8192
 MAX_LABELS: Final = 32
 MAX_LABEL: Final = 64
 MAX_VERSION: Final = 2**31 - 1
+_SORTED: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 
 
 @final
@@ -88,7 +89,7 @@ class ReleasePermit:
             "issued_at_s": self.issued_at_s,
             "not_after_s": self.not_after_s,
         }
-        return json.dumps(members, separators=(",", ":"), sort_keys=True).encode("ascii")
+        return _SORTED.encode(members).encode("ascii")
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
