@@ -37,7 +37,7 @@ ORDER: dict[str, str] = {
         "mailbox blobs padding passage channel lanes ledger keeping checkpoint stream client svid durable fetching "
         "topics connection company received peers runtime direct workload_messages workload declared replies context "
         "main handling "
-        "subscribing hooks agent supervise labs reload cli __init__"
+        "subscribing hooks life agent supervise labs reload cli __init__"
     ),
     "broker": (
         "__init__ wire ports errors points deadlines tree archive audit bundles generation rootkey keyring authority "
@@ -52,8 +52,9 @@ ORDER: dict[str, str] = {
         "channels drawing blobs desks"
     ),
     "broker/store": (
-        "__init__ rows undo turns shares memory_channels memory_mail memory_svids memory_topics memory_releases memory "
-        "sql_releases sql_schema sql_blobs sql_channels sql_parcel sql_mail sql_svids sql_topics sql_tables fence sql"
+        "__init__ rows undo turns shares memory_channels memory_stones memory_mail memory_svids memory_topics "
+        "memory_releases memory sql_releases sql_schema sql_blobs sql_channels sql_parcel sql_stones sql_mail "
+        "sql_svids sql_topics sql_tables fence sql"
     ),
     "broker/rest": (
         "__init__ refusals front http_api sealed_http kbs_http openapi console routes_audit routes_keys routes_relying "

@@ -9,14 +9,14 @@ from typing import TypeVar
 import pytest
 
 from broker.ports import Store, Transaction
-from broker.ports.mail import MAX_OUT, LeasedMessage, Queued, Quota
+from broker.ports.mail import MAX_OUT, MAX_STONES, LeasedMessage, Queued, Quota, TombstoneRecord
 from broker.store.memory import MemoryStore
 from broker.store.sql import SqlStore
 from tests.test_broker_stores import KEY, agent, box, message
 
 T = TypeVar("T")
 BOX, FLOOD, QUIET = "acme/mail", [f"agent/acme/flood-{number}" for number in range(6)], "agent/acme/quiet"
-QUOTA = Quota(messages=1000, sender_messages=500, octets=1 << 20, sender_octets=1 << 19)
+QUOTA = Quota(messages=400, sender_messages=200, octets=1 << 20, sender_octets=1 << 19)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -58,18 +58,18 @@ def waiting(store: Store) -> int:
     return store.read(lambda tx: tx.mail.waiting(BOX))
 
 
-@pytest.mark.parametrize("size", [1, 40])
+@pytest.mark.parametrize("size", [1, 20])
 def test_however_many_fill_a_mailbox_whoever_comes_new_finds_a_place(store: Store, size: int) -> None:
     flood = Flood(store, size)
     flood.fill(FLOOD[0])
-    assert waiting(store) == 500 // size * size  # alone, what the quota gives to one
+    assert waiting(store) == 200 // size * size  # alone, what the quota gives to one
     flood.fill(*FLOOD)
     before = waiting(store)
-    assert before < 900
+    assert before < 400 * 7 / 8 + 5
     assert flood.queue(QUIET, 1) is Queued.QUEUED
-    assert flood.queue("agent/acme/another", 7) is Queued.QUEUED
+    assert flood.queue("agent/acme/another", 3) is Queued.QUEUED
     flood.fill(*FLOOD)
-    assert waiting(store) == before + 8  # nobody who has something there takes what is for others
+    assert waiting(store) == before + 4  # nobody who has something there takes what is for others
 
 
 def test_shares_grow_again_when_others_have_been_read(store: Store) -> None:
@@ -82,7 +82,7 @@ def test_shares_grow_again_when_others_have_been_read(store: Store) -> None:
         taken = lease(store, most=64)
     assert waiting(store) == 0
     flood.fill(QUIET)
-    assert waiting(store) == 500
+    assert waiting(store) == 200
 
 
 # ── what is out ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -105,7 +105,7 @@ def out(leased: list[LeasedMessage]) -> int:
 @pytest.mark.parametrize("size", [256, 16])
 def test_what_somebody_new_says_is_handed_out_while_others_who_flood_are_not_handled(store: Store, size: int) -> None:
     """A receiver that waits for an answer before it goes on would else wait for ever."""
-    flood, large = Flood(store, size), Quota(messages=20_000, sender_messages=2_000)
+    flood, large = Flood(store, size), Quota(messages=4_000, sender_messages=1_000)
     flood.fill(*FLOOD, quota=large)
     held: list[LeasedMessage] = []
     while taken := lease(store, messages=MAX_OUT - out(held)):
@@ -117,7 +117,7 @@ def test_what_somebody_new_says_is_handed_out_while_others_who_flood_are_not_han
 
 
 def test_a_batch_that_is_too_large_for_what_is_kept_free_waits_for_its_turn_and_no_longer(store: Store) -> None:
-    flood, large = Flood(store, 256), Quota(messages=20_000, sender_messages=2_000)
+    flood, large = Flood(store, 256), Quota(messages=4_000, sender_messages=1_000)
     flood.fill(*FLOOD[:2], quota=large)
     held = [*lease(store, messages=MAX_OUT)]
     assert flood.queue(QUIET, 200, large) is Queued.QUEUED
@@ -127,3 +127,35 @@ def test_a_batch_that_is_too_large_for_what_is_kept_free_waits_for_its_turn_and_
         do(store, lambda tx, token=first.lease: tx.mail.acknowledge(BOX, token, now_ms=3_000))  # type: ignore[misc]
         held += lease(store, messages=MAX_OUT - out(held))
     assert QUIET in [one.sender for one in held]
+
+
+# ── what is said about what ended ──────────────────────────────────────────────────────────────────────────────────
+
+
+def bury(store: Store, sender: str, count: int, at_ms: int = 1_000) -> None:
+    stones = [TombstoneRecord(mailbox=BOX, sender=sender, at_ms=at_ms, statement="{}") for _ in range(count)]
+    do(store, lambda tx: tx.mail.bury(*stones))
+
+
+def told(store: Store, sender: str | None = None) -> tuple[int, int]:
+    """Tombstones that are there, and those that there was no room for."""
+    return store.read(
+        lambda tx: (
+            len(tx.mail.tombstones(BOX, sender=sender, limit=2 * MAX_STONES)),
+            tx.mail.forgotten(BOX, sender=sender),
+        )
+    )
+
+
+def test_no_sender_buries_the_tombstones_of_others_and_what_is_forgotten_is_counted(store: Store) -> None:
+    bury(store, QUIET, 10)
+    bury(store, FLOOD[0], MAX_STONES)
+    assert told(store, QUIET) == (10, 0)
+    there, forgotten = told(store, FLOOD[0])
+    assert there + forgotten == MAX_STONES
+    assert forgotten > 0
+    assert told(store) == (there + 10, forgotten)
+    bury(store, FLOOD[0], 3, at_ms=5_000)
+    assert told(store, FLOOD[0]) == (there + 3, forgotten)  # room for more is made at once
+    do(store, lambda tx: tx.mail.expire(now_ms=9_000, dead_before_ms=4_000, most=2 * MAX_STONES))
+    assert told(store) == (3, 0)

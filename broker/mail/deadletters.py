@@ -142,16 +142,18 @@ class DeadLetters:
     def tombstones(self, session: Session, name: str, page: PageRequest) -> TombstoneResponse:
         """To the owner those of the whole mailbox, to anybody else those of what he sent there."""
 
-        def query(tx: Transaction) -> Sequence[TombstoneRecord]:
+        def query(tx: Transaction) -> tuple[Sequence[TombstoneRecord], int]:
             box = tx.mail.find(name)
             sender = None if box is not None and box.owner == session.subject else session.subject
-            return tx.mail.tombstones(name, sender=sender, after=page.after, limit=page.limit)
+            stones = tx.mail.tombstones(name, sender=sender, after=page.after, limit=page.limit)
+            return stones, tx.mail.forgotten(name, sender=sender)
 
-        found = self._store.read(query)
+        found, forgotten = self._store.read(query)
         return TombstoneResponse(
             tombstones=tuple(
                 Tombstone.from_dict(json.loads(record.statement) | {"number": record.number}) for record in found
-            )
+            ),
+            forgotten=forgotten,
         )
 
     def owned(self, session: Session, name: str) -> None:

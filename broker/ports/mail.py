@@ -291,12 +291,15 @@ class Mail(Protocol):
         """Forget dead letters beyond that many, or that many bytes, the oldest of who has the most; how many."""
 
     def bury(self, *tombstones: TombstoneRecord) -> None:
-        """Keep them, and no more than the newest MAX_STONES of a mailbox."""
+        """Keep them; of a mailbox's beyond MAX_STONES, the oldest of whoever has the most are forgotten, and counted."""
 
     def tombstones(
         self, mailbox: str, *, sender: str | None = None, after: int = 0, limit: int = 100
     ) -> Sequence[TombstoneRecord]:
         """In order of number."""
+
+    def forgotten(self, mailbox: str, *, sender: str | None = None) -> int:
+        """How many tombstones there was no room for, until all of a sender's are of no interest any more."""
 
     # ── the senders' verdicts at the time ──────────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,6 @@ from broker.ports.mail import (
     MAX_KEYS,
     MAX_OCTETS,
     MAX_OUT,
-    MAX_STONES,
     NO_LIMIT,
     BlobRecord,
     DeadLetter,
@@ -26,6 +25,7 @@ from broker.ports.mail import (
     TombstoneRecord,
     WhenFallen,
 )
+from broker.store.memory_stones import MemoryStones
 from broker.store.shares import Load, has_room
 from broker.store.turns import Harvest, beyond
 from broker.store.undo import Table, Undo
@@ -124,7 +124,7 @@ class MemoryMail:
         self._parcels: Table[int, _Parcel] = Table(undo)
         self._seen: Table[tuple[str, str, bytes], tuple[bytes, int]] = Table(undo)
         self._taken: Table[tuple[str, str], int] = Table(undo)
-        self._stones: Table[int, TombstoneRecord] = Table(undo)
+        self._stones = MemoryStones(undo)
         self._tokens: Table[tuple[str, int], tuple[int, str]] = Table(undo)
         self._admitted = admitted
         self._turns: dict[str, str] = {}
@@ -331,9 +331,7 @@ class MemoryMail:
         for parcel in rows:
             if 0 < parcel.dead_at_ms < dead_before_ms:
                 self._parcels.drop(parcel.number)
-        for number, stone in list(self._stones.rows.items()):
-            if stone.at_ms < dead_before_ms:
-                self._stones.drop(number)
+        self._stones.expire(dead_before_ms)
         for key, (end_s, _) in list(self._tokens.rows.items()):
             if end_s < dead_before_ms // 1000:
                 self._tokens.drop(key)
@@ -365,23 +363,15 @@ class MemoryMail:
         return len(excess)
 
     def bury(self, *tombstones: TombstoneRecord) -> None:
-        for stone in tombstones:
-            self._next += 1
-            self._stones.put(self._next, replace(stone, number=self._next))
-        for mailbox in {stone.mailbox for stone in tombstones}:
-            found = sorted((n for n, stone in self._stones.rows.items() if stone.mailbox == mailbox), reverse=True)
-            for number in found[MAX_STONES:]:
-                self._stones.drop(number)
+        self._stones.bury(*tombstones)
 
     def tombstones(
         self, mailbox: str, *, sender: str | None = None, after: int = 0, limit: int = 100
     ) -> Sequence[TombstoneRecord]:
-        found = [
-            stone
-            for number, stone in sorted(self._stones.rows.items())
-            if stone.mailbox == mailbox and number > after and sender in (None, stone.sender)
-        ]
-        return found[:limit]
+        return self._stones.tombstones(mailbox, sender=sender, after=after, limit=limit)
+
+    def forgotten(self, mailbox: str, *, sender: str | None = None) -> int:
+        return self._stones.forgotten(mailbox, sender=sender)
 
     # ── the senders' verdicts at the time ──────────────────────────────────────────────────────────────────────────
 

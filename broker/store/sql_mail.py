@@ -20,7 +20,6 @@ from broker.ports.mail import (
     MAX_KEYS,
     MAX_OCTETS,
     MAX_OUT,
-    MAX_STONES,
     NO_LIMIT,
     DeadLetter,
     End,
@@ -35,6 +34,7 @@ from broker.ports.mail import (
 )
 from broker.store.shares import Load, has_room
 from broker.store.sql_parcel import COLUMNS, ParcelRow
+from broker.store.sql_stones import SqlStones
 from broker.store.turns import Harvest, beyond
 
 REMEMBER_MS: Final = 24 * 3600 * 1000  # ids of handled messages, at least until they expire
@@ -50,6 +50,7 @@ class SqlMail:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._stones = SqlStones(db)
         self._turns: dict[str, str] = {}  # mailbox → who was served last
         self._forgot_s = 0
 
@@ -327,13 +328,11 @@ class SqlMail:
             "DELETE FROM parcel WHERE id IN (SELECT id FROM parcel WHERE dead_at_ms > 0 AND dead_at_ms < ? LIMIT ?)",
             (dead_before_ms, most),
         )
-        for table, end, bound in (
-            ("tombstone", "at_ms", dead_before_ms),
-            ("peer_token", "expires_at_s", dead_before_ms // 1000),
-        ):
-            self._db.execute(
-                f"DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE {end} < ? LIMIT ?)", (bound, most)
-            )
+        self._stones.expire(dead_before_ms, most)
+        self._db.execute(
+            "DELETE FROM peer_token WHERE rowid IN (SELECT rowid FROM peer_token WHERE expires_at_s < ? LIMIT ?)",
+            (dead_before_ms // 1000, most),
+        )
         return [self._end(ParcelRow._make(row), End.EXPIRED, now_ms=now_ms) for row in rows]
 
     def dead(self, mailbox: str, *, after: int = 0, limit: int = 100) -> Sequence[DeadLetter]:
@@ -362,29 +361,15 @@ class SqlMail:
         return len(excess)
 
     def bury(self, *tombstones: TombstoneRecord) -> None:
-        self._db.executemany(
-            "INSERT INTO tombstone (mailbox, sender, at_ms, statement) VALUES (?,?,?,?)",
-            [(stone.mailbox, stone.sender, stone.at_ms, stone.statement) for stone in tombstones],
-        )
-        for mailbox in {stone.mailbox for stone in tombstones}:
-            self._db.execute(
-                """DELETE FROM tombstone WHERE mailbox = ? AND number <=
-                   (SELECT number FROM tombstone WHERE mailbox = ? ORDER BY number DESC LIMIT 1 OFFSET ?)""",
-                (mailbox, mailbox, MAX_STONES),
-            )
+        self._stones.bury(*tombstones)
 
     def tombstones(
         self, mailbox: str, *, sender: str | None = None, after: int = 0, limit: int = 100
     ) -> Sequence[TombstoneRecord]:
-        rows = self._db.execute(
-            """SELECT number, sender, at_ms, statement FROM tombstone
-               WHERE mailbox = ? AND number > ? AND (? IS NULL OR sender = ?) ORDER BY number LIMIT ?""",
-            (mailbox, after, sender, sender, limit),
-        )
-        return [
-            TombstoneRecord(mailbox=mailbox, number=row[0], sender=row[1], at_ms=row[2], statement=row[3])
-            for row in rows
-        ]
+        return self._stones.tombstones(mailbox, sender=sender, after=after, limit=limit)
+
+    def forgotten(self, mailbox: str, *, sender: str | None = None) -> int:
+        return self._stones.forgotten(mailbox, sender=sender)
 
     # ── the senders' verdicts at the time ──────────────────────────────────────────────────────────────────────────
 

@@ -182,4 +182,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             DELETE FROM topic_lane WHERE topic = old.topic AND sender = old.sender AND messages = 0; END""",
     ),
     SHARED_FACTS,
+    (
+        # Tombstones that there was no room for.
+        """CREATE TABLE forgotten (
+            mailbox TEXT, sender TEXT, stones INTEGER NOT NULL, at_ms INTEGER NOT NULL, PRIMARY KEY (mailbox, sender))
+            WITHOUT ROWID""",
+    ),
 )

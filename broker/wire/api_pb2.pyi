@@ -613,10 +613,12 @@ class Tombstone(_message.Message):
     def __init__(self, number: _Optional[int] = ..., mailbox: _Optional[str] = ..., sender: _Optional[str] = ..., msg_id: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., end: _Optional[str] = ..., code: _Optional[str] = ..., at_ms: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class TombstoneResponse(_message.Message):
-    __slots__ = ("tombstones",)
+    __slots__ = ("tombstones", "forgotten")
     TOMBSTONES_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     tombstones: _containers.RepeatedCompositeFieldContainer[Tombstone]
-    def __init__(self, tombstones: _Optional[_Iterable[_Union[Tombstone, _Mapping]]] = ...) -> None: ...
+    forgotten: int
+    def __init__(self, tombstones: _Optional[_Iterable[_Union[Tombstone, _Mapping]]] = ..., forgotten: _Optional[int] = ...) -> None: ...
 
 class DeadInfo(_message.Message):
     __slots__ = ("number", "sender", "kind", "count", "msg_id", "octets", "attempt", "accepted_at_ms", "expires_at_ms", "dead_at_ms", "reason", "code")

@@ -143,17 +143,25 @@ class PageRequest:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TombstoneResponse:
-    """POST /v1/mailboxes/{name}:tombstones: to the owner all of the mailbox, to a sender those of its own parcels."""
+    """POST /v1/mailboxes/{name}:tombstones: to the owner all of the mailbox, to a sender those of its own parcels.
+
+    `forgotten` says how many more there were in the last days, for which there was no room.
+    """
 
     tombstones: tuple[Tombstone, ...]
+    forgotten: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {"tombstones": [stone.to_dict() for stone in self.tombstones]}
+        told: dict[str, Any] = {"tombstones": [stone.to_dict() for stone in self.tombstones]}
+        return told | ({"forgotten": self.forgotten} if self.forgotten else {})
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
         read = Reader(value, "tombstones")
-        return cls(tombstones=read.items("tombstones", Tombstone.from_dict, max_items=MAX_PAGE))
+        return cls(
+            tombstones=read.items("tombstones", Tombstone.from_dict, max_items=MAX_PAGE),
+            forgotten=read.number("forgotten", default=0),
+        )
 
 
 @final
