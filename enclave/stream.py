@@ -34,18 +34,20 @@ from broker.wire.mailbox import MailboxInfo
 from enclave.channel import Outgoing, ReceivingChannels, SendingChannel
 from enclave.clock import BrokerTime
 from enclave.errors import AgentError, BrokerRefused, Code, TransportFailed
+from enclave.keeping import Keep, Keeping
 from enclave.keys import AgentKeys
 from enclave.lanes import Announce, Item, Lane, Lanes
 from enclave.ledger import Incoming, Ledger
 from enclave.mailbox import DEFAULT_TTL_S, Inbox, Outbox
 from enclave.session import Admission
+from enclave.telling import Trouble
 
 log: Final = logging.getLogger("cloister.agent")
 METHOD: Final = "/cloister.v1.Mail/Stream"
 CREDIT: Final = 1024  # messages that may be delivered and not settled; no sender is given more than 767 of them
 LEASE_S: Final = 30
 MAX_MESSAGE: Final = 16 << 20  # that the broker may send
-SEND_OCTETS: Final = 2 << 20  # of batches in one message to it
+SEND_OCTETS: Final = 1 << 18  # of batches in a message to it, which reads one while the next is made
 MAX_QUEUE: Final = 4096  # messages to one mailbox that wait for the broker, before `send` waits itself
 FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 10.0
@@ -70,7 +72,7 @@ class Stream:
 
     `admit(None)` is the present admission; `admit(old)` a newer one than that, which the broker no longer takes.
     `lookup` asks the broker for a mailbox's key. `prepare` is awaited before a new sender is judged, so that
-    the list of the fallen can be fetched.
+    the list of the fallen can be fetched; `keep` before what was handled is called done, so that a checkpoint says so.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Stream:
         outbox: Outbox,
         channels: ReceivingChannels | None = None,
         prepare: Prepare | None = None,
+        keep: Keep | None = None,
         receive: bool = True,
         credit: int = CREDIT,
         credentials: grpc.ChannelCredentials | None = None,
@@ -103,10 +106,13 @@ class Stream:
         self._credit = credit
         self._credentials = credentials
         self._lanes = Lanes()
-        self._ledger = Ledger(inbox, channels or ReceivingChannels(inbox, time), lease_s=LEASE_S)
+        known = channels or ReceivingChannels(inbox, time)
+        self._ledger = Ledger(inbox, known, lease_s=LEASE_S, keeps=keep is not None)
         self._incoming: deque[Incoming] = deque()
+        self._trouble = Trouble(expected="dpop.nonce_required")  # the first connection learns the nonce so
         self._arrived = asyncio.Event()
         self._news = asyncio.Event()
+        self._keeping = Keeping(self._ledger, keep, self._news.set) if keep is not None else None
         self._room = asyncio.Event()
         self._connected = asyncio.Event()
         self._looking: dict[str, asyncio.Task[None]] = {}
@@ -121,6 +127,8 @@ class Stream:
     async def start(self) -> None:
         """Begin to connect; returns at once."""
         self._task = asyncio.create_task(self._run(), name="cloister-stream")
+        if self._keeping is not None:
+            self._keeping.start()
 
     @property
     def connected(self) -> bool:
@@ -185,17 +193,28 @@ class Stream:
     def done(self, incoming: Incoming) -> None:
         """Handled: it will not come again."""
         self._ledger.done(incoming)
-        self._news.set()
+        self._told()
 
     def again(self, incoming: Incoming, delay_s: int = 0, code: str = "") -> None:
         """Not handled: it comes again, no sooner than in `delay_s`."""
         self._ledger.again(incoming, delay_s, code)
-        self._news.set()
+        self._told()
 
     def reject(self, incoming: Incoming, code: str) -> None:
-        """Never to be handled: to the dead letters, with that code."""
+        """Not to be handled: to the dead letters, with that code."""
         self._ledger.reject(incoming, code)
+        self._told()
+
+    async def settle(self) -> None:
+        """What was said of deliveries goes by itself."""
+
+    async def extend(self) -> None:
+        """So do the requests for more time."""
+
+    def _told(self) -> None:
         self._news.set()
+        if self._keeping is not None:
+            self._keeping.look()
 
     def renewed(self, admission: Admission) -> None:
         """The agent was admitted again: stream and channels go on under the newer token."""
@@ -207,6 +226,8 @@ class Stream:
     async def close(self) -> None:
         """End the connection and fail what waits. What was delivered and not settled comes again elsewhere."""
         self._closed = True
+        if self._keeping is not None:
+            await self._keeping.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, *self._looking.values(), return_exceptions=True)
@@ -226,8 +247,7 @@ class Stream:
                 except CloisterError as error:
                     if self.connected:
                         pause = FIRST_PAUSE_S
-                    expected = error.code == "dpop.nonce_required"  # the first connection learns the nonce so
-                    log.log(logging.DEBUG if expected else logging.INFO, "mail stream: %s", error)
+                    self._trouble.tell(error)
                     self._give_up_on(error)
                     if not await self._admitted_anew(error):
                         continue_at_once = error.code == "dpop.nonce_required" and pause == FIRST_PAUSE_S
@@ -334,6 +354,7 @@ class Stream:
             if message.HasField("welcome"):
                 self._nonce = message.welcome.nonce
                 self._connected.set()
+                self._trouble.over()
                 self._news.set()
             for result in message.results:
                 self._lanes.answered(result, now_s)
@@ -348,6 +369,8 @@ class Stream:
                     self._arrived.set()
             if message.results or self._ledger.has_news:
                 self._news.set()
+            if self._keeping is not None:
+                self._keeping.look()
 
     async def _write(self, call: Call) -> None:
         await self._connected.wait()

@@ -401,6 +401,41 @@ async def test_what_cannot_be_taken_is_answered_with_its_code(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
+async def test_much_mail_comes_in_several_messages_and_who_sent_it_before_it(tmp_path: Path) -> None:
+    async with mail(tmp_path) as net:
+        a, b = await net.pair()
+        await b.stream.close()
+        for number in range(7):
+            await a.stream.send(b.box, kind="note", plaintext=bytes([number]) * 60_000)
+        async with raw(net, b.agent, mailbox=b.box) as call:
+            first, second = [pb.FromBroker.FromString(await call.read()) for _ in range(2)]
+        assert [len(first.parcels), len(second.parcels)] == [5, 2]
+        assert [list(one.senders) for one in (first, second)] == [[a.agent.subject], []]
+        assert len(first.openings) == 1
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_looked_for_twice_when_nothing_can_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mail(tmp_path) as net:
+        a, b = await net.pair()
+        looks: list[int] = []
+        draw = net.world.broker.drawing.draw
+
+        async def counted(*args: Any, **how: Any) -> Any:
+            drawn = await draw(*args, **how)
+            looks.append(len(drawn.parcels))
+            return drawn
+
+        monkeypatch.setattr(type(net.world.broker.drawing), "draw", staticmethod(counted))
+        for text in (b"one", b"two"):  # neither is settled
+            await a.stream.send(b.box, kind="note", plaintext=text)
+            assert await b.take(1, lambda _: None) == [text]
+        assert looks[looks.index(1) :] == [1, 1], "between them nobody looked in vain"
+
+
+@pytest.mark.asyncio
 async def test_a_stopping_broker_says_so(tmp_path: Path) -> None:
     async with mail(tmp_path) as net:
         b = await net.member("b")

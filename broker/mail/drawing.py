@@ -53,10 +53,12 @@ class Parcel:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """What one look into a mailbox brought; `tokens` are peer tokens of the senders, by subject."""
+    """What one look into a mailbox brought; `tokens` are peer tokens of the senders, by subject. Unless it was `cut`
+    short by a bound of its own, there is no more before somebody rings."""
 
     parcels: tuple[Parcel, ...]
     tokens: dict[str, str] = field(repr=False)
+    cut: bool = False
 
 
 @final
@@ -88,7 +90,7 @@ class Drawing:
         wanted = Wanted(parcels=MAX_PARCELS, messages=messages, lease_s=lease_s)
         taken = await self._leases.take(session, name, wanted, correlation_id=correlation_id)
         parcels = tuple(self._parcel(name, message, taken.past) for message in taken.messages)
-        return Drawn(parcels=parcels, tokens=taken.tokens)
+        return Drawn(parcels=parcels, tokens=taken.tokens, cut=taken.cut)
 
     def listen(self, name: str) -> asyncio.Event:
         """To be asked for before `draw`, and given to `more`, so that nothing comes unheard."""

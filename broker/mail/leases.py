@@ -22,7 +22,7 @@ from broker.mail.deadletters import DeadLetters
 from broker.mail.edges import Edges
 from broker.mail.labels import Labels, Ratchets, fits, labels_in
 from broker.ports import Clock, Store, Transaction
-from broker.ports.mail import MAX_OCTETS, NO_LIMIT, EndedParcel, LeasedMessage, MailboxRecord
+from broker.ports.mail import MAX_OCTETS, NO_LIMIT, EndedParcel, Leased, LeasedMessage, MailboxRecord
 from broker.sessions import Session, Sessions
 from broker.wire.errors import WireError
 from broker.wire.leases import DEFAULT_LEASE_S, MAX_LEASE_S, AckRequest, AckResponse
@@ -53,12 +53,13 @@ class Taken:
     """Parcels under leases, with the verdicts of their senders as peer tokens.
 
     `tokens` are of senders who may still act, by subject; `past` of fallen ones, by lease, as they were when the parcel
-    was taken in.
+    was taken in. `cut` says that a bound ended it, so that there may be more at once.
     """
 
     messages: tuple[LeasedMessage, ...] = ()
     tokens: dict[str, str] = field(default_factory=dict, repr=False)
     past: dict[str, str] = field(default_factory=dict, repr=False)
+    cut: bool = False
 
 
 NOTHING: Final = Taken()
@@ -107,16 +108,17 @@ class Leases:
         if not subjects:
             return NOTHING
         senders = await self._sessions.settle(tuple(subjects), at)
-        leased = await self._lease(session, name, wanted, frozenset(senders), at)
-        leased = await self._readable(session, name, leased, at, correlation_id)
+        found = await self._lease(session, name, wanted, frozenset(senders), at)
+        leased = await self._readable(session, name, found.messages, at, correlation_id)
         named = {message.sender for message in leased}
-        present = {subject: found for subject, found in senders.items() if subject in named}
-        tokens = {subject: self._sessions.peer_token(found, at) for subject, found in present.items()}
+        present = {subject: sender for subject, sender in senders.items() if subject in named}
+        tokens = {subject: self._sessions.peer_token(sender, at) for subject, sender in present.items()}
         past, unproved = self._past([message for message in leased if message.sender not in tokens])
         if unproved:
             await self._reject(name, unproved, at, code=BrokerCode.AGENT_QUARANTINED)
         lost = {message.lease for message in unproved}
-        return Taken(messages=tuple(m for m in leased if m.lease not in lost), tokens=tokens, past=past)
+        proved = tuple(message for message in leased if message.lease not in lost)
+        return Taken(messages=proved, tokens=tokens, past=past, cut=found.cut)
 
     async def hold(self, session: Session, name: str, at: datetime) -> None:
         """The mailbox is the session's own, and its owner is there.
@@ -159,15 +161,13 @@ class Leases:
             await self._store.transact(lambda tx: self._audit.append(tx, entry))
         return answer.refusal
 
-    async def _lease(
-        self, session: Session, name: str, wanted: Wanted, ready: frozenset[str], at: datetime
-    ) -> Sequence[LeasedMessage]:
+    async def _lease(self, session: Session, name: str, wanted: Wanted, ready: frozenset[str], at: datetime) -> Leased:
         now_ms = int(at.timestamp() * 1000)
         tokens = [b64url(secrets.token_bytes(16)) for _ in range(wanted.parcels)]
         rule = session.bundle.settings.mail.of(name)
         anew = self._begin(name, session.subject)
 
-        def work(tx: Transaction) -> Sequence[LeasedMessage]:
+        def work(tx: Transaction) -> Leased:
             self._generation.expect(tx, session.generation)
             self._own(tx.mail.find(name), session, name)
             if anew:  # what was out went to an owner, or through a broker, that is no more: it comes first, in order
@@ -184,7 +184,7 @@ class Leases:
                 ready=ready,
             )
             self._dead.bury(tx, leased.ended, at)
-            return leased.messages
+            return leased
 
         try:
             return await self._store.transact(work)

@@ -148,6 +148,7 @@ class Leased:
 
     messages: tuple[LeasedMessage, ...] = ()
     ended: tuple[EndedParcel, ...] = ()
+    cut: bool = False  # a bound of the call ended it, so that there may be more at once
 
 
 class Queued(StrEnum):

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Final, final
 
@@ -39,6 +40,7 @@ from policies.errors import Refused
 SERVICE: Final = "cloister.v1.Mail"
 METHOD: Final = f"/{SERVICE}/Stream"
 MAX_MESSAGE: Final = 8 << 20
+FULL: Final = 1 << 18  # bytes of parcels in a message, after which the next one begins: it is read while that is made
 MAX_FLYING: Final = 64  # batches of one stream that are being written
 MAX_STREAMS: Final = 8  # of one agent
 MAX_UNREAD: Final = 4096  # answers that lie ready; an agent that does not read them is not read either
@@ -146,7 +148,9 @@ class MailStream:
         self._leases: set[str] = set()
         self._openings: set[bytes] = set()
         self._tokens: dict[str, str] = {}
+        self._full: deque[pb.FromBroker] = deque()
         self._next = pb.FromBroker()
+        self._octets = 0  # of parcels in it
         self._news = asyncio.Event()
         self._read_on = asyncio.Event()
         self._refused: Refusal | None = None  # what ends the stream
@@ -294,9 +298,14 @@ class MailStream:
         while True:
             await self._news.wait()
             self._news.clear()
-            message, self._next = self._next, pb.FromBroker()
+            self._begin_next()
             self._read_on.set()
-            await self._context.write(message.SerializeToString())
+            while self._full:
+                await self._context.write(self._full.popleft().SerializeToString())
+
+    def _begin_next(self) -> None:
+        self._full.append(self._next)
+        self._next, self._octets = pb.FromBroker(), 0
 
     async def _deliver(self) -> None:
         while not self._broker.bell.stopping:
@@ -305,6 +314,7 @@ class MailStream:
                 await self._credited.wait()
             session = await self._session()
             rung = self._broker.drawing.listen(self.mailbox)
+            self._starved = True  # before the look: what is settled during it may be what it waited for
             try:
                 drawn = await self._broker.drawing.draw(
                     session,
@@ -319,18 +329,24 @@ class MailStream:
                 raise
             if drawn.parcels:
                 self._hand_on(drawn)
+            if drawn.cut:
                 continue
-            self._starved = self._broker.drawing.waits(self.mailbox)
+            self._starved = bool(drawn.parcels) or self._broker.drawing.waits(self.mailbox)
             await self._broker.drawing.more(rung, waits=self._starved)
         raise BrokerError(BrokerCode.BROKER_STOPPING, "the broker stops")
 
     def _hand_on(self, drawn: Drawn) -> None:
-        message = self._next
         for known in (self._openings, self._tokens):
             if len(known) >= MAX_KNOWN:
                 known.clear()
+        for subject, token in drawn.tokens.items():
+            if self._tokens.get(subject) != token:
+                self._tokens[subject] = self._next.senders[subject] = token
         for parcel in drawn.parcels:
-            found = parcel.message
+            if self._octets >= FULL:
+                self._begin_next()
+            message, found = self._next, parcel.message
+            self._octets += len(found.envelope)
             if parcel.channel and parcel.channel not in self._openings:
                 self._openings.add(parcel.channel)
                 opening = self._broker.drawing.opening(self.mailbox, parcel.channel)
@@ -352,9 +368,6 @@ class MailStream:
             )
             self._credit -= parcel.count
             self._leases.add(found.lease)
-        for subject, token in drawn.tokens.items():
-            if self._tokens.get(subject) != token:
-                self._tokens[subject] = message.senders[subject] = token
         self._news.set()
 
     # ── who may stay ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -253,7 +253,7 @@ class MemoryMail:
             )
             self._put(given)
             leased.append(given.leased())
-        return Leased(messages=tuple(leased), ended=ended)
+        return Leased(messages=tuple(leased), ended=ended, cut=harvest.cut)
 
     def _end(self, parcel: _Parcel, end: End, *, now_ms: int, code: str = "") -> EndedParcel:
         if end in DEAD_LETTERS:

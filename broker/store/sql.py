@@ -90,6 +90,10 @@ class SqlStore:
         )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        # Mail is written, read and gone again within the same few thousand pages: they are carried over into the file
+        # seldom, and remembered meanwhile.
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA cache_size = -16384")
         connection.execute("PRAGMA foreign_keys = ON")
         # Overwritten is what costs no page of its own; whole pages only for secrets, since mail is sealed and passes
         # in great quantity: see Secrets.destroy.

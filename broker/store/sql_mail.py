@@ -210,7 +210,8 @@ class SqlMail:
             "UPDATE parcel SET lease = ?, visible_at_ms = ?, leased_at_ms = ?, attempt = attempt + 1 WHERE id = ?",
             [(lease, until_ms, now_ms, row.id) for row, lease in given],
         )
-        return Leased(messages=tuple(row.leased(lease, self._body(row.id)) for row, lease in given), ended=ended)
+        messages = tuple(row.leased(lease, self._body(row.id)) for row, lease in given)
+        return Leased(messages=messages, ended=ended, cut=harvest.cut)
 
     def _body(self, number: int) -> bytes:
         row = self._db.execute("SELECT envelope FROM parcel_body WHERE id = ?", (number,)).fetchone()

@@ -55,6 +55,7 @@ class Harvest(Generic[P]):
     taken: list[P] = field(default_factory=list)
     ended: list[tuple[P, End]] = field(default_factory=list)
     last: str = ""  # who was served last
+    cut: bool = False  # a bound of this call ended it: asked again, it may hand out more at once
     total: int = field(init=False)  # messages that are out
     reserve: int = field(init=False)
 
@@ -80,6 +81,7 @@ class Harvest(Generic[P]):
                     waiting.append((sender, lane))
         while waiting and not self._over:
             waiting = [(sender, lane) for sender, lane in waiting if self._take(sender, lane)]
+        self.cut = bool(self.taken) and (self.cut or self._over)
 
     @property
     def _over(self) -> bool:
@@ -93,6 +95,7 @@ class Harvest(Generic[P]):
         if parcel is None:
             return False
         if self.taken and (parcel.messages > self.messages or parcel.octets > self.octets):
+            self.cut = True
             return False
         if short and parcel.messages > SMALL_OUT:
             return False

@@ -60,11 +60,9 @@ def parsed(kind: type[M], raw: bytes, max_len: int) -> M:
         message.ParseFromString(raw)
     except DecodeError:
         raise _bad(f"{kind.__name__} is not protobuf") from None
-    if message.SerializeToString(deterministic=True) != raw:
-        raise _bad(f"{kind.__name__} is not in canonical form")
     message.DiscardUnknownFields()
-    if message.ByteSize() != len(raw):
-        raise _bad(f"{kind.__name__} has fields that version 1 does not know")
+    if message.SerializeToString(deterministic=True) != raw:
+        raise _bad(f"{kind.__name__} is not in canonical form, or has fields that version 1 does not know")
     return message
 
 
@@ -288,16 +286,18 @@ class ChannelBatch:
         lengths = (len(m.channel), len(m.prev_chain), len(m.signature))
         if lengths != (CHANNEL_LEN, HASH_LEN, ES256_SIGNATURE_LEN):
             raise _bad("batch: a field of the wrong length")
-        if not 0 < len(m.headers) == len(m.bodies) <= MAX_FRAMES:
-            raise _bad(f"batch: {len(m.headers)} headers, {len(m.bodies)} bodies, at most {MAX_FRAMES}")
-        if not 0 < m.first_seq <= MAX_SEQ or not all(TAG_LEN <= len(body) <= MAX_BODY for body in m.bodies):
+        headers, bodies = tuple(m.headers), tuple(m.bodies)
+        if not 0 < len(headers) == len(bodies) <= MAX_FRAMES:
+            raise _bad(f"batch: {len(headers)} headers, {len(bodies)} bodies, at most {MAX_FRAMES}")
+        sizes = set(map(len, bodies))
+        if not 0 < m.first_seq <= MAX_SEQ or min(sizes) < TAG_LEN or max(sizes) > MAX_BODY:
             raise _bad("batch: first_seq, or the length of a body")
         return cls(
             channel=m.channel,
             first_seq=m.first_seq,
             prev_chain=m.prev_chain,
-            headers=tuple(m.headers),
-            bodies=tuple(m.bodies),
+            headers=headers,
+            bodies=bodies,
             signature=m.signature,
         )
 
