@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, final, overload
 
@@ -36,12 +35,13 @@ from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
 from enclave.durable import Durable
 from enclave.errors import AgentError, Code
 from enclave.handling import MAX_PAUSE_S, Handling
+from enclave.life import Asked, Life, end_all, quietly, until
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
 from enclave.messages import MessageType
 from enclave.peers import ASKED, ProofAsked, ProofGiven, Prover, prove_peer
 from enclave.peers import TYPES as PROOF_TYPES
 from enclave.release import Secret
-from enclave.replies import OWN, Waiting, Waits
+from enclave.replies import OWN, Waits
 from enclave.runtime import Runtime
 from enclave.subscribing import subscribe
 from enclave.svid import SvidKeeper
@@ -53,23 +53,6 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("cloister.agent")
 H = TypeVar("H", bound=Handler)
 TOPICS: Final = "mail/topics"
-
-
-@final
-@dataclass(slots=True, kw_only=True)
-class _Life:
-    """What belongs to one start of an agent."""
-
-    runtime: Runtime
-    loop: asyncio.AbstractEventLoop
-    ready: asyncio.Event = field(default_factory=asyncio.Event)  # messages may be handled
-    asked: asyncio.Event = field(default_factory=asyncio.Event)  # to end, by the agent itself
-    over: asyncio.Event | None = None  # while it is being stopped; set when it was
-    waiting: Waiting = field(default_factory=Waiting)
-    handling: Handling | None = None
-    workload: WorkloadApi | None = None
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    receiving: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 @final
@@ -103,7 +86,7 @@ class Agent:
         self._on_start: list[hooks.Hook] = []
         self._on_stop: list[hooks.Hook] = []
         self._spiffe_socket = Path(spiffe_socket) if spiffe_socket is not None else None
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._prover: Prover | None = None
 
     # --- what authors call ---
@@ -215,7 +198,7 @@ class Agent:
             transport=transport,
         )
         main.started.add(self.name)
-        self._life = life = _Life(runtime=runtime, loop=asyncio.get_running_loop())
+        self._life = life = Life(runtime=runtime, loop=asyncio.get_running_loop())
         try:
             admission = await runtime.attest()
             await runtime.publish()
@@ -227,7 +210,7 @@ class Agent:
             raise
         life.handling = Handling(runtime, self, self._handlers, life.waiting, life.ready)
         life.receiving = [asyncio.create_task(life.handling.receive()), asyncio.create_task(life.handling.keep())]
-        forever = (self._renew(runtime), runtime.until_revoked(), _until(life.asked))
+        forever = (self._renew(runtime), runtime.until_revoked(), until(life.asked))
         life.tasks = [asyncio.create_task(work) for work in forever]
         for topic, table in self._topics.items():
             reader = runtime.topic(self._address(topic, trust.tenant, TOPICS))
@@ -258,16 +241,16 @@ class Agent:
         if failed:
             raise AgentError(Code.AGENT_HOOK, f"on_stop: {', '.join(failed)}")
 
-    async def _close(self, life: _Life) -> list[str]:
+    async def _close(self, life: Life) -> list[str]:
         """Which functions of `on_stop` failed."""
         failed: list[str] = []
-        await _end(life.tasks)
+        await end_all(life.tasks)
         if life.handling is not None:
             await life.handling.close()
             failed = await hooks.end(self._on_stop, self)
         if life.workload is not None:
             await life.workload.close()
-        await _end(life.receiving)
+        await end_all([*life.receiving, *life.beside])
         await life.runtime.close()
         return failed
 
@@ -279,7 +262,7 @@ class Agent:
         done, _ = await asyncio.wait([*life.tasks, *life.receiving], return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             if not task.cancelled():
-                with suppress(_Asked):
+                with suppress(Asked):
                     task.result()
 
     def context(self) -> Context:
@@ -369,6 +352,16 @@ class Agent:
         keys, at_s = self.running.keys, int(self.running.time.now_s())
         return keys.dpop(method=method, url=url, body=body, at_s=at_s, nonce=nonce, token=token)
 
+    def beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it by the way, as long as the agent runs; what fails is nobody's loss."""
+        life = self._life
+        if life is None or life.over is not None:
+            work.close()
+            return
+        task = asyncio.create_task(quietly(work))
+        life.beside.add(task)
+        task.add_done_callback(life.beside.discard)
+
     def forget(self, waits: Waits) -> None:
         if self._life is not None:
             self._life.waiting.forget(waits)
@@ -405,7 +398,7 @@ class Agent:
                 log.error("not admitted again: %s", error)
                 pause, failed = min(2 * pause, MAX_PAUSE_S), True
 
-    def _living(self) -> _Life:
+    def _living(self) -> Life:
         if self._life is None:
             raise AgentError(Code.AGENT_NOT_RUNNING, f"{self.name} was not started")
         return self._life
@@ -425,24 +418,9 @@ async def _serve_spiffe(runtime: Runtime, path: Path) -> WorkloadApi:
     return await WorkloadApi(runtime.svids, path).open()
 
 
-class _Asked(Exception):
-    """Not a failure: the agent wants to end."""
-
-
-async def _until(asked: asyncio.Event) -> NoReturn:
-    await asked.wait()
-    raise _Asked
-
-
 def _two_handlers(what: str) -> NoReturn:
     raise AgentError(
         Code.AGENT_HANDLER,
         f"two handlers for {what}",
         "A type has one handler: give the second a type of its own, or call both from one.",
     )
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -61,6 +61,8 @@ class Host(Protocol):
 
     def forget(self, waits: Waits) -> None: ...
 
+    def beside(self, work: Coroutine[Any, Any, None]) -> None: ...
+
     async def prove(self, to: str, *, judge: Judge, accept: TcbStates, timeout_s: float) -> Verdict: ...
 
 
@@ -118,14 +120,23 @@ class Context:
     async def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
         """Send, and wait for the answer of that type; both together within `timeout_s`.
 
+        Cancelled, it calls the question off: the handler at the other end is cancelled, or never begun. A time-out
+        calls nothing off: the handler may be about to finish, and who asks again finds it done.
+
         Raises MessageError message.no_answer, message.peer_failed.
         """
-        waits = Single(self._host.message_type(reply))
+        waits, msg_id = Single(self._host.message_type(reply)), b""
         begun = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._host.deliver(to, message, labels=self._labels, waits=waits, ttl_s=timeout_s + CLOCK_SLACK_S)
+                msg_id = await self._host.deliver(
+                    to, message, labels=self._labels, waits=waits, ttl_s=timeout_s + CLOCK_SLACK_S
+                )
             answer = await waits.take(begun + timeout_s - asyncio.get_running_loop().time())
+        except asyncio.CancelledError:
+            if msg_id:
+                self._host.beside(self._tell_state(to, msg_id, StreamState(taken=0, closed=True)))
+            raise
         except TimeoutError:
             raise MessageError(Code.MESSAGE_NO_ANSWER, f"{to} was not even sent it within {timeout_s:g} s") from None
         except MessageError as error:

@@ -6,7 +6,7 @@ in what order the items of a stream are handed on, and how many may be on their 
 
     question ─▶
               ◀─ item 0, item 1, …            of the type that was asked for, numbered inside the sealed body
-      state ─▶                                every 32 items taken, and when the iterator is closed
+      state ─▶                                every 32 items taken; when the iterator is closed or `ask` is cancelled
               ◀─ end(items) or problem(code)
 """
 
@@ -20,6 +20,7 @@ from enclave.errors import Code, MessageError
 from enclave.messages import MessageType
 
 WINDOW: Final = 64
+MAX_CALLED_OFF: Final = 1024  # questions that are remembered as such; the oldest are forgotten
 PATIENCE_S: Final = 60.0  # for the asking side to take something
 
 
@@ -39,7 +40,7 @@ class StreamEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamState:
-    """From the asking side: so many items were taken; `closed`: no more are wanted."""
+    """From the asking side: so many items were taken; `closed`: no more are wanted, nor a single answer."""
 
     taken: int
     closed: bool = False
@@ -214,6 +215,7 @@ class Waiting:
         self.asked = asyncio.Event()  # while an answer is waited for
         self._questions: dict[bytes, Waits] = {}
         self._flows: dict[tuple[bytes, str], Outflow] = {}
+        self._called_off: dict[tuple[bytes, str], None] = {}
 
     def expect(self, msg_id: bytes, peer: str, waits: Waits) -> None:
         waits.peer = peer
@@ -233,12 +235,21 @@ class Waiting:
     def close(self, msg_id: bytes, asker: str) -> None:
         self._flows.pop((msg_id, asker), None)
 
+    def called_off(self, msg_id: bytes, asker: str) -> bool:
+        """Whether who asked has said, before a stream began, that no answer is wanted any more."""
+        return (msg_id, asker) in self._called_off
+
     def offer(self, received: Incoming) -> bool:
         """Whether the message belongs to something here, and needs no handler."""
         if received.type == STATE.name:
-            flow = self._flows.get((received.in_reply_to, received.sender))
+            question = (received.in_reply_to, received.sender)
+            flow, state = self._flows.get(question), STATE.decode(received.plaintext)
             if flow is not None:
-                flow.update(STATE.decode(received.plaintext))
+                flow.update(state)
+            elif state.closed:
+                self._called_off[question] = None
+                if len(self._called_off) > MAX_CALLED_OFF:
+                    self._called_off.pop(next(iter(self._called_off)))
             return True
         waits = self._questions.get(received.in_reply_to)
         if waits is None or waits.peer != received.sender:

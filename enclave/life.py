@@ -1,0 +1,60 @@
+"""What belongs to one start of an agent: its connection, what it waits for, and the tasks that run by themselves.
+
+Decides nothing; `agent` begins and ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, final
+
+from attestation.errors import CloisterError
+from enclave.handling import Handling
+from enclave.replies import Waiting
+from enclave.runtime import Runtime
+
+if TYPE_CHECKING:
+    from enclave.workload import WorkloadApi
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Life:
+    """What belongs to one start of an agent."""
+
+    runtime: Runtime
+    loop: asyncio.AbstractEventLoop
+    ready: asyncio.Event = field(default_factory=asyncio.Event)  # messages may be handled
+    asked: asyncio.Event = field(default_factory=asyncio.Event)  # to end, by the agent itself
+    over: asyncio.Event | None = None  # while it is being stopped; set when it was
+    waiting: Waiting = field(default_factory=Waiting)
+    handling: Handling | None = None
+    workload: WorkloadApi | None = None
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    receiving: list[asyncio.Task[None]] = field(default_factory=list)
+    beside: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Asked(Exception):
+    """Not a failure: the agent wants to end."""
+
+
+async def until(asked: asyncio.Event) -> NoReturn:
+    await asked.wait()
+    raise Asked
+
+
+async def quietly(work: Coroutine[Any, Any, None]) -> None:
+    with suppress(CloisterError):
+        await work
+
+
+async def end_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel them and wait until they have ended."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
