@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(line)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller, who looks at the status alone
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from attestation.appraisal import TcbState
     from attestation.checks import Check
 
 
@@ -183,11 +184,16 @@ class MalformedEvidence(AttestationError):
 
 
 class VerificationFailed(AttestationError):
-    """Well formed, not trustworthy. Refuse. `checks` holds every check that ran, passed or failed, in step order."""
+    """Well formed, not trustworthy. Refuse.
 
-    def __init__(self, code: Code, detail: str, checks: tuple[Check, ...] = ()) -> None:
+    `checks` holds every check that ran, passed or failed, in step order; `state` is the TCB state where that alone was
+    the reason.
+    """
+
+    def __init__(self, code: Code, detail: str, checks: tuple[Check, ...] = (), state: TcbState | None = None) -> None:
         super().__init__(code, detail)
         self.checks = checks
+        self.state = state
 
 
 class CollateralUnavailable(AttestationError):

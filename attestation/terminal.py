@@ -31,6 +31,8 @@ def read_file(path: str, most: int) -> bytes:
     """
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise UsageError("cannot read -: standard input is closed")
             return sys.stdin.buffer.read(most + 1)
         with Path(path).open("rb") as file:
             return file.read(most + 1)
@@ -79,7 +81,8 @@ def moment(at: datetime) -> str:
 
 def paint(text: str, style: str) -> str:
     """`text` in a colour where standard output is a terminal that wants colours."""
-    wanted = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    seen = sys.stdout is not None and sys.stdout.isatty()
+    wanted = seen and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     return f"\x1b[{_COLOURS[style]}m{text}\x1b[0m" if wanted else text
 
 

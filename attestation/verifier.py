@@ -52,6 +52,7 @@ __all__ = ["NOT_COMPARED", "Allowance", "Check", "NotCompared", "VerifiedQuote",
 
 _SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
 NONE: Final[frozenset[Allowance]] = frozenset()
+_STATE_ALONE: Final = (step.TCB_REVOKED.name, step.TCB_ACCEPTED.name)
 
 
 @final
@@ -125,6 +126,11 @@ class VerifiedQuote:
     def genuine(self) -> bool:
         """Always True: what is not genuine is never a VerifiedQuote."""
         return True
+
+    @property
+    def tcb_state(self) -> TcbState:
+        """The state with the levels that it comes from."""
+        return self._state
 
     @property
     def tcb_status(self) -> TcbStatus:
@@ -365,14 +371,15 @@ class _Call:
         if key is not None:
             ledger.run(step.QUOTE_SIGNATURE, _demand_signature, signed)
         _judge_report_data(ledger, expected is not None, same)
-        raise _refusal([*case.stage_checks(), *ledger.checks])
+        raise _refusal([*case.stage_checks(), *ledger.checks], state)
 
 
-def _refusal(checks: list[Check]) -> VerificationFailed:
-    """The first failing check names it; all of them go with it."""
+def _refusal(checks: list[Check], state: TcbState | None = None) -> VerificationFailed:
+    """The first failing check names it; all of them go with it. A state is believed where nothing else failed."""
     ordered = in_order(checks)
-    first = next(check for check in ordered if not check.ok)
-    return VerificationFailed(first.code, first.detail, ordered)
+    failed = [check for check in ordered if not check.ok]
+    alone = all(check.name in _STATE_ALONE for check in failed)
+    return VerificationFailed(failed[0].code, failed[0].detail, ordered, state if alone else None)
 
 
 def _signed(key: EllipticCurvePublicKey, quote: Quote) -> bool:

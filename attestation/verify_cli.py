@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from attestation.appraisal import TcbState
 from attestation.chains import claimed_platform
 from attestation.collateral import MAX_COLLATERAL, Collateral
 from attestation.errors import MEANING, AttestationError, CollateralUnavailable, MalformedEvidence, VerificationFailed
@@ -89,6 +90,7 @@ class Answer:
     genuine: bool | None = None
     quote: Quote | None = None
     verified: VerifiedQuote | None = None
+    state: TcbState | None = None
     lines: list[Line] = field(default_factory=list)
     log: EventLog | None = None
     policy: str | None = None
@@ -258,9 +260,10 @@ def _verify(answer: Answer, quote: Quote, collateral: Collateral, demands: _Dema
             answer.verified = verifier.verify(
                 quote, collateral, report_data=NOT_COMPARED, at=demands.at, accept=ANY_TCB, allow=frozenset(Allowance)
             )
-        except VerificationFailed:
-            answer.verified = None
+        except VerificationFailed as hopeless:  # a Revoked platform is known for what it is, and still not genuine
+            answer.verified, answer.state = None, hopeless.state
     answer.genuine = answer.verified is not None
+    answer.state = answer.verified.tcb_state if answer.verified else answer.state
     answer.lines += [_line(check) for check in checks]
 
 
@@ -319,7 +322,7 @@ def _check_policy(answer: Answer, demands: _Demands) -> None:
 
 def members(answer: Answer) -> dict[str, Any]:
     """The JSON object. Members that are unknown are null."""
-    quote, verified = answer.quote, answer.verified
+    quote, verified, state = answer.quote, answer.verified, answer.state
     fmspc, ppid = _platform(answer)
     return {
         "ok": answer.ok,
@@ -329,12 +332,12 @@ def members(answer: Answer) -> dict[str, Any]:
         "remedy": answer.remedy or None,
         "tee": str(quote.tee) if quote else None,
         "version": quote.version if quote else None,
-        "tcb_status": str(verified.tcb_status) if verified else None,
-        "platform_tcb_status": str(verified.platform_tcb_status) if verified else None,
-        "module_tcb_status": str(verified.module_tcb_status) if verified and verified.module_tcb_status else None,
-        "qe_tcb_status": str(verified.qe_tcb_status) if verified else None,
-        "advisory_ids": list(verified.advisory_ids) if verified else None,
-        "tcb_date": moment(verified.tcb_date) if verified else None,
+        "tcb_status": str(state.status) if state else None,
+        "platform_tcb_status": str(state.platform.status) if state else None,
+        "module_tcb_status": str(state.module.status) if state and state.module else None,
+        "qe_tcb_status": str(state.qe.status) if state else None,
+        "advisory_ids": list(state.advisory_ids) if state else None,
+        "tcb_date": moment(state.date) if state else None,
         "tcb_evaluation_number": verified.tcb_evaluation_number if verified else None,
         "qe_evaluation_number": verified.qe_evaluation_number if verified else None,
         "fmspc": fmspc,

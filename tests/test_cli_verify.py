@@ -19,6 +19,7 @@ from attestation.inspect import fields
 from attestation.quote import MAX_QUOTE
 from simulator.machine import Machine
 from simulator.pcs_server import PcsServer
+from tests.pki_factory import World
 
 AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
 WHEN = "2026-07-01T12:00:00Z"
@@ -426,6 +427,36 @@ def test_a_reader_that_leaves_early_is_no_error(files: Files) -> None:
 # With a policy bundle
 
 STARTERS = ROOT / "policies" / "starters"
+
+
+@pytest.mark.parametrize("closed", [[], ["--json"]])
+def test_a_script_that_closed_the_output_gets_the_status(files: Files, closed: list[str]) -> None:
+    line = [sys.executable, "-m", "cloister", "verify", files.path("quote.bin"), *files.judged, *closed]
+    ended = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *line], cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_standard_input_that_is_closed_cannot_be_read(files: Files) -> None:
+    line = [sys.executable, "-m", "cloister", "verify", "-", *files.judged]
+    ended = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *line], cwd=ROOT, capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count(b"\n") == 1
+
+
+def test_a_revoked_platform_is_called_so(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World()
+    world.tcb_info["tcbLevels"][0] |= {"tcbStatus": "Revoked", "advisoryIDs": ["INTEL-SA-00007"]}
+    given = world.input()
+    line = [files.write("revoked.bin", given.raw), "--at", str(int(given.at))]
+    line += ["--collateral", files.write("revoked.json", given.collateral_text)]
+    line += ["--root", files.write("world.pem", given.root_pem)]
+    status, found = judge(capsys, *line, "--accept", "any")
+    assert (status, found["code"], found["genuine"]) == (1, "tcb.revoked", False)
+    assert (found["tcb_status"], found["platform_tcb_status"]) == ("Revoked", "Revoked")
+    assert (found["module_tcb_status"], found["qe_tcb_status"]) == ("UpToDate", "UpToDate")
+    assert (found["advisory_ids"], found["tcb_date"]) == (["INTEL-SA-00007"], "2025-05-14T00:00:00Z")
+    _, found = judge(capsys, *line[:1], "--at", str(int(given.at) + 26 * 86_400), *line[3:])
+    assert found["tcb_status"] is None  # by collateral that has ended nothing is known
 
 
 def test_a_bundle_decides_what_is_accepted(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
