@@ -7,7 +7,6 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -73,9 +72,3 @@ def _no_internet() -> Iterator[None]:
     patch.setattr(socket, "getaddrinfo", _guarded_getaddrinfo)
     yield
     patch.undo()
-
-
-@pytest.fixture
-def fixed_now() -> datetime:
-    """A moment that never moves: noon of 1 July 2026, UTC."""
-    return datetime(2026, 7, 1, 12, tzinfo=UTC)

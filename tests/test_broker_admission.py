@@ -223,15 +223,19 @@ async def test_one_nonce_admits_once_however_many_try_at_the_same_time(world: Wo
 # ── collateral ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+async def fetched(world: World) -> None:
+    """What is being fetched in the background has come, or has failed."""
+    while fetching := list(world.broker.collateral._fetching.values()):
+        await asyncio.wait(fetching)
+        await asyncio.sleep(0)  # a task's callbacks run after whoever waits for it
+
+
 @pytest.mark.asyncio
 async def test_an_unknown_platform_is_fetched_in_the_background_and_then_admitted(tmp_path: Path) -> None:
     world = await World.make(tmp_path, prefetch=False)
     agent = world.agent()
     assert await attested(agent) == BrokerCode.COLLATERAL_PENDING
-    for _ in range(100):
-        if world.broker.collateral.families:
-            break
-        await asyncio.sleep(0.01)
+    await fetched(world)
     assert await attested(agent) == "ok"
     await world.broker.close()
 
@@ -258,7 +262,7 @@ async def test_t35_many_newcomers_ask_the_source_once(tmp_path: Path) -> None:
     world.broker.collateral._source = source
     codes = await asyncio.gather(*(attested(world.agent()) for _ in range(10)))
     assert set(codes) == {BrokerCode.COLLATERAL_PENDING}
-    await asyncio.sleep(0.2)
+    await fetched(world)
     assert source.asked == 1
     await world.broker.close()
 
@@ -269,7 +273,7 @@ async def test_a_source_that_fails_is_told_and_never_a_pass(tmp_path: Path) -> N
     source = Counting(world, fails=True)
     world.broker.collateral._source = source
     assert await attested(world.agent()) == BrokerCode.COLLATERAL_PENDING
-    await asyncio.sleep(0.1)
+    await fetched(world)
     assert await attested(world.agent()) == Code.COLLATERAL_UNREACHABLE
     assert source.asked == 1
     await world.broker.close()

@@ -3,10 +3,10 @@
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import pytest_asyncio
@@ -17,11 +17,13 @@ from broker.errors import BrokerCode, BrokerError
 from broker.ports.mail import Quota
 from broker.wire.bodies import peer_audience
 from broker.wire.envelope import Envelope
-from broker.wire.errors import WireCode
+from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import p256_from_spki
 from broker.wire.leases import AckRequest, Nak
 from broker.wire.mailbox import MailboxInfo, SendStatus
 from tests.broker_world import Agent, World, outcome, write_bundle
+
+T = TypeVar("T")
 
 BOX = "acme/mail/b"
 
@@ -127,8 +129,9 @@ async def test_t15_a_forged_sender_is_refused_by_the_broker_and_by_the_receiver(
     assert await outcome(mallory.send(stolen)) == BrokerCode.MESSAGE_SENDER
     assert await outcome(a.send(resigned)) == WireCode.ENVELOPE_SIGNATURE
     assert (await b.receive()).deliveries == ()
-    with pytest.raises(Exception, match=WireCode.ENVELOPE_SIGNATURE):
+    with pytest.raises(WireError) as refused:
         resigned.verify(a.key.public_key())
+    assert refused.value.code is WireCode.ENVELOPE_SIGNATURE
 
 
 @pytest.mark.asyncio
@@ -269,23 +272,29 @@ async def test_what_is_given_back_comes_again_after_its_delay(world: World) -> N
     assert len((await b.receive()).deliveries) == 1
 
 
+async def at_the_bell(world: World, receiving: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+    """Started, and waiting for mail that is not there yet."""
+    waiting = asyncio.create_task(receiving)
+    while not world.broker.bell._waiting:
+        assert not waiting.done()
+        await asyncio.sleep(0)
+    return waiting
+
+
 @pytest.mark.asyncio
 async def test_a_waiting_receiver_is_woken_by_the_message(world: World) -> None:
     a, b, box = await pair(world)
-    waiting = asyncio.create_task(b.receive(wait_s=10))
-    await asyncio.sleep(0.05)
-    assert not waiting.done()
+    waiting = await at_the_bell(world, b.receive(wait_s=20))
     await a.send(a.envelope(box.key))
-    assert len((await asyncio.wait_for(waiting, 0.5)).deliveries) == 1
+    assert len((await asyncio.wait_for(waiting, 10)).deliveries) == 1
 
 
 @pytest.mark.asyncio
 async def test_a_stopping_broker_sends_waiting_receivers_home(world: World) -> None:
     _, b, _ = await pair(world)
-    waiting = asyncio.create_task(b.receive(wait_s=20))
-    await asyncio.sleep(0.05)
+    waiting = await at_the_bell(world, b.receive(wait_s=20))
     world.broker.bell.stop()
-    assert (await asyncio.wait_for(waiting, 0.5)).deliveries == ()
+    assert (await asyncio.wait_for(waiting, 10)).deliveries == ()
 
 
 @pytest.mark.asyncio

@@ -24,11 +24,6 @@ class Report:
     pages: bytes
 
 
-@dataclass
-class Size:
-    octets: int
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerUnderTest]:
     with BrokerUnderTest(Machine.create(seed="blobs"), tmp_path_factory.mktemp("blobs")) as running:

@@ -615,5 +615,7 @@ async def test_a_durable_mailbox_keeps_its_mail_when_another_takes_it_over(maker
 @pytest.mark.asyncio
 async def test_a_wrong_word_in_a_mailboxs_rule_is_found_before_it_is_in_force(maker: Maker) -> None:
     world = await maker()
-    with pytest.raises(Exception, match="fallen_sender"):
+    with pytest.raises(BrokerError) as refused:
         await change(world, with_mail('fallen_sender = "lose"'))
+    assert refused.value.code is BrokerCode.CONFIG_INVALID
+    assert "mail.fallen_sender" in refused.value.detail
