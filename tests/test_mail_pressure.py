@@ -8,10 +8,15 @@ from typing import TypeVar
 
 import pytest
 
+from broker.audit import Kind
+from broker.mail import deadletters
 from broker.ports import Store, Transaction
 from broker.ports.mail import MAX_OUT, MAX_STONES, LeasedMessage, Queued, Quota, TombstoneRecord
+from broker.store import memory_mail, sql_mail
 from broker.store.memory import MemoryStore
 from broker.store.sql import SqlStore
+from broker.wire.leases import AckRequest, Rejection
+from tests.broker_world import World
 from tests.test_broker_stores import KEY, agent, box, message
 
 T = TypeVar("T")
@@ -159,3 +164,51 @@ def test_no_sender_buries_the_tombstones_of_others_and_what_is_forgotten_is_coun
     assert told(store, FLOOD[0]) == (there + 3, forgotten)  # room for more is made at once
     do(store, lambda tx: tx.mail.expire(now_ms=9_000, dead_before_ms=4_000, most=2 * MAX_STONES))
     assert told(store) == (3, 0)
+
+
+# ── ids, and what the log hears ────────────────────────────────────────────────────────────────────────────────────
+
+
+def ids(store: Store) -> int:
+    """How many ids of messages the store remembers."""
+    if isinstance(store, MemoryStore):
+        return len(store.read(lambda tx: tx.mail)._seen.rows)  # type: ignore[attr-defined]
+    query = "SELECT count(*) FROM seen"
+    return int(store.read(lambda tx: tx.mail._db.execute(query).fetchone()[0]))  # type: ignore[attr-defined]
+
+
+def test_ids_are_remembered_up_to_a_bound_for_each_sender_and_not_beyond_their_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_mail, "MAX_SEEN", 8)
+    monkeypatch.setattr(sql_mail, "MAX_SEEN", 8)
+    monkeypatch.setattr(sql_mail, "SEEN_EVERY", 4)
+    quiet = message(1_000, sender=QUIET)
+    assert do(store, lambda tx: tx.mail.queue(quiet, QUOTA)) is Queued.QUEUED
+    for number in range(1, 40):
+        new = message(number, sender=FLOOD[0])
+        assert do(store, lambda tx, new=new: tx.mail.queue(new, QUOTA)) is Queued.QUEUED  # type: ignore[misc]
+    assert ids(store) <= 8 + 4 + 1
+    assert do(store, lambda tx: tx.mail.queue(new, QUOTA)) is Queued.DUPLICATE
+    assert do(store, lambda tx: tx.mail.queue(quiet, QUOTA)) is Queued.DUPLICATE  # others' are not touched
+    later = 1_000 + memory_mail.REMEMBER_MS + 1
+    do(store, lambda tx: tx.mail.expire(now_ms=later, dead_before_ms=0))
+    assert ids(store) == 0
+
+
+@pytest.mark.asyncio
+async def test_dead_letters_without_end_do_not_fill_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that rejects what an accomplice sends could else write an entry with each message."""
+    monkeypatch.setattr(deadletters, "MAX_LISTED", 3)
+    world = await World.make(tmp_path)
+    a, b = await world.admitted("a"), await world.admitted("b")
+    await b.open("acme/mail/b")
+    key = (await a.find("acme/mail/b")).key
+    for _ in range(10):
+        await a.send(a.envelope(key))
+        (delivery,) = (await b.receive()).deliveries
+        request = AckRequest(reject=(Rejection(lease=delivery.lease, code="app.no"),))
+        await b.acting(lambda s, said=request: world.broker.mailboxes.acknowledge(s, "acme/mail/b", said))  # type: ignore[misc]
+    assert world.kinds().count(Kind.MAIL_DIED) == 3
+    assert len(world.broker.store.read(lambda tx: tx.mail.tombstones("acme/mail/b"))) == 10
+    await world.broker.close()

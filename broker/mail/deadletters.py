@@ -3,7 +3,8 @@
 Decides that nothing which was taken in ends in silence: the broker signs how, in the transaction in which it ends, and
 the sender and the owner can both read it. What was tried too often or rejected stays, sealed, until somebody whom the
 policy permits sends it on its way again or its time is over. The log hears of dead letters and of dropped mail in one
-entry for each transaction; of expired mail nothing, since a sender could fill the log with it.
+entry for each transaction, and of what a mailbox has too much of sparingly; of expired mail nothing, since a sender
+could fill the log with it.
 """
 
 import json
@@ -18,6 +19,7 @@ from broker.generation import Generation
 from broker.identity import Identity
 from broker.mail.bell import Bell
 from broker.mail.labels import held
+from broker.mail.sparing import Sparing
 from broker.ports import Clock, Store, Transaction
 from broker.ports.mail import DEAD_LETTERS, MAX_ENDED, End, EndedParcel, NewMessage, Queued, Quota, TombstoneRecord
 from broker.reasons import codes_of, told
@@ -41,6 +43,7 @@ RETENTION_MS: Final = 4 * 24 * 3600 * 1000  # of dead letters and tombstones
 REDRIVE: Final = "redrive"  # the operation of `Administer` that a policy permits
 _OWN_CODES: Final = frozenset(map(str, BrokerCode))
 MAX_NAMED: Final = 16  # message ids in one entry of the log
+MAX_LISTED: Final = 256  # entries about one mailbox that the log gets at once
 
 
 @final
@@ -65,6 +68,7 @@ class DeadLetters:
         self._bell = bell
         self._clock = clock
         self._quota = quota
+        self._listed = Sparing(MAX_LISTED)
 
     def queue(self, tx: Transaction, message: NewMessage, at: datetime) -> Queued:
         """Take a parcel in; what has expired in a full mailbox is buried to make room."""
@@ -85,8 +89,9 @@ class DeadLetters:
             tx.mail.trim(mailbox, dead=self._quota.dead, octets=self._quota.octets)
         for kind, ends in ((Kind.MAIL_DIED, DEAD_LETTERS), (Kind.MAIL_DROPPED, {End.SENDER_FALLEN})):
             found = [parcel for parcel in ended if parcel.end in ends]
-            if found:
-                self._audit.append(tx, self._entry(kind, found, at))
+            unlisted = self._listed.left_out(found[0].mailbox, at) if found else None
+            if unlisted is not None:
+                self._audit.append(tx, self._entry(kind, found, at, unlisted))
 
     def _stone(self, parcel: EndedParcel, code: str, at: datetime) -> TombstoneRecord:
         at_ms = int(at.timestamp() * 1000)
@@ -104,7 +109,7 @@ class DeadLetters:
             mailbox=parcel.mailbox, sender=parcel.sender, at_ms=at_ms, statement=json.dumps(stone.to_dict())
         )
 
-    def _entry(self, kind: Kind, ended: Sequence[EndedParcel], at: datetime) -> Entry:
+    def _entry(self, kind: Kind, ended: Sequence[EndedParcel], at: datetime, unlisted: int) -> Entry:
         first = ended[0]
         return Entry(
             kind=kind,
@@ -118,6 +123,7 @@ class DeadLetters:
                 "messages": [parcel.msg_id.hex() for parcel in ended[:MAX_NAMED]],
                 "senders": sorted({parcel.sender for parcel in ended})[:MAX_NAMED],
                 "ends": sorted({str(parcel.end) for parcel in ended}),
+                **({"unlisted": unlisted} if unlisted else {}),
             },
         )
 

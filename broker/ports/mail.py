@@ -19,6 +19,7 @@ MAX_OUT: Final = 1024  # messages of one mailbox under leases at a time
 MAX_OUT_OF_SENDER: Final = 512  # of them of one sender, before a last batch
 MAX_OCTETS: Final = 4 << 20  # of parcels handed out by one call, unless the first alone has more
 MAX_STONES: Final = 10_000  # tombstones of one mailbox
+MAX_SEEN: Final = 16_384  # ids of one sender there that are remembered; its first ones go, which are its oldest
 NO_LIMIT: Final = 2**53
 
 WhenFallen = Literal["deliver", "hold", "drop"]
@@ -210,7 +211,10 @@ class Mail(Protocol):
     # ── the queue ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def queue(self, message: NewMessage, quota: Quota) -> Queued:
-        """FULL also while what fills it has expired: whoever calls may bury that, and try again."""
+        """FULL also while what fills it has expired: whoever calls may bury that, and try again.
+
+        Ids are remembered for a day, and until the message expires, but no more than about MAX_SEEN of a sender.
+        """
 
     def channels(self, mailbox: str, sender: str) -> frozenset[bytes]:
         """The first halves of the names of the sender's channels of which batches lie there, also as dead letters."""
@@ -292,7 +296,7 @@ class Mail(Protocol):
         """Forget dead letters beyond that many, or that many bytes, the oldest of who has the most; how many."""
 
     def bury(self, *tombstones: TombstoneRecord) -> None:
-        """Keep them; of a mailbox's beyond MAX_STONES, the oldest of whoever has the most are forgotten, and counted."""
+        """Keep them; beyond MAX_STONES of a mailbox the oldest of whoever has the most are forgotten, and counted."""
 
     def tombstones(
         self, mailbox: str, *, sender: str | None = None, after: int = 0, limit: int = 100

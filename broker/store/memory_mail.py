@@ -11,6 +11,7 @@ from broker.ports.mail import (
     MAX_KEYS,
     MAX_OCTETS,
     MAX_OUT,
+    MAX_SEEN,
     NO_LIMIT,
     BlobRecord,
     DeadLetter,
@@ -190,6 +191,9 @@ class MemoryMail:
         if message.kind == "envelope":
             until = max(message.expires_at_ms, message.accepted_at_ms + REMEMBER_MS)
             self._seen.put(key, (message.digest, until))
+            own = [seen for seen in self._seen.rows if seen[:2] == key[:2]]
+            if len(own) > MAX_SEEN:
+                self._seen.drop(min(own))
         self._next += 1
         self._put(_Parcel(number=self._next, new=message, visible_at_ms=message.accepted_at_ms))
         lane = (message.mailbox, message.sender)
@@ -332,6 +336,9 @@ class MemoryMail:
             if 0 < parcel.dead_at_ms < dead_before_ms:
                 self._parcels.drop(parcel.number)
         self._stones.expire(dead_before_ms)
+        for key, (_, until_ms) in list(self._seen.rows.items()):
+            if until_ms < now_ms:
+                self._seen.drop(key)
         for key, (end_s, _) in list(self._tokens.rows.items()):
             if end_s < dead_before_ms // 1000:
                 self._tokens.drop(key)

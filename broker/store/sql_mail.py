@@ -20,6 +20,7 @@ from broker.ports.mail import (
     MAX_KEYS,
     MAX_OCTETS,
     MAX_OUT,
+    MAX_SEEN,
     NO_LIMIT,
     DeadLetter,
     End,
@@ -38,7 +39,8 @@ from broker.store.sql_stones import SqlStones
 from broker.store.turns import Harvest, beyond
 
 REMEMBER_MS: Final = 24 * 3600 * 1000  # ids of handled messages, at least until they expire
-PURGE_ROWS: Final = 64
+PURGE_ROWS: Final = 4096
+SEEN_EVERY: Final = 1024  # parcels, after which it is looked whether their sender has too many ids here
 MAX_TURNS: Final = 16_384  # mailboxes of which it is known whose turn it is
 
 _DEAD: Final = tuple(item.name for item in fields(DeadLetter))
@@ -138,16 +140,30 @@ class SqlMail:
             ),
         )
         self._db.execute("INSERT INTO parcel_body VALUES (?, ?)", (added.lastrowid, m.envelope))
+        if m.kind == "envelope" and (added.lastrowid or 0) % SEEN_EVERY == 0:
+            self._forget_ids(m.mailbox, m.sender)
         return Queued.QUEUED
+
+    def _forget_ids(self, mailbox: str, sender: str) -> None:
+        lane = (mailbox, sender)
+        (count,) = self._db.execute("SELECT count(*) FROM seen WHERE mailbox = ? AND sender = ?", lane).fetchone()
+        first = "SELECT msg_id FROM seen WHERE mailbox = ? AND sender = ? ORDER BY msg_id LIMIT ?"
+        self._db.execute(
+            f"DELETE FROM seen WHERE mailbox = ? AND sender = ? AND msg_id IN ({first})",
+            (*lane, *lane, max(0, count - MAX_SEEN)),
+        )
+
+    def _forget_ended_ids(self, now_ms: int) -> None:
+        self._db.execute(
+            "DELETE FROM seen WHERE (mailbox, sender, msg_id) IN "
+            "(SELECT mailbox, sender, msg_id FROM seen WHERE until_ms < ? LIMIT ?)",
+            (now_ms, PURGE_ROWS),
+        )
 
     def _seen(self, m: NewMessage) -> Queued | None:
         if m.accepted_at_ms // 1000 != self._forgot_s:
             self._forgot_s = m.accepted_at_ms // 1000
-            self._db.execute(
-                "DELETE FROM seen WHERE (mailbox, sender, msg_id) IN "
-                "(SELECT mailbox, sender, msg_id FROM seen WHERE until_ms < ? LIMIT ?)",
-                (m.accepted_at_ms, PURGE_ROWS * PURGE_ROWS),
-            )
+            self._forget_ended_ids(m.accepted_at_ms)
         row = self._db.execute(
             "SELECT digest, until_ms FROM seen WHERE mailbox = ? AND sender = ? AND msg_id = ?",
             (m.mailbox, m.sender, m.msg_id),
@@ -330,6 +346,7 @@ class SqlMail:
             (dead_before_ms, most),
         )
         self._stones.expire(dead_before_ms, most)
+        self._forget_ended_ids(now_ms)
         self._db.execute(
             "DELETE FROM peer_token WHERE rowid IN (SELECT rowid FROM peer_token WHERE expires_at_s < ? LIMIT ?)",
             (dead_before_ms // 1000, most),
