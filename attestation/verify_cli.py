@@ -354,7 +354,7 @@ def members(answer: Answer) -> dict[str, Any]:
 
 
 def lines(answer: Answer) -> list[str]:
-    """The answer for people: the verdict first, then what is known, then each check."""
+    """The answer for people: the verdict, then what is known, then each check, those that failed before the rest."""
     shown = [_headline(answer)]
     if answer.verified is not None and _simulated(answer.verified):
         shown.append(paint(_SIMULATED, "warn"))
@@ -363,7 +363,10 @@ def lines(answer: Answer) -> list[str]:
     shown += ["", *_facts(answer)]
     if answer.lines:
         width = max(len(line.name) for line in answer.lines)
-        shown += ["", paint("Checks", "bold"), *(text for line in answer.lines for text in _check(line, width))]
+        order = sorted(answer.lines, key=lambda line: (line.ok, not line.warning))  # and as they were made
+        passed = sum(line.ok and not line.warning for line in order)
+        told = f"Checks: {passed} passed" + (f", {len(order) - passed} did not" if passed < len(order) else "")
+        shown += ["", paint(told, "bold"), *(text for line in order for text in _check(line, width))]
     return shown
 
 
@@ -372,7 +375,8 @@ def _headline(answer: Answer) -> str:
     if answer.ok and answer.verified is not None:
         compared = not isinstance(answer.verified.compared, NotCompared)
         about = "about the REPORT_DATA you expect" if compared else "REPORT_DATA was not compared"
-        return f"{paint('✓ TRUSTED', 'good')}  {kind}: genuine, {answer.verified.tcb_status}; {about}"
+        style = "warn" if _simulated(answer.verified) else "good"  # nobody takes it for the real thing by its colour
+        return f"{paint('✓ TRUSTED', style)}  {kind}: genuine, {answer.verified.tcb_status}; {about}"
     word = {REFUSED: "✗ REFUSED", MALFORMED: "✗ MALFORMED", UNJUDGED: "? NOT JUDGED"}[answer.status]
     style = "warn" if answer.status == UNJUDGED else "bad"
     genuine = "genuine, but refused. " if answer.genuine else ""

@@ -273,6 +273,8 @@ def test_people_get_the_verdict_first_and_what_would_make_it_pass(
     assert out.startswith("✗ REFUSED")
     assert "[tcb.not_accepted]" in out
     assert "→" in out.splitlines()[2]
+    listed = [line for line in out.splitlines() if line.startswith(("  ✓", "  ✗", "  !"))]
+    assert [line[2] for line in listed] == sorted((line[2] for line in listed), key="✗!✓".index)
     _, out, _ = run(capsys, "verify", files.write("bad.bin", b""))
     assert out.startswith("✗ MALFORMED")
     _, out, _ = run(

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from attestation.errors import Code as AttestationCode
 from enclave.launch import stage
 from simulator.demo import vectors
 from simulator.demo.operator import Operator
 from simulator.lab import Lab
+from simulator.machine import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -110,3 +112,17 @@ def test_a_real_quote_is_verified_in_three_lines(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.startswith("UpToDate "), done.stderr
+
+
+def test_the_verification_example_refuses_by_a_code(tmp_path: Path) -> None:
+    machine = Machine.create(seed="example")
+    (tmp_path / "quote").write_bytes(machine.launch("agent").quote(bytes(range(64))))
+    (tmp_path / "collateral").write_text(machine.collateral().to_json())
+    line = [sys.executable, str(EXAMPLES / "verify.py"), str(tmp_path / "quote"), str(tmp_path / "collateral")]
+    for arguments, told in ((line, str(AttestationCode.CHAIN_ROOT)), (line[:2], "Verify an Intel-signed quote")):
+        done = subprocess.run(
+            arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
