@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 from policies.codes import PolicyCode
@@ -20,6 +21,7 @@ from policies.reference import Match, Workload, match_workloads, unmatched
 CURRENT: Final = "current"
 GRACE: Final = "grace"
 STALE: Final = "stale"
+_STANDINGS: Final = (CURRENT, GRACE, STALE)
 SEPT_VE_DISABLE: Final = 1 << 28
 MIGRATABLE: Final = 1 << 29
 
@@ -124,37 +126,69 @@ class Appraised:
 def appraise(settings: Settings, facts: Facts, at: datetime) -> Appraised:
     """Judge facts by settings at a moment. Pure: same arguments, same answer. What the context alone tells
     (`platform_addresses`) is judged beside it, so that this result can be kept until `changes`."""
-    tcb_standing, tcb_reasons = _tcb(settings, facts, at)
-    age_standing, age_reasons = _age(settings, facts, at)
+    return appraise_age(settings, facts, at, appraise_ageless(settings, facts, at))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ageless:
+    """The part of an appraisal that does not ask how old the evidence is, or until when it holds."""
+
+    standing: str
+    before: tuple[Reason, ...]  # those of the age stand between
+    after: tuple[Reason, ...]
+    workloads: tuple[str, ...]
+    moments: tuple[datetime, ...]
+    """At which an input of this part changes, past ones too."""
+
+
+def appraise_ageless(settings: Settings, facts: Facts, at: datetime) -> Ageless:
+    standing, tcb_reasons = _tcb(settings, facts, at)
     matches = match_workloads(settings.workloads, facts, at)
-    reasons = (
-        *tcb_reasons,
-        *_platform(settings, facts, at),
-        *_allowances(settings, facts, at),
-        *(() if matches else unmatched(settings.workloads, facts, at)),
-        *age_reasons,
-        *_words(settings, facts),
-    )
-    standing = max(tcb_standing, age_standing, key=(CURRENT, GRACE, STALE).index)
-    moments = sorted(change_moments(settings, facts, matches))
-    return Appraised(
-        reasons=reasons,
+    return Ageless(
         standing=standing,
+        before=(
+            *tcb_reasons,
+            *_platform(settings, facts, at),
+            *_allowances(settings, facts, at),
+            *(() if matches else unmatched(settings.workloads, facts, at)),
+        ),
+        after=_words(settings, facts),
         workloads=tuple(sorted({match.workload for match in matches})),
-        since=at,
-        changes=next((moment for moment in moments if moment > at), facts.valid_until),
+        moments=tuple(_change_moments(settings, facts, matches)),
     )
 
 
-def change_moments(settings: Settings, facts: Facts, matches: tuple[Match, ...]) -> set[datetime]:
-    """Every moment, past or future, at which an input of this appraisal changes.
+def appraise_age(settings: Settings, facts: Facts, at: datetime, rest: Ageless) -> Appraised:
+    """The whole, when the rest has been judged.
 
     Ages are whole seconds and hold through their last one, and so does `valid_until`: each gives two moments, its own
     and the first one after.
     """
-    ages = (settings.max_age_s, settings.max_age_s + settings.age_grace_s)
-    moments = {facts.verified_at + timedelta(seconds=age + more) for age in ages for more in (0, 1)}
-    moments |= {facts.valid_until, facts.valid_until + timedelta(microseconds=1)}
+    standing, reasons = _age(settings, facts, at)
+    fresh_s = settings.max_age_s
+    moments = [facts.verified_at + timedelta(seconds=age_s) for age_s in (fresh_s, fresh_s + 1)]
+    if settings.age_grace_s:
+        moments += [moment + timedelta(seconds=settings.age_grace_s) for moment in moments]
+    moments += [facts.valid_until, facts.valid_until + timedelta(microseconds=1), *rest.moments]
+    return Appraised(
+        reasons=(*rest.before, *reasons, *rest.after),
+        standing=max(rest.standing, standing, key=_STANDINGS.index),
+        workloads=rest.workloads,
+        since=at,
+        changes=min((moment for moment in moments if moment > at), default=facts.valid_until),
+    )
+
+
+def end_moments(settings: Settings) -> list[datetime]:
+    """Everything in these settings that ends, whatever facts are judged by them."""
+    moments = [value.until for workload in settings.workloads for value in workload.values]
+    moments += [settings.grace.until if settings.grace else None, settings.platforms.any_until]
+    moments += [grant.until for grant in settings.grants]
+    return [moment for moment in moments if moment is not None]
+
+
+def _change_moments(settings: Settings, facts: Facts, matches: tuple[Match, ...]) -> set[datetime]:
+    moments: set[datetime] = set()
     if settings.grace:
         moments.add(settings.grace.until)
     if settings.platforms.any_until:
@@ -336,6 +370,7 @@ def needed_allowances(facts: Facts) -> frozenset[str]:
     return frozenset(needed)
 
 
+@lru_cache(maxsize=256)
 def attribute_bits(td_attributes: str) -> int | None:
     """The 64 ATTRIBUTES bits (hex of 8 little-endian bytes), or None when they are not there."""
     try:

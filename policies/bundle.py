@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from policies import signing
-from policies.appraisal import Appraised, Settings
+from policies.appraisal import Ageless, Appraised, Settings
 from policies.authorisation import Answer, RuleSet
 from policies.codes import BundleCode
 from policies.errors import BundleError, raise_all
@@ -41,6 +41,17 @@ MAIN: Final = "bundle.toml"
 MAX_FILE: Final = 1 << 20
 MAX_FILES: Final = 512
 TAG: Final = b"cloister/policy-files/v1\0"
+LAST: Final = datetime.max.replace(tzinfo=UTC)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What was found without objection, and in what time nothing can have changed."""
+
+    since: datetime
+    until: datetime
+    found: Ageless
 
 
 @final
@@ -51,6 +62,7 @@ class Memory:
 
     facts: Bounded[int, tuple[Verdict, Facts]] = field(default_factory=lambda: Bounded(16_384))
     appraised: Bounded[int, tuple[Facts, Appraised]] = field(default_factory=lambda: Bounded(16_384))
+    ageless: Bounded[Any, Kept] = field(default_factory=lambda: Bounded(1_024))
     entities: Bounded[Any, tuple[Facts, cedarpy.Entities]] = field(default_factory=lambda: Bounded(4_096))
     answers: Bounded[Any, tuple[Facts | None, Answer]] = field(default_factory=lambda: Bounded(16_384))
 

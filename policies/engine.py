@@ -13,14 +13,21 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from policies import permit as permits
-from policies.appraisal import Appraised, appraise, platform_addresses
+from policies.appraisal import (
+    Ageless,
+    Appraised,
+    appraise_age,
+    appraise_ageless,
+    end_moments,
+    platform_addresses,
+)
 from policies.authorisation import Answer, Slice, ask, entities, next_time_change, principal_json, request
 from policies.baseline import floor, kbs_unnamed
-from policies.bundle import Bundle
+from policies.bundle import LAST, Bundle, Kept
 from policies.codes import PolicyCode
 from policies.errors import Reason, Refused
 from policies.explain import explain, log_missing, rule_error
-from policies.model import NEVER, Action, Asked, Context, Facts, asked, name_problem
+from policies.model import NEVER, Action, Asked, Context, Facts, alike, asked, name_problem
 from policies.permit import Permit
 from policies.tables import nearest
 
@@ -86,7 +93,11 @@ def appraise_verdict(bundle: Bundle, verdict: Verdict, *, context: Context) -> t
         for reason in floor(facts, "Admit", context, unbound=True)
         if reason.code is not PolicyCode.FLOOR_NOT_COMPARED
     ]
-    return (*base, *_appraised(bundle, facts, context.at).reasons, *platform_addresses(bundle.settings, context))
+    return (
+        *base,
+        *_appraised(bundle, facts, context.at, shared=True).reasons,
+        *platform_addresses(bundle.settings, context),
+    )
 
 
 def _facts_of(bundle: Bundle, verdict: Verdict) -> Facts:
@@ -109,7 +120,7 @@ def _verdict_type() -> type[Verdict]:
 def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, shared: bool = False) -> Judgement:
     """`shared`: these facts come from a verdict, so that they fit the schema, and agents who are alike in all that the
     rules read may have one answer."""
-    appraised = _appraised(bundle, facts, context.at)
+    appraised = _appraised(bundle, facts, context.at, shared=shared)
     outside = (*_tenancy(bundle, facts, question), *_labels(bundle, question))
     reasons = (
         *floor(facts, question.action, context, unbound=bundle.settings.unbound),
@@ -279,14 +290,28 @@ def _labels(bundle: Bundle, question: Asked) -> tuple[Reason, ...]:
     )
 
 
-def _appraised(bundle: Bundle, facts: Facts, at: datetime) -> Appraised:
+def _appraised(bundle: Bundle, facts: Facts, at: datetime, *, shared: bool) -> Appraised:
     """The appraisal of these facts now; a remembered one only between the moments at which it changes."""
     known = bundle.memory.appraised.get(id(facts))
     if known and known[0] is facts and known[1].since <= at < known[1].changes:
         return known[1]
-    fresh = appraise(bundle.settings, facts, at)
+    rest = _ageless(bundle, facts, at) if shared else appraise_ageless(bundle.settings, facts, at)
+    fresh = appraise_age(bundle.settings, facts, at, rest)
     bundle.memory.appraised.put(id(facts), (facts, fresh))
     return fresh
+
+
+def _ageless(bundle: Bundle, facts: Facts, at: datetime) -> Ageless:
+    """Judged once for all agents that are alike, while nothing in the bundle ends; objections for each agent anew."""
+    key = alike(facts)
+    known = bundle.memory.ageless.get(key)
+    if known and known.since <= at < known.until:
+        return known.found
+    found = appraise_ageless(bundle.settings, facts, at)
+    if not found.before and not found.after:
+        until = min((moment for moment in end_moments(bundle.settings) if moment > at), default=LAST)
+        bundle.memory.ageless.put(key, Kept(since=at, until=until, found=found))
+    return found
 
 
 def _entities(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast
 
 if TYPE_CHECKING:
@@ -88,19 +89,27 @@ class Facts:
     @classmethod
     def of(cls, verdict: Verdict) -> Self:
         """The facts of a verdict; a pure copy."""
-        values: dict[str, Any] = {name: getattr(verdict, name) for name in _COPIED}
-        for name in _OPTIONAL_TEXT:
+        values: dict[str, Any] = dict(zip(_COPIED, _copied(verdict), strict=True))
+        for name in _OTHER_TEXT:
             values[name] = str(values[name] or "")
         rtmrs = tuple(verdict.rtmrs) or ("", "", "", "")
         values.update({f"rtmr{index}": value for index, value in enumerate(rtmrs)})
         values["launches"] = tuple(LaunchFact(digest=launch.digest, name=launch.name) for launch in verdict.launches)
         values["compared"] = compared_of(verdict)
-        return cls(**values)
+        made = object.__new__(cls)
+        made.__dict__.update(values)  # every field, as `__init__` would do it one by one
+        return made
 
 
 _SPECIAL: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "launches", "compared"}
 _COPIED: Final = tuple(item.name for item in fields(Facts) if item.name not in _SPECIAL)
-_OPTIONAL_TEXT: Final = tuple(item.name for item in fields(Facts) if item.type == "str" and item.name not in _SPECIAL)
+_OTHER_TEXT: Final = ("tee", "tcb_status", "platform_tcb_status", "module_tcb_status", "qe_tcb_status", "piid")
+"""What is not plain text in a verdict, or may be missing there."""
+_copied: Final = attrgetter(*_COPIED)
+_OF_ONE: Final = {"subject", "jkt", "report_data", "quote_digest", "verified_at", "valid_until"}
+"""What is one agent's own, and no appraisal asks for but that of its age."""
+alike: Final = attrgetter(*(item.name for item in fields(Facts) if item.name not in _OF_ONE))
+"""All that facts have in common with those of other agents who must be judged alike, hashable."""
 
 
 def compared_of(verdict: Verdict) -> Compared:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from attestation.verdict import Verdict
+from policies.appraisal import appraise_ageless, end_moments
 from policies.authorisation import ask
-from policies.bundle import Bundle
-from policies.engine import decide
+from policies.bundle import Bundle, Memory
+from policies.engine import _judge, decide, judge
 from policies.errors import Refused
-from policies.model import ReleaseSecret
+from policies.model import Facts, ReleaseSecret, asked
 from tests.policy_world import NOW, bundle, verdict, with_rules
 
 KEY = ReleaseSecret("dev/secrets/key")
@@ -76,3 +79,50 @@ def test_an_answer_is_not_carried_to_another_bundle() -> None:
     who = verdict()
     assert permitted(bundle(), who)
     assert not permitted(with_rules(f'@id("never") {HEAD} when {{ principal.jkt == "nobody" }};'), who)
+
+
+def test_facts_are_a_verdicts_own_values_field_by_field() -> None:
+    who = verdict()
+    found = Facts.of(who)
+    assert vars(found).keys() == {item.name for item in fields(Facts)}
+    assert found == Facts(**vars(found))
+    assert all(type(value) is str for name, value in vars(found).items() if isinstance(getattr(Facts, name, None), str))
+    assert (found.tee, found.piid, found.module_tcb_status) == ("tdx", str(who.piid or ""), who.module_tcb_status)
+
+
+def test_agents_who_are_alike_are_appraised_once_and_each_at_its_own_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, seen = with_rules(f'@id("all") {HEAD} when {{ principal.simulated }};'), []
+
+    def counted(settings: Any, facts: Facts, at: datetime) -> Any:
+        seen.append(facts)
+        return appraise_ageless(settings, facts, at)
+
+    monkeypatch.setattr("policies.engine.appraise_ageless", counted)
+    early, late = verdict(), verdict()
+    assert permitted(policy, early)
+    assert permitted(policy, late)
+    assert len(seen) == 1
+    old = replace(NOW, at=NOW.at + timedelta(seconds=policy.settings.max_age_s + policy.settings.age_grace_s + 1))
+    with pytest.raises(Refused) as caught:
+        decide(policy, late, KEY, context=old)
+    assert "policy.verdict_stale" in {reason.code for reason in caught.value.reasons}
+
+
+def test_what_was_appraised_once_is_not_believed_after_something_in_the_bundle_has_ended() -> None:
+    policy = bundle()
+    ends = min(moment for moment in end_moments(policy.settings) if moment > NOW.at)
+    facts = [Facts.of(verdict()) for _ in range(3)]
+    before, at = replace(NOW, at=ends - timedelta(microseconds=1)), replace(NOW, at=ends)
+    question = asked(KEY, policy.tenant)
+    for moment in (before, at, before):
+        for one in facts:
+            shared = _judge(policy, one, question, moment, shared=True)
+            assert shared == judge(replace(policy, memory=Memory()), one, KEY, context=moment)
+
+
+def test_an_agent_that_is_refused_is_appraised_for_itself() -> None:
+    policy = bundle()
+    good = Facts.of(verdict())
+    for known in (good, replace(good, fmspc="00" * 6, tcb_status="OutOfDate"), good):
+        shared = _judge(policy, known, asked(KEY, policy.tenant), NOW, shared=True)
+        assert shared == judge(replace(policy, memory=Memory()), known, KEY, context=NOW)
