@@ -16,12 +16,11 @@ from broker.archive import unpack
 from broker.audit import Kind, rows
 from broker.decisions import gather
 from broker.errors import BrokerError
-from broker.ports import AgentRecord, AgentState, Readable
+from broker.ports import DAY_S, AgentRecord, AgentState, Readable
 from policies.decided import ADMISSIONS, RELEASES, check
 from policies.decision import Decision, DecisionError
 
 PAGE: Final = 1000
-DAY_MS: Final = 86_400_000
 GIVING: Final = (Kind.SECRET_RELEASED, Kind.KEY_DERIVED, Kind.KEYS_RELEASED, Kind.TOKEN_ISSUED, Kind.SVID_ISSUED)
 """What only somebody gets who was admitted and has not fallen since."""
 
@@ -83,7 +82,7 @@ def _cut(store: Readable) -> int:
     cut_ms = 0
     for row in store.read(lambda tx: tx.log.newest(kind=Kind.ARCHIVE_PRUNED, limit=PAGE)):
         days = json.loads(row.entry).get("retention_days", 0)
-        cut_ms = max(cut_ms, row.at_ms - int(days) * DAY_MS)
+        cut_ms = max(cut_ms, row.at_ms - int(days) * DAY_S * 1000)
     return cut_ms
 
 

@@ -17,14 +17,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from broker.keyring import PUBLISH_BEFORE_S, TokenKey, draw_key, load_keys, published, signing
-from broker.ports import Store, Transaction
+from broker.ports import DAY_S, Store, Transaction
 from broker.rootkey.root import RootKey
 from broker.wire.svid import spiffe_id
 
 PURPOSE: Final = "ca"
-ROTATE_S: Final = 30 * 86_400
-AUTHORITY_S: Final = 90 * 86_400
-MARGIN_S: Final = 86_400  # an authority that ends sooner is replaced at once, without overlap
+ROTATE_S: Final = 30 * DAY_S
+AUTHORITY_S: Final = 90 * DAY_S
+MARGIN_S: Final = DAY_S  # an authority that ends sooner is replaced at once, without overlap
 BACKDATED_S: Final = 60  # for peers whose clocks are behind
 CRL_S: Final = 60  # whoever relies on a certificate asks this often
 _USAGE: Final = dict.fromkeys(

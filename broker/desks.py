@@ -14,6 +14,7 @@ from broker.foundation import Records, Trust
 from broker.kbs.desk import KbsDesk, open_desk
 from broker.leasing import Leasing
 from broker.mail.labels import Ratchets
+from broker.ports import DAY_S
 from broker.release import ReleaseDesk
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
@@ -22,7 +23,7 @@ from broker.sources import bundles_of
 from broker.standing import StandingDesk
 from broker.svids import SvidDesk
 from broker.tokens import TokenDesk
-from broker.upkeep import DAY_S, Upkeep
+from broker.upkeep import Upkeep
 from broker.vault import Vault
 from broker.verification import VerificationDesk
 

@@ -5,15 +5,13 @@ keyring.py's. Nothing is restarted, and no token is refused for it.
 """
 
 from datetime import datetime
-from typing import Final, final
+from typing import final
 
 from broker.audit import Audit, Entry, Kind
 from broker.config import Admin
 from broker.keyring import Keyring
-from broker.ports import Clock, Store
+from broker.ports import DAY_S, Clock, Store
 from broker.rootkey.root import RootKey
-
-DAY_S: Final = 86_400
 
 
 @final

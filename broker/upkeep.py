@@ -21,7 +21,7 @@ from broker.audit import Audit, Entry, Kind
 from broker.collateral import CollateralCache, family_of
 from broker.errors import BrokerError
 from broker.judging import Judge
-from broker.ports import AgentRecord, AgentState, Clock, Store
+from broker.ports import DAY_S, AgentRecord, AgentState, Clock, Store
 from broker.reasons import codes_of
 from policies.engine import decide
 from policies.errors import Refused
@@ -29,7 +29,6 @@ from policies.model import Admit, Context
 
 PAGE: Final = 256
 MAX_TOLD: Final = 32  # subjects named in one entry
-DAY_S: Final = 86_400
 logger = logging.getLogger("cloister.broker.upkeep")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol, TypeVar, final
+from typing import Final, Protocol, TypeVar, final
 
 from broker.ports.channels import ChannelRows
 from broker.ports.mail import Blobs, Mail
@@ -21,6 +21,7 @@ from broker.ports.topics import States, Topics
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]  # aware, UTC
+DAY_S: Final = 86_400
 
 
 class AgentState(StrEnum):

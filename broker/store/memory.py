@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, final
 
-from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
+from broker.ports import DAY_S, AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
 from broker.store.memory_channels import MemoryChannels
 from broker.store.memory_mail import MemoryBlobs, MemoryMail
 from broker.store.memory_releases import MemoryReleases
@@ -78,7 +78,7 @@ class _Archive:
     def put(self, *blobs: tuple[bytes, bytes], at_s: int) -> None:
         for digest, blob in blobs:
             known = self._rows.get(digest)
-            if known is None or at_s > known[1] + 86_400:
+            if known is None or at_s > known[1] + DAY_S:
                 self._rows.put(digest, (blob, at_s))
 
     def touch(self, digests: Sequence[bytes], *, at_s: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, final
 
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import AgentRecord, AgentState, LogHead, LogRow, SecretRecord
+from broker.ports import DAY_S, AgentRecord, AgentState, LogHead, LogRow, SecretRecord
 from broker.store.rows import element, head_of
 from broker.store.sql_blobs import SqlBlobs
 from broker.store.sql_channels import SqlChannels
@@ -109,8 +109,8 @@ class _Archive:
     def put(self, *blobs: tuple[bytes, bytes], at_s: int) -> None:
         self._db.executemany(
             """INSERT INTO archive (digest, blob, used_at_s) VALUES (?, ?, ?) ON CONFLICT DO UPDATE
-               SET used_at_s = excluded.used_at_s WHERE excluded.used_at_s > used_at_s + 86400""",
-            [(digest, blob, at_s) for digest, blob in blobs],
+               SET used_at_s = excluded.used_at_s WHERE excluded.used_at_s > used_at_s + ?""",
+            [(digest, blob, at_s, DAY_S) for digest, blob in blobs],
         )
 
     def touch(self, digests: Sequence[bytes], *, at_s: int) -> None:
