@@ -21,6 +21,8 @@ import typing
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, final
 
 from broker.wire.jose import b64u, unb64u
@@ -64,8 +66,10 @@ class MessageType:
         return json.dumps(members, separators=(",", ":"), allow_nan=False).encode()
 
     def decode(self, body: bytes) -> Any:
-        """The message in a body. Raises MessageError message.schema_mismatch; details name places, never values.
-        message.stream_mismatch for an item of a stream."""
+        """The message in a body. Details name places, never values.
+
+        Raises MessageError message.schema_mismatch; message.stream_mismatch for an item of a stream.
+        """
         message, item = self.decode_item(body)
         if item is not None:
             raise MessageError(Code.MESSAGE_STREAM, f"item {item} of a stream of {self.name}")
@@ -110,10 +114,16 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 
 
-def _fields(kind: Any) -> dict[str, Any]:
+def _fields(kind: Any) -> Mapping[str, Any]:
     """Name → resolved type of a dataclass's fields, in order."""
+    return _resolved(kind)
+
+
+@lru_cache(maxsize=256)
+def _resolved(kind: Any) -> Mapping[str, Any]:
+    """Once for each type: resolving annotations costs more than a small message."""
     hints = typing.get_type_hints(kind)
-    return {one.name: hints[one.name] for one in dataclasses.fields(kind) if one.init}
+    return MappingProxyType({one.name: hints[one.name] for one in dataclasses.fields(kind) if one.init})
 
 
 def _schema(kind: Any, inside: tuple[Any, ...]) -> dict[str, Any]:
