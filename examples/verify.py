@@ -1,4 +1,4 @@
-"""Verify an Intel-signed quote: `python examples/verify.py QUOTE COLLATERAL.json [TIME]`. The base install is enough."""
+"""Verify a quote of Intel hardware: `python examples/verify.py QUOTE COLLATERAL.json [TIME]`. Base install only."""
 
 import sys
 from datetime import UTC, datetime

@@ -55,6 +55,19 @@ def wait_until_admitted(process: subprocess.Popen[str]) -> None:
     pytest.fail("".join(said))
 
 
+def ended(process: subprocess.Popen[str]) -> int:
+    """By itself: whoever has done what it was started for needs no Ctrl-C."""
+    return process.wait(timeout=20)
+
+
+def test_hello_is_answered_to_whoever_greets(lab: Lab) -> None:
+    with run(lab, "hello.py") as hello:
+        wait_until_admitted(hello)
+        with run(lab, "greet.py", "Ada") as greet:
+            assert [line.partition(", from agent/lab/")[0] for line in lines(greet, 1)] == ["Hello Ada"]
+            assert ended(greet) == 0
+
+
 def test_the_research_pair_reads_a_sealed_report(lab: Lab) -> None:
     key, nonce = AESGCM.generate_key(256), os.urandom(12)
     report = nonce + AESGCM(key).encrypt(nonce, b"It works.\nReally.", b"")
@@ -64,6 +77,7 @@ def test_the_research_pair_reads_a_sealed_report(lab: Lab) -> None:
         with run(lab, "research/analyst.py", b64encode(report).decode()) as analyst:
             assert analyst.stdout is not None
             assert analyst.stdout.readline() == "It works. (3 words, labels ['board-only'])\n"
+            assert ended(analyst) == 0
 
 
 def lines(process: subprocess.Popen[str], count: int) -> list[str]:
@@ -76,6 +90,7 @@ def test_the_queue_books_each_order_once_and_refuses_nonsense(lab: Lab) -> None:
         wait_until_admitted(worker)
         with run(lab, "queue/shop.py") as shop:
             assert lines(shop, 4) == ["A-1: 97 left", "A-2: 93 left", "A-1: 97 left", "A-3: order.no_pieces"]
+            assert ended(shop) == 0
 
 
 def test_a_tool_is_called_only_if_it_is_the_code_that_was_named(lab: Lab) -> None:
@@ -119,7 +134,7 @@ def test_the_verification_example_refuses_by_a_code(tmp_path: Path) -> None:
     (tmp_path / "quote").write_bytes(machine.launch("agent").quote(bytes(range(64))))
     (tmp_path / "collateral").write_text(machine.collateral().to_json())
     line = [sys.executable, str(EXAMPLES / "verify.py"), str(tmp_path / "quote"), str(tmp_path / "collateral")]
-    for arguments, told in ((line, str(AttestationCode.CHAIN_ROOT)), (line[:2], "Verify an Intel-signed quote")):
+    for arguments, told in ((line, str(AttestationCode.CHAIN_ROOT)), (line[:2], "python examples/verify.py")):
         done = subprocess.run(
             arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
         )

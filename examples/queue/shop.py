@@ -30,6 +30,7 @@ async def sell(ctx: Context) -> None:
             print(f"{order.number}: {booked.in_stock} left", flush=True)
         except CloisterError as error:
             print(f"{order.number}: {error.detail}", flush=True)  # the code that the worker gave as its reason
+    agent.end()
 
 
 agent.run()

@@ -30,6 +30,7 @@ class Finding:
 async def ask(ctx: Context) -> None:
     finding = await ctx.ask("researcher", Question(report=b64decode(sys.argv[1])), Finding)
     print(f"{finding.line} ({finding.words} words, labels {sorted(ctx.labels)})", flush=True)
+    agent.end()
 
 
 agent.run()

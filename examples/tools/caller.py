@@ -41,6 +41,7 @@ async def call(ctx: Context) -> None:
     except CloisterError as error:
         print(error.code, flush=True)
     print(f"labels {sorted(ctx.labels)}", flush=True)
+    agent.end()
 
 
 agent.run()
