@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -33,11 +34,10 @@ ORDER: dict[str, str] = {
         "recording replay forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors telling clock keys trustfile tdx replay messages domain packages launch session release kept standing "
-        "mailbox blobs padding passage channel lanes ledger keeping checkpoint stream client svid durable fetching "
-        "topics connection company received peers runtime direct workload_messages workload declared replies context "
-        "main handling "
-        "subscribing hooks life agent supervise labs reload cli __init__"
+        "errors telling clock keys trustfile tdx replay messages domain packages launch session release kept "
+        "standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint stream client svid "
+        "durable fetching topics connection company received peers runtime direct workload_messages workload "
+        "declared replies context main handling subscribing hooks life agent supervise labs reload cli __init__"
     ),
     "broker": (
         "__init__ wire ports errors points deadlines tree archive audit bundles generation rootkey keyring authority "
@@ -166,8 +166,10 @@ LONG_FILES: dict[str, str] = {
     "attestation/errors.py": "a table: every code with what happened and what to do",
     "broker/errors.py": "a table: every code with what happened and what to do",
 }
-# More than 60 lines, likewise.
+# More than 55 lines, likewise.
 LONG_FUNCTIONS: dict[str, str] = {}
+# What a folder holds side by side; more than this many files want a folder of their own among them.
+MAX_FILES_IN_FOLDER = 60
 
 TOP_LEVEL = frozenset(
     ".ci .gitignore CHANGELOG.md CONTRIBUTING.md LICENSE LIMITATIONS.md Makefile NOTICE README.md SECURITY.md "
@@ -376,12 +378,29 @@ def test_files_are_short_enough_to_read() -> None:
     assert set(LONG_FILES) - long == set(), "no longer long: take it out of LONG_FILES"
 
 
+def test_folders_are_small_enough_to_survey() -> None:
+    held = Counter(source.path.rpartition("/")[0] for source in sources())
+    assert {folder: number for folder, number in held.items() if number > MAX_FILES_IN_FOLDER} == {}
+
+
+def test_every_ignored_complaint_has_its_reason() -> None:
+    """`# noqa: CODE` and `# type: ignore[code]` are followed by why: whoever comes later can tell whether it holds."""
+    bare = re.compile(r"#\s*(?:noqa|type:\s*ignore)\b(?!(?::\s*[A-Z]+[0-9]+|\[[a-z-]+\])\s+(?:#\s+|-\s+)?\w)")
+    wrong = [
+        f"{source.path}:{number}"
+        for source in sources()
+        for number, line in enumerate(source.text.splitlines(), 1)
+        if bare.search(line)
+    ]
+    assert wrong == []
+
+
 def test_functions_are_short_enough_to_read() -> None:
     long = {
         f"{s.path}:{node.name}"
         for s in sources()
         for node in ast.walk(s.tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 55
     }
     assert long - set(LONG_FUNCTIONS) == set(), "split it, or add it to LONG_FUNCTIONS with a reason"
     assert set(LONG_FUNCTIONS) - long == set(), "no longer long: take it out of LONG_FUNCTIONS"
