@@ -1,6 +1,7 @@
 """Openings that cannot be judged yet: a few of each sender, tried again at leisure and not with every delivery."""
 
 import os
+from itertools import pairwise
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_an_opening_is_tried_soon_at_first_and_then_further_and_further_apart() 
         if len(trials.seen) > before:
             moments.append(tick / 10)
     assert moments[:4] == [1.0, 2.0, 3.0, 4.0]
-    assert [later - earlier for earlier, later in zip(moments[3:], moments[4:], strict=False)][-3:] == [MAX_PAUSE_S] * 3
+    assert [later - earlier for earlier, later in pairwise(moments)][-3:] == [MAX_PAUSE_S] * 3
     assert len(moments) < 20
 
 
