@@ -42,9 +42,18 @@ def write(claims: Mapping[str, Any], *, typ: str, key: ec.EllipticCurvePrivateKe
     another curve.
     """
     try:
-        signed = f"{_header(typ, kid)}.{b64url(compact_json(claims))}"
+        payload = compact_json(claims)
     except ValueError as error:
         raise TokenRefused(Code.TOKEN_CLAIMS, f"a claim cannot be written: {error}") from error
+    return write_payload(payload, typ=typ, key=key, kid=kid)
+
+
+def write_payload(payload: bytes, *, typ: str, key: ec.EllipticCurvePrivateKey, kid: str) -> str:
+    """The same for claims that are JSON already, as `compact_json` would have written them."""
+    try:
+        signed = f"{_header(typ, kid)}.{b64url(payload)}"
+    except ValueError as error:
+        raise TokenRefused(Code.TOKEN_CLAIMS, f"the header cannot be written: {error}") from error
     token = f"{signed}.{b64url(es256.sign(key, signed.encode('ascii')))}"
     if len(token) > MAX_TOKEN:
         raise TokenRefused(Code.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {MAX_TOKEN}")

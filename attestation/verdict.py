@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from attestation import ear, tokens, verdict_agreement, verdict_claims, verdict_facts
 from attestation.checks import Check
 from attestation.ear import NOT_APPRAISED, Appraisal, Tier
-from attestation.encoding import b64url
+from attestation.encoding import b64url, compact_json
 from attestation.errors import AttestationError, Code, TokenRefused, VerificationFailed
 from attestation.eventlog import EventLog, Launch
 from attestation.evidence import Binding, Role
@@ -193,9 +193,13 @@ def sign_admission(
         "sub": verdict.subject,
         "cnf": {"jkt": verdict.jkt},
         **_appraised(verdict, stated, b64url(bytes.fromhex(verdict.nonce))),
-        _EXTENSION: verdict.to_claims(),
     }
-    return tokens.write(payload, typ=ADMISSION_TYPE, key=key, kid=kid)
+    inside = verdict_claims.to_json(verdict, verdict.event_digests)
+    try:
+        told = compact_json(payload)[:-1] + f',"{_EXTENSION}":{inside}}}'.encode()
+    except ValueError as error:
+        raise TokenRefused(Code.TOKEN_CLAIMS, f"a claim cannot be written: {error}") from error
+    return tokens.write_payload(told, typ=ADMISSION_TYPE, key=key, kid=kid)
 
 
 def open_token(

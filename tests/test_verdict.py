@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from attestation import ear, es256, tokens, verdict_claims, verdict_facts
 from attestation.checks import Check
 from attestation.ear import Appraisal, Executables, Tier
-from attestation.encoding import b64url, from_b64url
+from attestation.encoding import b64url, compact_json, from_b64url
 from attestation.errors import AttestationError, Code, TokenRefused, VerificationFailed
 from attestation.eventlog import EV_EVENT_TAG, EventLog, launch_event
 from attestation.evidence import Role
@@ -235,6 +235,24 @@ def test_the_whole_verdict_survives_its_token() -> None:
     for name in verdict_claims.CODECS:
         assert getattr(again, name) == getattr(verdict(), name)
         assert type(getattr(again, name)) is type(getattr(verdict(), name))
+
+
+def test_a_verdict_is_written_into_its_token_as_its_claims_would_be() -> None:
+    """What is remembered of one is never told of another."""
+    plain, launched, long = machine().launch("a"), machine().launch("b"), machine().launch("c")
+    digest, data = launch_event(CODE, 'of "Zoë"')
+    launched.extend(3, digest, event_type=EV_EVENT_TAG, data=data)
+    for _ in range(300):
+        long.extend(3, b"x" * 48, event_type=1, data=b"")
+    for td in (plain, launched, long, plain, launched):
+        for tenant, log in (("acme", True), ("other", True), ("acme", False), ("acme", True)):
+            wanted = dataclasses.replace(bound(), tenant=tenant)
+            quote = Quote.parse(td.quote(wanted.report_data))
+            collateral = machine().as_source().fetch(quote)
+            made = verify_quote(quote, collateral, report_data=wanted, roots=machine().roots, at=AT, accept=ANY_TCB)
+            verdict = Verdict.of(made, event_log=EventLog.parse(td.event_log()) if log else None)
+            told = verdict_claims.to_json(verdict, verdict.event_digests)
+            assert told.encode() == compact_json(verdict.to_claims())
 
 
 def test_every_field_has_a_codec_in_the_order_of_the_class() -> None:
