@@ -27,6 +27,7 @@ from broker.wire.channel import (
     chain_start,
     frame_id,
     nonce,
+    renumbered,
     shape_of,
 )
 from broker.wire.envelope import Envelope
@@ -202,6 +203,57 @@ def test_messages_arrive_in_order_and_unchanged(sizes: list[int]) -> None:
     assert {frame.header.shape.labels for frame in opened.frames} == {("pii",)}
     assert opened.frames[0].sender.subject == pair.a.verdict.subject
     assert pair.texts(pair.open(second.raw)) == [b"last"]
+
+
+_SAID = st.tuples(st.sampled_from(["note", "task"]), st.frozensets(st.sampled_from(["eu", "pii"])), st.integers(1, 3))
+
+
+@given(said=st.lists(_SAID, min_size=1, max_size=12))
+@settings(max_examples=30, deadline=None)
+def test_headers_are_what_reading_each_of_them_gives_and_kinds_are_the_first_of_those_that_say_the_same(
+    said: list[tuple[str, frozenset[str], int]],
+) -> None:
+    pair = Pair()
+    channel = pair.opened(pair.a)
+    outgoing = [Outgoing(kind=kind, plaintext=b"", labels=labels, ttl_s=ttl_s) for kind, labels, ttl_s in said]
+    channel.seal([Outgoing(kind="note", plaintext=b"before")])
+    batch = ChannelBatch.from_bytes(channel.seal(outgoing).raw)
+    headers = [FrameHeader.from_bytes(raw) for raw in batch.headers]
+    assert batch.frames() == headers
+    assert [type(header) for header in batch.frames()] == [FrameHeader] * len(said)
+    assert [header.to_bytes() for header in headers] == list(batch.headers)
+    assert [(one.shape.type, one.shape.label_set) for one in headers] == [(kind, labels) for kind, labels, _ in said]
+    first = {header[2:]: header for header in reversed(headers)}
+    assert {header.seq: header for header in batch.kinds()} == {header.seq: header for header in first.values()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda headers: (headers[1], headers[0]),
+        lambda headers: (headers[0], headers[0]),
+        lambda headers: (renumbered(headers[0], 7), headers[1]),
+        lambda headers: (bytes([*headers[0][:2], headers[0][2] ^ 1, *headers[0][3:]]), headers[1]),
+        lambda headers: (headers[0], headers[1][:20]),
+        lambda headers: (headers[0], b""),
+    ],
+    ids=["swapped", "twice", "another number", "another channel", "cut", "empty"],
+)
+def test_a_header_in_a_place_that_is_not_its_own_is_malformed(
+    change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]],
+) -> None:
+    pair = Pair()
+    batch = ChannelBatch.from_bytes(pair.opened(pair.a).seal([Outgoing(kind="note", plaintext=b"")] * 2).raw)
+    changed = replace(batch, headers=change(batch.headers))
+    for read in (changed.frames, changed.kinds):
+        assert code_of(read) == WireCode.CHANNEL_MALFORMED
+
+
+@pytest.mark.parametrize("first_seq", [-1, 0, MAX_SEQ, 2**64])
+def test_numbers_beyond_the_bounds_are_malformed(first_seq: int) -> None:
+    pair = Pair()
+    batch = ChannelBatch.from_bytes(pair.opened(pair.a).seal([Outgoing(kind="note", plaintext=b"")] * 2).raw)
+    assert code_of(replace(batch, first_seq=first_seq).frames) == WireCode.CHANNEL_MALFORMED
 
 
 def test_a_length_shows_only_its_highest_bits() -> None:

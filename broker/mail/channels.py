@@ -135,8 +135,8 @@ class Channels:
         batch = ChannelBatch.from_bytes(sent.batch)
         opening = _opening(session, mailbox, sent.opening, at) if sent.opening else None
         now_ms = int(at.timestamp() * 1000)
-        frames = batch.frames()
-        _timely(frames, now_ms)
+        kinds = batch.kinds()
+        _timely(kinds, now_ms)
         batch.verify(_identity(session.verdict.identity_key))
         message = NewMessage(
             mailbox=mailbox,
@@ -146,13 +146,13 @@ class Channels:
             envelope=sent.batch,
             key=b"",  # the channel's
             accepted_at_ms=now_ms,
-            expires_at_ms=max(frame.expires_at_ms for frame in frames),
+            expires_at_ms=max(header.expires_at_ms for header in kinds),
             kind="batch",
             count=len(batch),
         )
         checked = _Checked(batch=batch, message=message, opening=opening)
-        kinds = {(frame.shape.type, frame.shape.labels) for frame in frames}
-        return self._permitted(session, checked, kinds, at, correlation_id)
+        said = {(header.shape.type, header.shape.labels) for header in kinds}
+        return self._permitted(session, checked, said, at, correlation_id)
 
     def _permitted(
         self,
@@ -227,11 +227,11 @@ def _opening(session: Session, mailbox: str, raw: bytes, at: datetime) -> _Opene
     return _Opened(envelope=envelope, header=header, raw=raw)
 
 
-def _timely(frames: list[FrameHeader], now_ms: int) -> None:
+def _timely(headers: list[FrameHeader], now_ms: int) -> None:
     """Raises BrokerError message.expired for what is sent in the future, or lives too long."""
-    if max(frame.sent_at_ms for frame in frames) > now_ms + SKEW_MS:
+    if max(header.sent_at_ms for header in headers) > now_ms + SKEW_MS:
         raise BrokerError(BrokerCode.MESSAGE_EXPIRED, "a message that is sent in the future")
-    if max(frame.expires_at_ms for frame in frames) > now_ms + MAX_LIFE_MS:
+    if max(header.expires_at_ms for header in headers) > now_ms + MAX_LIFE_MS:
         raise BrokerError(BrokerCode.MESSAGE_EXPIRED, "a message that lives too long")
 
 
