@@ -7,6 +7,7 @@ mail/desks.py; service.py calls these in their order.
 from attestation.pki import TrustRoots
 from broker.administration import Administration
 from broker.admission import AdmissionDesk
+from broker.attested import Attestor
 from broker.challenges import Challenges
 from broker.config import Settings
 from broker.derivation import DerivationDesk
@@ -39,6 +40,10 @@ def admission(records: Records, trust: Trust, root: RootKey) -> AdmissionDesk:
         pool=trust.pool,
         clock=records.clock,
     )
+
+
+def attestor(records: Records, trust: Trust) -> Attestor:
+    return Attestor(identity=records.identity, collateral=trust.collateral, clock=records.clock, roots=trust.roots)
 
 
 def verification(records: Records, trust: Trust) -> VerificationDesk:

@@ -82,19 +82,6 @@ class ReleaseDesk:
         )
         statement = self._statement(session, bound, record, request, sealing_key, at).to_bytes()
         reached("release.permitted")
-
-        def still(tx: Transaction) -> SecretRecord:
-            self._generation.expect(tx, session.generation)
-            found = find(tx, name, request.version)
-            if found.version != record.version:  # a newer one came meanwhile, about which nothing was decided
-                found = find(tx, name, record.version)
-            evidence = session.record.evidence.hex()
-            note_release(
-                tx, bound, session.verdict, subject=session.subject, evidence=evidence, version=found.version, at=at
-            )
-            self._labels.raise_in(tx, session, found.labels, why=name, at=at)
-            return found
-
         entry = self._entry(
             Kind.SECRET_RELEASED,
             session,
@@ -106,7 +93,9 @@ class ReleaseDesk:
             source_ip=source_ip,
             permit=bound,
         )
-        current, receipt = await self._audit.record(entry, still)
+        current, receipt = await self._audit.record(
+            entry, lambda tx: self._still(tx, session, bound, record, request.version, at)
+        )
         reached("release.recorded")
         sealed = seal(session.verdict, self._vault.open_permitted(bound, current), context=permit_digest(statement))
         answer = ReleaseResponse.sign(
@@ -114,6 +103,24 @@ class ReleaseDesk:
         )
         reached("release.sealed")
         return answer
+
+    def _still(
+        self, tx: Transaction, session: Session, bound: Permit, record: SecretRecord, wanted: int | None, at: datetime
+    ) -> SecretRecord:
+        """The record as it is in the transaction of the entry, noted for those who ask who got what.
+
+        Raises BrokerError generation.moved, secret.*, when what was decided no longer holds.
+        """
+        self._generation.expect(tx, session.generation)
+        found = find(tx, record.name, wanted)
+        if found.version != record.version:  # a newer one came meanwhile, about which nothing was decided
+            found = find(tx, record.name, record.version)
+        evidence = session.record.evidence.hex()
+        note_release(
+            tx, bound, session.verdict, subject=session.subject, evidence=evidence, version=found.version, at=at
+        )
+        self._labels.raise_in(tx, session, found.labels, why=found.name, at=at)
+        return found
 
     async def _permit(
         self,

@@ -173,7 +173,9 @@ async def build(
     )
     try:
         source = collateral or pcs_of(settings, trusted, clock)
-        built = await _assemble(settings, clock, source, trusted, root, store, confirm or _nobody(settings))
+        records = await open_records(settings, clock, root, store, confirm or _nobody(settings))
+        trust = await open_trust(records, source, trusted, Bundles(bundles_of(settings)))
+        built = await _assemble(settings, records, trust, root)
         if collateral is None and settings.early:
             built.upkeep.watch(pcs_of(settings, trusted, clock, "early"))
         if domain is not None and settings.trust_file is not None:
@@ -203,18 +205,8 @@ async def begin_attested(broker: Broker, domain: TrustDomain, trust_file_digest:
     await broker.audit.record(entry, lambda _: None)
 
 
-async def _assemble(
-    settings: Settings,
-    raw_clock: Clock,
-    source: CollateralSource,
-    roots: TrustRoots,
-    root: RootKey,
-    store: Store,
-    confirm: Confirm,
-) -> Broker:
-    """Each part once, in the order in which they need each other."""
-    records = await open_records(settings, raw_clock, root, store, confirm)
-    trust = await open_trust(records, source, roots, Bundles(bundles_of(settings)))
+async def _assemble(settings: Settings, records: Records, trust: Trust, root: RootKey) -> Broker:
+    """Each desk once, in the order in which they need each other."""
     vault = Vault(root)
     mail = assemble_mail(records, sessions=trust.sessions, vault=vault, quota=settings.quota)
     svids = await desks.svids(records, trust, root, settings)
@@ -223,14 +215,14 @@ async def _assemble(
     return Broker(
         settings=settings,
         clock=records.clock,
-        store=store,
+        store=records.store,
         audit=records.audit,
         identity=records.identity,
         generation=records.generation,
         collateral=trust.collateral,
         pool=trust.pool,
         sessions=trust.sessions,
-        attestor=Attestor(identity=records.identity, collateral=trust.collateral, clock=records.clock, roots=roots),
+        attestor=desks.attestor(records, trust),
         gate=Gate(settings.public_url),
         limits=Limits(settings.rates),
         admission=desks.admission(records, trust, root),
@@ -245,7 +237,7 @@ async def _assemble(
         administration=administration,
         rotation=desks.rotation(records, root, settings),
         upkeep=desks.upkeep(records, trust, settings),
-        metrics=Metrics(lambda: _live(administration, store)),
+        metrics=Metrics(lambda: _live(administration, records.store)),
         bell=mail.bell,
         labels=mail.labels,
         router=mail.router,

@@ -148,24 +148,27 @@ class KeyDesk:
 
         entry = self._entry(Kind.KEYS_RELEASED, session, of, name, at, ring, bound, correlation_id)
         (seeds, state), receipt = await self._audit.record(entry, still)
-        keys = KeySet(
-            epochs=tuple(
-                EpochSeed(
-                    epoch=epoch.number,
-                    suite=epoch.suite,
-                    seed=self._vault.open_kept(bound, record),
-                    not_before_s=epoch.not_before_s,
-                    not_after_s=epoch.not_after_s,
-                    keep_until_s=epoch.keep_until_s,
-                )
-                for epoch, record in zip(ring, seeds, strict=True)
-            ),
-            state_key=self._vault.open_kept(bound, state),
-        )
-        sealed = seal(session.verdict, keys.to_bytes(), context=grant_digest(grant))
+        keys = self._opened(bound, ring, seeds, state).to_bytes()
+        sealed = seal(session.verdict, keys, context=grant_digest(grant))
         return KeysResponse.sign(
             self._identity.key, sealed=sealed.blob, suite=sealed.suite, grant=grant, receipt=receipt
         )
+
+    def _opened(
+        self, bound: Permit, ring: Sequence[Epoch], seeds: Sequence[SecretRecord], state: SecretRecord
+    ) -> KeySet:
+        epochs = tuple(
+            EpochSeed(
+                epoch=epoch.number,
+                suite=epoch.suite,
+                seed=self._vault.open_kept(bound, record),
+                not_before_s=epoch.not_before_s,
+                not_after_s=epoch.not_after_s,
+                keep_until_s=epoch.keep_until_s,
+            )
+            for epoch, record in zip(ring, seeds, strict=True)
+        )
+        return KeySet(epochs=epochs, state_key=self._vault.open_kept(bound, state))
 
     async def _permit(self, session: Session, of: Place, name: str, at: datetime, correlation_id: str) -> Permit:
         if not is_resource(name):
