@@ -242,9 +242,9 @@ class Leases:
         """For mail of fallen senders, what proved them when it was taken in; and the mail for which nothing does."""
         found: dict[str, str] = {}
         unproved: list[LeasedMessage] = []
-        for message in fallen:
-            at_s = message.accepted_at_ms // 1000
-            token = self._store.read(lambda tx, who=message.sender, at_s=at_s: tx.mail.token_at(who, at_s))  # type: ignore[misc]
+        then = [(message.sender, message.accepted_at_ms // 1000) for message in fallen]
+        tokens = self._store.read(lambda tx: [tx.mail.token_at(sender, at_s) for sender, at_s in then])
+        for message, token in zip(fallen, tokens, strict=True):
             if token is None:
                 unproved.append(message)
             else:

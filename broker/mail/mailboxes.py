@@ -21,7 +21,7 @@ from broker.mail.deadletters import DeadLetters
 from broker.mail.leases import HOLD_MS, LEFT_MS, Leases, Taken, Wanted
 from broker.mail.mailkeys import require_kept
 from broker.ports import AgentState, Clock, Store, Transaction
-from broker.ports.mail import LeasedMessage, MailboxRecord
+from broker.ports.mail import LeasedMessage, MailboxRecord, Quota
 from broker.sessions import Session, Sessions
 from broker.wire.channel import channel_of
 from broker.wire.envelope import Envelope
@@ -59,7 +59,7 @@ class Mailboxes:
         dead: DeadLetters,
         bell: Bell,
         clock: Clock,
-        most: int,
+        quota: Quota,
     ) -> None:
         self._store = store
         self._audit = audit
@@ -71,7 +71,7 @@ class Mailboxes:
         self._bell = bell
         self._clock = clock
         self._streamed: dict[str, str] = {}  # mailbox → the owner who was last seen on a stream
-        self._most = most
+        self._quota = quota
 
     async def open(self, session: Session, name: str, key: MailboxKey, *, correlation_id: str = "") -> None:
         """Publish an epoch's key, and own the mailbox from now on.
@@ -116,8 +116,10 @@ class Mailboxes:
         Raises BrokerError mailbox.taken, mailbox.too_many.
         """
         before = tx.mail.find(name)
-        if (before is None or before.owner != session.subject) and tx.mail.owned(session.subject) >= self._most:
-            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{session.subject} owns {self._most}")
+        if (before is None or before.owner != session.subject) and tx.mail.owned(session.subject) >= self._quota.mailboxes:
+            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{session.subject} owns {self._quota.mailboxes}")
+        if before is None and tx.mail.of_tenant(tenant_of(name)) >= self._quota.tenant_mailboxes:
+            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{tenant_of(name)} has {self._quota.tenant_mailboxes}")
         owner = before.owner if before is not None and before.owner != session.subject else ""
         if owner != former:
             raise BrokerError(BrokerCode.MAILBOX_TAKEN, f"{name} has just gone to {owner}", retry_after_s=1)
@@ -199,8 +201,7 @@ class Mailboxes:
         )
 
     def _openings(self, name: str, channels: set[bytes]) -> Iterator[OpeningDelivery]:
-        for channel in channels:
-            found = self._store.read(lambda tx, one=channel: tx.channels.opening(one))  # type: ignore[misc]
+        for found in self._store.read(lambda tx: [tx.channels.opening(channel) for channel in channels]):
             if found is not None:
                 envelope = Envelope.from_bytes(found[0])
                 acceptance = self.acceptance(name, envelope.digest, found[1])
