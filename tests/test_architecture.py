@@ -23,9 +23,9 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 ORDER: dict[str, str] = {
     "attestation": (
         "errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
-        "collateral documents validity chains endorsements quoting appraisal arguments recent verifier ear transparency "
-        "tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect net terminal "
-        "inspect_cli measure_cli verify_cli decision_cli cli __init__"
+        "collateral documents validity chains endorsements quoting appraisal arguments recent verifier ear "
+        "transparency tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect net "
+        "terminal inspect_cli measure_cli verify_cli decision_cli cli __init__"
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
