@@ -28,6 +28,7 @@ TILE_HEIGHT: Final = 8
 CACHED_NODES: Final = 65_536
 CHECKED_AT_START: Final = 4096  # entries
 SALT_LEN: Final = 16
+PAGE: Final = 1000  # entries that are read at once
 
 
 class Kind(StrEnum):
@@ -324,15 +325,16 @@ def _getter(tx: Transaction) -> tree.GetNode:
     return get
 
 
-def rows(store: Readable, *, start: int = 0, page: int = 1000) -> Iterator[LogRow]:
-    """Every entry from `start`, read page by page."""
-    while found := _page(store, start, page):
+def rows(store: Readable) -> Iterator[LogRow]:
+    """Every entry, read page by page."""
+    start = 0
+    while found := _page(store, start):
         yield from found
         start = found[-1].index + 1
 
 
-def _page(store: Readable, start: int, limit: int) -> Sequence[LogRow]:
-    return store.read(lambda tx: tx.log.page(start=start, limit=limit))
+def _page(store: Readable, start: int) -> Sequence[LogRow]:
+    return store.read(lambda tx: tx.log.page(start=start, limit=PAGE))
 
 
 def verify_store(store: Readable, log_key: bytes) -> Checkpoint:
