@@ -56,6 +56,8 @@ def diff(first: str, second: str, *, as_json: bool) -> int:
     """Print the fields that differ. The JSON object has `same` and `differences`."""
     path = first
     try:
+        if first == second == "-":
+            raise UsageError("only one of the two can come from standard input")
         one = read_quote(first, MAX_QUOTE)
         two = read_quote(second, MAX_QUOTE)
         Quote.parse(one)
@@ -68,7 +70,8 @@ def diff(first: str, second: str, *, as_json: bool) -> int:
     if as_json:
         _print({"ok": True, "code": None, "same": not found, "differences": [_difference(item) for item in found]})
         return FINE
-    print(f"{len(found)} fields differ." if found else "Every field is the same.")
+    told = "1 field differs." if len(found) == 1 else f"{len(found)} fields differ."
+    print(told if found else "Every field is the same.")
     for item in found:
         print(f"\n{paint(item.name, 'bold')}")
         for mark, style, field in (("-", "bad", item.first), ("+", "good", item.second)):

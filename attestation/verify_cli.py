@@ -123,6 +123,8 @@ def verify(options: Options) -> int:
 
 def judge(options: Options) -> Answer:
     """Raises UsageError; everything else is an answer."""
+    if (options.quote, options.collateral, options.event_log, options.root).count("-") > 1:
+        raise UsageError("only one file can come from standard input")
     raw = read_quote(options.quote, MAX_QUOTE)
     demands = _demands(options)
     answer = Answer(at=demands.at)

@@ -352,6 +352,16 @@ def test_diff_shows_what_differs_and_nothing_else(files: Files, capsys: pytest.C
     assert "body.mr_td" in out
 
 
+def test_standard_input_can_be_one_file_alone(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (
+        ["verify", "-", "--collateral", "-"],
+        ["verify", files.path("quote.bin"), "--collateral", "-", "--event-log", "-"],
+        ["quote", "diff", "-", "-"],
+    ):
+        status, _, error = run(capsys, *line)
+        assert (status, "standard input" in error) == (2, True)
+
+
 def test_inspect_and_diff_refuse_what_is_no_quote(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     bad = files.write("bad.bin", b"junk")
     assert run(capsys, "quote", "inspect", bad)[0] == 3
