@@ -1,7 +1,7 @@
 """The broker's REST interface as calls: what to send, how an answer is read, when to try again.
 
 Decides retries, and nothing about trust: answers are checked by `session`, `release` and `mailbox`. A call is a
-generator that yields requests and pauses; `AsyncClient` and `SyncClient` carry it out over httpx2, alike.
+generator that yields requests and pauses; `AsyncClient` carries it out over httpx2.
 
 Tried again, with growing pauses until the deadline: no connection, a broken one, 429, and 503 (`collateral.pending`
 among them), as long as repeating changes nothing. An attestation is not repeated here, since its nonce was used up: the
@@ -366,45 +366,3 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         await self._http.aclose()
-
-
-@final
-class SyncClient:
-    """The same for programs without an event loop."""
-
-    def __init__(self, transport: httpx2.BaseTransport | None = None) -> None:
-        self._http = httpx2.Client(transport=transport, **_options(TIMEOUT_S))
-
-    def do(self, call: Call[T]) -> T:
-        """The call's result. Raises what the call raises."""
-        received: Answer | None = None
-        while True:
-            try:
-                wanted = call.send(received)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            if isinstance(wanted, Pause):
-                time.sleep(wanted.seconds)
-                received = None
-            else:
-                received = self._exchange(wanted)
-
-    def _exchange(self, request: Request) -> Answer:
-        try:
-            response = self._http.request(
-                request.method,
-                request.url,
-                headers=request.headers,
-                content=request.body,
-                timeout=request.timeout_s,
-            )
-        except httpx2.TransportError as error:
-            return _failure(error, request)
-        return _answer(response)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._http.close()

@@ -14,7 +14,7 @@ from broker.wire.challenge import ChallengeRequest
 from broker.wire.leases import AckRequest
 from broker.wire.release import ReleaseRequest
 from enclave import client as client_module
-from enclave.client import AsyncClient, BrokerCalls, Call, Pause, SyncClient
+from enclave.client import AsyncClient, BrokerCalls, Call, Pause
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
 from enclave.keys import AgentKeys
@@ -55,30 +55,20 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.0)
 
 
-@pytest.fixture(params=["async", "sync"])
-def do(request: pytest.FixtureRequest) -> Callable[[Broker, Call[Any]], Any]:
-    """Carry out a call against a broker, with either client."""
+def do(broker: Broker, call: Call[Any]) -> Any:
+    """Carry out a call against a broker."""
 
-    def carry_out(broker: Broker, call: Call[Any]) -> Any:
-        transport = httpx2.MockTransport(broker)
-        if request.param == "sync":
-            with SyncClient(transport) as client:
-                return client.do(call)
+    async def run() -> Any:
+        async with AsyncClient(httpx2.MockTransport(broker)) as client:
+            return await client.do(call)
 
-        async def run() -> Any:
-            async with AsyncClient(transport) as client:
-                return await client.do(call)
-
-        return asyncio.run(run())
-
-    return carry_out
+    return asyncio.run(run())
 
 
 ACK = httpx2.Response(200, json={"done": 1, "lost": []})
-Do = Callable[[Broker, Call[Any]], Any]
 
 
-def test_a_request_proves_possession_of_the_key_for_exactly_itself(calls: BrokerCalls, do: Do) -> None:
+def test_a_request_proves_possession_of_the_key_for_exactly_itself(calls: BrokerCalls) -> None:
     broker = Broker(ACK)
     do(broker, calls.ack("lab/mail/a", AckRequest(ack=("l",))))
     request = broker.asked[0]
@@ -88,14 +78,14 @@ def test_a_request_proves_possession_of_the_key_for_exactly_itself(calls: Broker
     assert (proof.bh, proof.ath) == (dpop.body_hash(request.content), dpop.token_hash("token"))
 
 
-def test_a_challenge_needs_no_proof(calls: BrokerCalls, do: Do) -> None:
+def test_a_challenge_needs_no_proof(calls: BrokerCalls) -> None:
     broker = Broker(problem(400, "x.y"))
     with pytest.raises(BrokerRefused):
         do(broker, calls.challenge(ChallengeRequest(client_nonce=bytes(32))))
     assert "dpop" not in broker.asked[0].headers
 
 
-def test_a_stale_nonce_is_replaced_once_by_the_one_that_came_with_the_refusal(calls: BrokerCalls, do: Do) -> None:
+def test_a_stale_nonce_is_replaced_once_by_the_one_that_came_with_the_refusal(calls: BrokerCalls) -> None:
     stale = problem(401, "dpop.nonce_required")
     stale.headers["DPoP-Nonce"] = "fresh"
     broker = Broker(stale, ACK)
@@ -121,13 +111,13 @@ def test_a_stale_nonce_is_replaced_once_by_the_one_that_came_with_the_refusal(ca
     ],
     ids=["pending", "busy", "no connection", "slow", "cut off"],
 )
-def test_trouble_that_passes_is_waited_for(calls: BrokerCalls, do: Do, trouble: Callable[[], Any]) -> None:
+def test_trouble_that_passes_is_waited_for(calls: BrokerCalls, trouble: Callable[[], Any]) -> None:
     broker = Broker(trouble(), trouble(), ACK)
     do(broker, calls.ack("lab/mail/a", AckRequest()))
     assert len(broker.asked) == 3
 
 
-def test_who_waits_for_a_broker_says_so_once(calls: BrokerCalls, do: Do, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_waits_for_a_broker_says_so_once(calls: BrokerCalls, caplog: pytest.LogCaptureFixture) -> None:
     trouble = [httpx2.ConnectError("refused") for _ in range(6)]
     do(Broker(*trouble, httpx2.Response(200, json={})), calls.leave_topic("lab/topics/x"))
     told = [record.getMessage() for record in caplog.records if record.name == "cloister.agent"]
@@ -135,7 +125,7 @@ def test_who_waits_for_a_broker_says_so_once(calls: BrokerCalls, do: Do, caplog:
     assert told[0].startswith(Code.CLIENT_UNREACHABLE)
 
 
-def test_waiting_ends_at_the_deadline(do: Do) -> None:
+def test_waiting_ends_at_the_deadline() -> None:
     now = iter(range(0, 10_000, 20))
     clock = BrokerTime()
     clock.learn(1)
@@ -147,7 +137,7 @@ def test_waiting_ends_at_the_deadline(do: Do) -> None:
     assert len(broker.asked) < 5
 
 
-def test_a_time_out_has_its_own_code(calls: BrokerCalls, do: Do) -> None:
+def test_a_time_out_has_its_own_code(calls: BrokerCalls) -> None:
     from broker.wire.bodies import AttestationRequest
 
     broker = Broker(httpx2.ReadTimeout("slow"))
@@ -166,7 +156,7 @@ def test_what_the_broker_says_when_to_come_back_is_kept_to(calls: BrokerCalls) -
     assert paused.seconds == 3.0
 
 
-def test_a_refusal_says_code_reasons_and_what_to_do(calls: BrokerCalls, do: Do) -> None:
+def test_a_refusal_says_code_reasons_and_what_to_do(calls: BrokerCalls) -> None:
     broker = Broker(problem(403, "policy.refused", remedy="ask the operator", codes=("policy.tcb_not_accepted",)))
     with pytest.raises(BrokerRefused) as refused:
         do(broker, calls.release("lab/a/b", ReleaseRequest(nonce=bytes(32))))
@@ -186,7 +176,7 @@ def test_a_refusal_says_code_reasons_and_what_to_do(calls: BrokerCalls, do: Do) 
     ids=["a proxy's page", "a redirect", "no problem"],
 )
 def test_an_answer_of_something_else_than_a_broker_has_its_own_code(
-    calls: BrokerCalls, do: Do, answer: httpx2.Response
+    calls: BrokerCalls, answer: httpx2.Response
 ) -> None:
     broker = Broker(answer)
     with pytest.raises(TransportFailed) as failed:
