@@ -369,8 +369,9 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "Try again after the time that Retry-After says, close it there first, or permit takeover in the bundle.",
     ),
     BrokerCode.MAILBOX_TOO_MANY: (
-        "The agent owns as many mailboxes as one may.",
-        "Use fewer: a mailbox takes mail of any number of senders and types. The limit is mail.mailboxes.",
+        "The agent, or its tenant, has as many mailboxes or names with kept keys as it may.",
+        "Use fewer: a mailbox takes mail of any number of senders and types. The limits are mail.mailboxes, "
+        "mail.tenant_mailboxes and mail.tenant_keys; names that nobody uses go after some days.",
     ),
     BrokerCode.MAILBOX_UNKNOWN: (
         "Nobody has opened a mailbox of that name.",

@@ -128,7 +128,10 @@ class DeadLetters:
         )
 
     async def sweep(self) -> int:
-        """Bury what has expired in mailboxes that nobody empties; how many parcels that were."""
+        """Bury what has expired in mailboxes that nobody empties; how many parcels that were.
+
+        Mailboxes that nobody has held for as long go, too, when nothing is left in them.
+        """
         buried, found = 0, MAX_ENDED
         while found == MAX_ENDED:
             found = await self._store.transact(self._expire)
@@ -140,6 +143,7 @@ class DeadLetters:
         now_ms = int(at.timestamp() * 1000)
         ended = tx.mail.expire(now_ms=now_ms, dead_before_ms=now_ms - RETENTION_MS)
         self.bury(tx, ended, at)
+        tx.mail.forget(before_ms=now_ms - RETENTION_MS)
         tx.blobs.expire(now_ms=now_ms)
         return len(ended)
 

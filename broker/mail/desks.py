@@ -157,7 +157,7 @@ def _mailboxes(common: _Common, leases: Leases) -> Mailboxes:
         dead=common.dead,
         bell=common.bell,
         clock=common.records.clock,
-        most=common.quota.mailboxes,
+        quota=common.quota,
     )
 
 
@@ -183,6 +183,7 @@ def _keys(common: _Common, vault: Vault) -> KeyDesk:
         generation=common.records.generation,
         identity=common.records.identity,
         clock=common.records.clock,
+        quota=common.quota,
     )
 
 

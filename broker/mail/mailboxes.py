@@ -115,11 +115,11 @@ class Mailboxes:
 
         Raises BrokerError mailbox.taken, mailbox.too_many.
         """
-        before = tx.mail.find(name)
-        if (before is None or before.owner != session.subject) and tx.mail.owned(session.subject) >= self._quota.mailboxes:
-            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{session.subject} owns {self._quota.mailboxes}")
-        if before is None and tx.mail.of_tenant(tenant_of(name)) >= self._quota.tenant_mailboxes:
-            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{tenant_of(name)} has {self._quota.tenant_mailboxes}")
+        before, quota = tx.mail.find(name), self._quota
+        if (before is None or before.owner != session.subject) and tx.mail.owned(session.subject) >= quota.mailboxes:
+            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{session.subject} owns {quota.mailboxes}")
+        if before is None and tx.mail.of_tenant(tenant_of(name)) >= quota.tenant_mailboxes:
+            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{tenant_of(name)} has {quota.tenant_mailboxes}")
         owner = before.owner if before is not None and before.owner != session.subject else ""
         if owner != former:
             raise BrokerError(BrokerCode.MAILBOX_TAKEN, f"{name} has just gone to {owner}", retry_after_s=1)

@@ -21,6 +21,7 @@ from broker.generation import Generation
 from broker.identity import Identity
 from broker.mail.edges import Edges
 from broker.ports import Clock, SecretRecord, Store, Transaction
+from broker.ports.mail import Quota
 from broker.sessions import Session
 from broker.vault import Vault, find
 from broker.wire.jose import b64u
@@ -36,7 +37,7 @@ from broker.wire.keys import (
     grant_digest,
 )
 from broker.wire.mailbox import MailboxKey
-from broker.wire.names import is_resource
+from broker.wire.names import is_resource, tenant_of
 from broker.wire.tags import sealing_thumbprint
 from policies.model import Receive
 from policies.permit import Permit
@@ -60,6 +61,7 @@ class Epoch:
     not_before_s: int
     not_after_s: int
     generation: int
+    by: str = ""  # the agent for whom the first one of the ring was made
 
     @property
     def keep_until_s(self) -> int:
@@ -104,7 +106,10 @@ class KeyDesk:
         generation: Generation,
         identity: Identity,
         clock: Clock,
+        quota: Quota,
     ) -> None:
+        self._quota = quota
+        self._makers: dict[str, str] | None = None  # place/name of every ring → the agent for whom it was made
         self._store = store
         self._vault = vault
         self._audit = audit
@@ -125,12 +130,12 @@ class KeyDesk:
     ) -> KeysResponse:
         """The keys of a mailbox or topic from epoch `since` on, sealed to the agent that asks.
 
-        Raises BrokerError mailbox.name_invalid, generation.moved; Refused.
+        Raises BrokerError mailbox.name_invalid, mailbox.too_many, generation.moved; Refused.
         """
         at = self._clock()
         permit = await self._permit(session, of, name, at, correlation_id)
         self._not_anothers(session, of, name, at)
-        ring = [epoch for epoch in await self.current(of, name, at) if epoch.number >= since]
+        ring = [epoch for epoch in await self.current(of, name, at, by=session.subject) if epoch.number >= since]
         bound = permit.bind(
             broker_id=self._identity.broker_id.hex(),
             jkt=session.verdict.jkt,
@@ -193,13 +198,36 @@ class KeyDesk:
         if box.held_until_ms > at.timestamp() * 1000:
             raise BrokerError(BrokerCode.MAILBOX_KIND, f"{name} is {box.owner}'s, and {box.kind}")
 
-    async def current(self, of: Place, name: str, at: datetime) -> Ring:
-        """The ring with an epoch that may be sealed to; a new one is made when it is due."""
+    async def current(self, of: Place, name: str, at: datetime, *, by: str = "") -> Ring:
+        """The ring with an epoch that may be sealed to; a new one is made when it is due.
+
+        Raises BrokerError mailbox.too_many where there is none yet, and whoever asks, or its tenant, has enough.
+        """
         now_s = int(at.timestamp())
         ring = self._store.read(lambda tx: ring_of(tx, of, name))
         if ring and now_s <= ring[-1].not_after_s - EPOCH_S // 2:
             return ring
-        return await self._store.transact(lambda tx: self.roll(tx, of, name, at, unless=ring))
+        if not ring:
+            self._may_make(name, by)
+        fresh = await self._store.transact(lambda tx: self.roll(tx, of, name, at, unless=ring, by=by))
+        if not ring:
+            self._made()[f"{of}/{name}"] = fresh[-1].by
+        return fresh
+
+    def _made(self) -> dict[str, str]:
+        """Read once; this is the one place where rings begin and end."""
+        if self._makers is None:
+            rings = self._store.read(lambda tx: tx.marks.under(_MARK))
+            self._makers = {place_and_name: _maker(found) for place_and_name, found in rings.items()}
+        return self._makers
+
+    def _may_make(self, name: str, by: str) -> None:
+        tenant = tenant_of(name)
+        makers = [maker for made, maker in self._made().items() if made.split("/")[1] == tenant]
+        if len(makers) >= self._quota.tenant_keys:
+            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{tenant} has {len(makers)} names with kept keys")
+        if by and makers.count(by) >= self._quota.mailboxes:
+            raise BrokerError(BrokerCode.MAILBOX_TOO_MANY, f"{by} has made {self._quota.mailboxes}")
 
     def roll(
         self,
@@ -210,6 +238,7 @@ class KeyDesk:
         *,
         unless: Ring | None = None,
         drop: Sequence[int] = (),
+        by: str = "",
     ) -> Ring:
         """Begin an epoch, inside a transaction; epochs past their time, and those in `drop`, are destroyed.
 
@@ -231,18 +260,24 @@ class KeyDesk:
             not_before_s=now_s,
             not_after_s=now_s + EPOCH_S,
             generation=self._generation.current,
+            by=ring[-1].by if ring else by,
         )
-        self._audit.append(tx, self._made(of, name, fresh, at))
+        self._audit.append(tx, self._begun(of, name, fresh, at))
         return self._keep(tx, of, name, (*ring, fresh), now_s, drop)
 
     def _keep(self, tx: Transaction, of: Place, name: str, ring: Ring, now_s: int, drop: Sequence[int] = ()) -> Ring:
-        """Write the ring without what has ended; what has ended is destroyed."""
+        """Write the ring without what has ended, which is destroyed; with the last one the name is free again."""
         alive = tuple(epoch for epoch in ring if epoch.keep_until_s >= now_s and epoch.number not in drop)
         kept = alive[-MAX_EPOCHS:]
         for epoch in ring:
             if epoch not in kept:
                 tx.secrets.destroy(_resting(of, name), epoch.number)
-        tx.marks.put(f"{_MARK}{of}/{name}", json.dumps([asdict(epoch) for epoch in kept]))
+        if kept:
+            tx.marks.put(f"{_MARK}{of}/{name}", json.dumps([asdict(epoch) for epoch in kept]))
+            return kept
+        tx.marks.drop(f"{_MARK}{of}/{name}")
+        if of is Place.MAILBOX:
+            tx.mail.lapse(name)
         return kept
 
     async def purge(self) -> None:
@@ -250,13 +285,15 @@ class KeyDesk:
         now_s = int(self._clock().timestamp())
         rings = self._store.read(lambda tx: tx.marks.under(_MARK))
         for place_and_name, found in rings.items():
-            if all(Epoch(**members).keep_until_s >= now_s for members in json.loads(found)):
+            epochs = json.loads(found)
+            if epochs and all(Epoch(**members).keep_until_s >= now_s for members in epochs):
                 continue
             of, _, name = place_and_name.partition("/")
-            await self._store.transact(partial(self._purge_one, of=Place(of), name=name, now_s=now_s))
+            if not await self._store.transact(partial(self._purge_one, of=Place(of), name=name, now_s=now_s)):
+                self._made().pop(place_and_name, None)
 
-    def _purge_one(self, tx: Transaction, *, of: Place, name: str, now_s: int) -> None:
-        self._keep(tx, of, name, ring_of(tx, of, name), now_s)
+    def _purge_one(self, tx: Transaction, *, of: Place, name: str, now_s: int) -> Ring:
+        return self._keep(tx, of, name, ring_of(tx, of, name), now_s)
 
     def _grant(
         self, session: Session, of: Place, name: str, request: KeysRequest, bound: Permit, at: datetime
@@ -277,7 +314,7 @@ class KeyDesk:
             not_after_s=int(end.timestamp()),
         )
 
-    def _made(self, of: Place, name: str, epoch: Epoch, at: datetime) -> Entry:
+    def _begun(self, of: Place, name: str, epoch: Epoch, at: datetime) -> Entry:
         return Entry(
             kind=Kind.KEYS_MADE,
             at=at,
@@ -312,6 +349,11 @@ class KeyDesk:
             correlation_id=correlation_id,
             more={"of": of.value, "keys": [epoch.thumbprint for epoch in ring]},
         )
+
+
+def _maker(ring: str) -> str:
+    epochs = json.loads(ring)
+    return str(epochs[-1].get("by", "")) if epochs else ""
 
 
 def _resting(of: Place, name: str) -> str:

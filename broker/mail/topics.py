@@ -84,7 +84,7 @@ class TopicDesk:
         known = bool(self._store.read(lambda tx: ring_of(tx, Place.TOPIC, _named(topic))))
         if not ((known and tenant_of(topic) == session.record.tenant) or self._reads(session, topic, at)):
             raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
-        epoch = (await self._settled(_named(topic), at))[-1]
+        epoch = (await self._settled(_named(topic), at, by=session.subject))[-1]
         return TopicInfo(
             key=TopicKey.sign(
                 self._identity.key,
@@ -103,7 +103,7 @@ class TopicDesk:
         """The keys from the one on under which the agent became a reader. Raises as KeyDesk.grant does; Refused."""
         at = self._clock()
         await self._permit(session, _named(topic), at, correlation_id)
-        now = await self._settled(topic, at)
+        now = await self._settled(topic, at, by=session.subject)
 
         def work(tx: Transaction) -> TopicReader:
             self._generation.expect(tx, session.generation)
@@ -126,9 +126,9 @@ class TopicDesk:
 
         await self._store.transact(work)
 
-    async def _settled(self, topic: str, at: datetime) -> Ring:
+    async def _settled(self, topic: str, at: datetime, *, by: str = "") -> Ring:
         """The ring, after everybody who may no longer read has been taken out and the key rolled because of it."""
-        await self._keys.current(Place.TOPIC, topic, at)
+        await self._keys.current(Place.TOPIC, topic, at, by=by)
         ring, readers = self._store.read(lambda tx: (ring_of(tx, Place.TOPIC, topic), tx.topics.readers(topic)))
         may = await self._sessions.settle(tuple(reader.subject for reader in readers), at)
         now = self._clock()  # whoever was judged again just now was judged after `at`
@@ -170,10 +170,13 @@ class TopicDesk:
     ) -> SendResponse:
         """One result for each envelope, in order. When none was taken, the first refusal is raised.
 
-        Raises BrokerError mailbox.key_stale, mailbox.full, message.*, generation.moved; WireError envelope.*; Refused.
+        Raises BrokerError mailbox.unknown, mailbox.key_stale, mailbox.full, message.*, generation.moved; WireError
+        envelope.*; Refused.
         """
         at = self._clock()
-        ring = await self._settled(_named(topic), at)
+        if not self._store.read(lambda tx: ring_of(tx, Place.TOPIC, _named(topic))):
+            raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
+        ring = await self._settled(topic, at)
         held = self._labels.of(session.subject)
         checked = [
             self._router.check(session, topic, envelope, held, at, correlation_id, kind="topic")

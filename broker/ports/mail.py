@@ -169,7 +169,9 @@ class Quota:
     sender_messages: int = 5_000
     sender_octets: int = 32 << 20
     dead: int = 1_000  # dead letters; the oldest make room
-    mailboxes: int = 64  # of one owner
+    mailboxes: int = 64  # of one owner; and so many names with kept keys one agent can make
+    tenant_mailboxes: int = 8192
+    tenant_keys: int = 1024  # durable mailboxes and topics
     blob_octets: int = 256 << 20
     sender_blob_octets: int = 128 << 20
 
@@ -201,6 +203,15 @@ class Mail(Protocol):
     def find(self, name: str) -> MailboxRecord | None: ...
     def owned(self, owner: str) -> int:
         """How many mailboxes are under that name."""
+
+    def of_tenant(self, tenant: str) -> int:
+        """How many mailboxes it has."""
+
+    def forget(self, *, before_ms: int, most: int = MAX_ENDED) -> int:
+        """Drop ephemeral mailboxes that nobody has held since and that keep nothing; how many."""
+
+    def lapse(self, name: str) -> None:
+        """A durable mailbox has no keys any more: it counts as an ephemeral one, if it is there."""
 
     def hold(self, name: str, *, owner: str, until_ms: int) -> bool:
         """Note that the owner is there, or with 0 that he has left; False when the mailbox is not his."""

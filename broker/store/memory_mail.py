@@ -162,6 +162,24 @@ class MemoryMail:
     def owned(self, owner: str) -> int:
         return sum(box.owner == owner for box in self._boxes.rows.values())
 
+    def of_tenant(self, tenant: str) -> int:
+        return sum(name.startswith(f"{tenant}/") for name in self._boxes.rows)
+
+    def forget(self, *, before_ms: int, most: int = MAX_ENDED) -> int:
+        keeping = {parcel.new.mailbox for parcel in self._parcels.rows.values()}
+        boxes = [box for box in self._boxes.rows.values() if box.kind == "ephemeral" and box.name not in keeping]
+        idle = [box.name for box in boxes if box.held_until_ms < before_ms][:most]
+        for name in idle:
+            self._boxes.drop(name)
+            self._keys.drop(name)
+        for lane in [lane for lane in self._taken.rows if lane[0] in idle]:
+            self._taken.drop(lane)
+        return len(idle)
+
+    def lapse(self, name: str) -> None:
+        if (box := self._boxes.get(name)) is not None:
+            self._boxes.put(name, replace(box, kind="ephemeral"))
+
     def hold(self, name: str, *, owner: str, until_ms: int) -> bool:
         box = self._boxes.get(name)
         if box is None or box.owner != owner:
@@ -336,9 +354,9 @@ class MemoryMail:
             if 0 < parcel.dead_at_ms < dead_before_ms:
                 self._parcels.drop(parcel.number)
         self._stones.expire(dead_before_ms)
-        for key, (_, until_ms) in list(self._seen.rows.items()):
+        for seen, (_, until_ms) in list(self._seen.rows.items()):
             if until_ms < now_ms:
-                self._seen.drop(key)
+                self._seen.drop(seen)
         for key, (end_s, _) in list(self._tokens.rows.items()):
             if end_s < dead_before_ms // 1000:
                 self._tokens.drop(key)

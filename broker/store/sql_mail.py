@@ -109,6 +109,24 @@ class SqlMail:
     def owned(self, owner: str) -> int:
         return int(self._db.execute("SELECT count(*) FROM mailbox WHERE owner = ?", (owner,)).fetchone()[0])
 
+    def of_tenant(self, tenant: str) -> int:
+        query = "SELECT count(*) FROM mailbox WHERE name > ? AND name < ?"  # between `acme/` and `acme0`
+        return int(self._db.execute(query, (f"{tenant}/", f"{tenant}0")).fetchone()[0])
+
+    def forget(self, *, before_ms: int, most: int = MAX_ENDED) -> int:
+        rows = self._db.execute(
+            """SELECT name FROM mailbox WHERE kind = 'ephemeral' AND held_until_ms < ?
+               AND NOT EXISTS (SELECT 1 FROM parcel WHERE mailbox = name AND dead_at_ms = 0)
+               AND NOT EXISTS (SELECT 1 FROM parcel WHERE mailbox = name AND dead_at_ms > 0) LIMIT ?""",
+            (before_ms, most),
+        ).fetchall()
+        for table, column in (("mailbox", "name"), ("mailbox_key", "name"), ("load", "mailbox"), ("lane", "mailbox")):
+            self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", rows)
+        return len(rows)
+
+    def lapse(self, name: str) -> None:
+        self._db.execute("UPDATE mailbox SET kind = 'ephemeral' WHERE name = ?", (name,))
+
     def hold(self, name: str, *, owner: str, until_ms: int) -> bool:
         done = self._db.execute(
             "UPDATE mailbox SET held_until_ms = ? WHERE name = ? AND owner = ?", (until_ms, name, owner)
