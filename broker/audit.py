@@ -252,7 +252,8 @@ class Audit:
         return self.receipt(index, self.entry(index).entry)
 
     def entry(self, index: int) -> LogRow:
-        row = self._store.read(lambda tx: tx.log.entry(index))
+        """Raises BrokerError log.entry_unknown, for whatever number somebody asks."""
+        row = self._store.read(lambda tx: tx.log.entry(index)) if 0 <= index < self.head().size else None
         if row is None:
             raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
         return row

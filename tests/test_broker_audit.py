@@ -151,6 +151,19 @@ def test_a_consistency_proof_that_cannot_be_is_unknown(old: int, size: int) -> N
     assert caught.value.code is BrokerCode.LOG_ENTRY_UNKNOWN
 
 
+@pytest.mark.parametrize("index", [-1, 3, 2**63, 10**30])
+def test_an_entry_that_is_not_there_is_unknown_whatever_its_number(index: int, tmp_path: Path) -> None:
+    store = SqlStore(tmp_path / "log.sqlite", mac_key=bytes(32))
+    try:
+        audit, _ = filled(store, 3)
+        for ask in (audit.entry, audit.prove):
+            with pytest.raises(BrokerError) as caught:
+                ask(index)
+            assert caught.value.code is BrokerCode.LOG_ENTRY_UNKNOWN
+    finally:
+        store.close()
+
+
 def test_tiles_hold_the_hashes_of_the_tree() -> None:
     store = MemoryStore()
     audit, _ = filled(store, 300)
