@@ -7,7 +7,8 @@ or what was sent before this start is refused (`refuse_before_boot`). Never is i
 the reader keeps the newest number itself too; a broker whose database was put back then shows, however well its older
 number is signed.
 
-A message counts as received, and is acknowledged, when the checkpoint that says so is kept.
+A message counts as received, and is acknowledged, when the checkpoint that says so is kept. Numbers only go up: after a
+broker was put back, the next one is above every number that was ever confirmed here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hmac
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,7 @@ from enclave import checkpoint
 from enclave.channel import ReceivingChannels
 from enclave.client import BrokerCalls, Call
 from enclave.clock import BrokerTime
-from enclave.errors import Code, StateLost
+from enclave.errors import BrokerRefused, Code, StateLost
 from enclave.kept import KeptKeys, open_keys
 from enclave.keys import AgentKeys
 from enclave.mailbox import Inbox
@@ -39,6 +41,8 @@ log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
 OnStateLoss = Literal["redeliver", "refuse_before_boot"]
 BEHIND_MS: Final = 2_000  # time is told in whole seconds: this clock may be behind a sender's by so much
+MAX_SENT: Final = 64
+STALE: Final = "mailbox.checkpoint_stale"
 FRESH_S: Final = 120  # keys that were made this lately have had no reader before
 
 
@@ -84,6 +88,7 @@ class DurableReader:
         self._kept: KeptKeys | None = None
         self._begun = False
         self._number = 0
+        self._sent: deque[tuple[int, bytes]] = deque(maxlen=MAX_SENT)  # the broker may have kept one of these
         self._wanted = 0
         self._saved = 0
         self._saving = asyncio.Lock()
@@ -123,7 +128,13 @@ class DurableReader:
             if self._saved >= mine:
                 return
             covers = self._wanted
-            await self._save_next()
+            try:
+                await self._save_next()
+            except BrokerRefused as refusal:
+                if refusal.code != STALE:
+                    raise
+                await self._catch_up()
+                await self._save_next()
             self._saved = covers
 
     async def _save_next(self) -> None:
@@ -131,20 +142,38 @@ class DurableReader:
         name, nonce, number = self._inbox.name, os.urandom(32), self._number + 1
         sealed = checkpoint.seal(self._kept.state_key, name, number, self._memory())
         request = SaveRequest(number=number, sealed=sealed, nonce=nonce)
+        self._sent.append((number, state_digest(sealed)))
         answer = await self._do(lambda: self._calls.save_state(name, request))
         answer.verify(self._admission().broker.identity, mailbox=name, nonce=nonce)
-        if (answer.number, answer.digest) != (number, state_digest(sealed)):
+        if (answer.number, answer.digest) != self._sent[-1]:
             raise StateLost(Code.STATE_ROLLED_BACK, f"the broker kept number {answer.number}, not {number}")
         self._number = number
-        self._note()
+        self._sent.clear()
+        self._note(answer.digest)
+
+    async def _catch_up(self) -> None:
+        """The broker is at another number. It is one of ours whose confirmation was lost, or an older one: then the
+        broker was put back under a living reader, who knows everything and goes on from there.
+
+        Raises StateLost state.rolled_back where somebody else has saved meanwhile.
+        """
+        name, nonce = self._inbox.name, os.urandom(32)
+        answer = await self._do(lambda: self._calls.state(name, StateRequest(nonce=nonce)))
+        answer.verify(self._admission().broker.identity, mailbox=name, nonce=nonce)
+        if answer.number > self._number and (answer.number, answer.digest) not in self._sent:
+            raise StateLost(Code.STATE_ROLLED_BACK, f"number {answer.number} is not of this reader")
+        if answer.number < self._number:
+            log.error("the broker confirmed number %d of %s and knows %d", self._number, name, answer.number)
+        self._number = max(self._number, answer.number)
 
     async def _restore(self, kept: KeptKeys, admission: Admission) -> None:
         name, nonce = self._inbox.name, os.urandom(32)
         answer = await self._do(lambda: self._calls.state(name, StateRequest(nonce=nonce)))
         answer.verify(admission.broker.identity, mailbox=name, nonce=nonce)
-        self._number = answer.number
+        noted, digest = self._noted()
+        self._number = max(answer.number, noted)
         try:
-            self._check(answer, kept)
+            self._check(answer, kept, noted, digest)
             if answer.number:
                 self._remember(checkpoint.unseal(kept.state_key, name, answer.number, answer.sealed))
         except StateLost as error:
@@ -165,10 +194,10 @@ class DurableReader:
         self._inbox.refuse_before_ms = memory.refuse_before_ms
         self._channels.restore(memory.passages)
 
-    def _check(self, answer: StateResponse, kept: KeptKeys) -> None:
-        noted = self._noted()
-        if noted > answer.number:
-            raise StateLost(Code.STATE_ROLLED_BACK, f"number {answer.number}, but {noted} was kept here")
+    def _check(self, answer: StateResponse, kept: KeptKeys, noted: int, digest: str) -> None:
+        other = noted == answer.number and digest not in ("", answer.digest.hex())
+        if noted > answer.number or other:
+            raise StateLost(Code.STATE_ROLLED_BACK, f"number {answer.number}, but {noted} was noted here, or another")
         if not answer.number:
             if kept.keys[0].not_before_s < self._time.now_s() - FRESH_S or len(kept.keys) > 1:
                 raise StateLost(Code.STATE_MISSING, "the keys are older than this start, and there is no checkpoint")
@@ -176,18 +205,20 @@ class DurableReader:
         if not hmac.compare_digest(state_digest(answer.sealed), answer.digest):
             raise StateLost(Code.STATE_ROLLED_BACK, f"the bytes are not those of number {answer.number}")
 
-    def _noted(self) -> int:
-        """The newest number that this reader's own file knows, 0 without one."""
+    def _noted(self) -> tuple[int, str]:
+        """The newest number that this reader's own file knows, and its digest; 0 without one."""
         if self._how.state_file is None:
-            return 0
+            return 0, ""
         try:
-            return int(json.loads(self._how.state_file.read_text())[self._inbox.name])
+            found = json.loads(self._how.state_file.read_text())[self._inbox.name]
+            number, digest = found if isinstance(found, list) else (found, "")
+            return int(number), str(digest)
         except (OSError, ValueError, KeyError, TypeError):
-            return 0  # the host can delete a file: it says only what it says
+            return 0, ""  # the host can delete a file: it says only what it says
 
-    def _note(self) -> None:
+    def _note(self, digest: bytes) -> None:
         if (file := self._how.state_file) is None:
             return
         fresh = file.with_suffix(".new")
-        fresh.write_text(json.dumps({self._inbox.name: self._number}))
+        fresh.write_text(json.dumps({self._inbox.name: [self._number, digest.hex()]}))
         fresh.replace(file)

@@ -112,10 +112,12 @@ class Lane:
         return stale or ((self._channel is None or bool(self._channel.why_dead())) and not self._flying)
 
     def found(self, info: MailboxInfo, open_channel: Callable[[], SendingChannel], now_s: float) -> None:
-        """Go on with the channel if it is to the mailbox's newest key, else with a new one once nothing is flying."""
+        """Go on with the channel if it is to the mailbox's newest key, and to the same owner, who was proved; else with
+        a new one once nothing is flying."""
         self._found_s = now_s
         channel = self._channel
-        fits = channel is not None and not channel.why_dead() and channel.mailbox_key == info.key.thumbprint
+        told = (info.key.thumbprint, info.key.owner)  # a durable key stays the same under another owner
+        fits = channel is not None and not channel.why_dead() and (channel.mailbox_key, channel.owner) == told
         if not fits and not self._flying:
             if channel is not None:
                 channel.close()

@@ -3,12 +3,14 @@
 Decides, without a socket: what of a delivery is handed out (what can be proved, and was not handed out before), under
 which lease it is settled (the newest, when a parcel came again), and what the broker is told: done, done but for some,
 again later, longer, never. What cannot be proved becomes a dead letter, with the code as its reason. When a connection
-is lost the leases end, but what is being handled stays in hand: the same parcel under a new lease finds it here.
+is lost the leases end, but what is being handled stays in hand: the same parcel under a new lease finds it here. Where
+there are checkpoints (`keeps`), nothing is called done before one says so (`kept`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, final
@@ -22,6 +24,7 @@ from broker.wire.mailbox import Delivery
 from enclave.channel import ReceivingChannels
 from enclave.errors import Code
 from enclave.mailbox import Inbox
+from enclave.openings import Openings
 from enclave.session import Broker
 
 log: Final = logging.getLogger("cloister.agent")
@@ -35,7 +38,6 @@ PASSING: Final = frozenset(
     }
 )
 MAX_CODE: Final = 128
-MAX_OPENINGS: Final = 1024  # that could not be judged yet
 _Key = tuple[bytes, int]
 
 
@@ -82,7 +84,7 @@ class Incoming(NamedTuple):
 class Ledger:
     """The deliveries of one mailbox."""
 
-    def __init__(self, inbox: Inbox, channels: ReceivingChannels, *, lease_s: int) -> None:
+    def __init__(self, inbox: Inbox, channels: ReceivingChannels, *, lease_s: int, keeps: bool = False) -> None:
         self._inbox = inbox
         self._channels = channels
         self._lease_s = lease_s
@@ -90,16 +92,20 @@ class Ledger:
         self._headers: dict[_Key, Header] = {}
         self._senders: dict[str, str] = {}
         self._rejected: dict[tuple[_Key, int], str] = {}
-        self._openings: list[pb.StreamOpening] = []
+        self._openings = Openings()
         self._settles: list[pb.Settle] = []
         self._credit = 0
+        self._keeps = keeps
+        self._unkept: deque[tuple[int, pb.Settle, int]] = deque()  # numbered, with what each is worth
+        self._number = 0
 
     def delivered(self, message: pb.FromBroker, broker: Broker, now_s: float) -> Iterator[Incoming]:
         """What of it is to be handled now, in order."""
         self._senders.update(message.senders)
-        self._openings.extend(message.openings)
-        if self._openings:
-            self._openings = [opening for opening in self._openings if not self._admit(opening, broker)][-MAX_OPENINGS:]
+        self._openings.retry(lambda opening: self._admit(opening, broker), now_s)
+        for opening in message.openings:
+            if not self._admit(opening, broker):
+                self._openings.keep(opening, now_s)
         for parcel in message.parcels:
             senders = self._senders
             opened = self._batch if parcel.kind == "batch" else self._envelope
@@ -215,18 +221,17 @@ class Ledger:
             entry.rejected = self._rejected[key, min(rejected)]
             for seq in rejected:
                 del self._rejected[key, seq]
-                self._channels.done(key[0], seq)
         else:
-            for seq in rejected:
-                self._channels.again(key[0], seq)
             entry.again |= rejected
+        for seq in rejected:
+            self._channels.again(key[0], seq)
         entry.pending -= rejected
         self._close(key, entry)
         return rejected
 
     def _refused(self, parcel: pb.Parcel, code: str) -> None:
         log.warning("message refused: %s", code)
-        later = code in PASSING or (code == Code.CHANNEL_UNOPENED and bool(self._openings))
+        later = code in PASSING or (code == Code.CHANNEL_UNOPENED and len(self._openings) > 0)
         verb, delay_s = (pb.Settle.NAK, RETRY_S) if later else (pb.Settle.REJECT, 0)
         if code == Code.ENVELOPE_REPLAYED:
             verb = pb.Settle.ACK  # handled before, under a lease that was lost
@@ -244,10 +249,7 @@ class Ledger:
 
     def again(self, incoming: Incoming, delay_s: int = 0, code: str = "") -> None:
         """Not handled: to be delivered again, no sooner than `delay_s` from now."""
-        if incoming.key[1]:
-            self._channels.again(incoming.key[0], incoming.seq)
-        elif header := self._headers.pop(incoming.key, None):
-            self._inbox.again(header)
+        self._reopen(incoming)
         entry = self._entries.get(incoming.key)
         if entry is not None:
             entry.again.add(incoming.seq)
@@ -255,7 +257,8 @@ class Ledger:
         self._leave(incoming)
 
     def reject(self, incoming: Incoming, code: str) -> None:
-        """Never to be handled: a dead letter. In a batch with others it is given back first, to become one alone."""
+        """Not to be handled: a dead letter, which an operator may send on its way again. In a batch with others it is
+        given back first, to become one alone."""
         entry, code = self._entries.get(incoming.key), _code(code) or str(Code.MESSAGE_REJECTED)
         if entry is not None and entry.size > 1:
             if len(self._rejected) < MAX_REJECTED:
@@ -264,7 +267,15 @@ class Ledger:
             return
         if entry is not None:
             entry.rejected = code
-        self.done(incoming)
+        self._reopen(incoming)
+        self._leave(incoming)
+
+    def _reopen(self, incoming: Incoming) -> None:
+        """It was not handled: a later delivery may be."""
+        if incoming.key[1]:
+            self._channels.again(incoming.key[0], incoming.seq)
+        elif header := self._headers.pop(incoming.key, None):
+            self._inbox.again(header)
 
     def _leave(self, incoming: Incoming) -> None:
         entry = self._entries.get(incoming.key)
@@ -288,8 +299,24 @@ class Ledger:
         self._tell(settle, entry.credit)
 
     def _tell(self, settle: pb.Settle, worth: int) -> None:
+        if self._keeps and settle.verb == pb.Settle.ACK:
+            self._number += 1
+            self._unkept.append((self._number, settle, worth))
+            return
         self._settles.append(settle)
         self._credit += worth
+
+    @property
+    def unkept(self) -> int:
+        """The number of the last settlement that waits for a checkpoint; 0 when none does."""
+        return self._unkept[-1][0] if self._unkept else 0
+
+    def kept(self, upto: int) -> None:
+        """A checkpoint that was made after that settlement is kept."""
+        while self._unkept and self._unkept[0][0] <= upto:
+            _, settle, worth = self._unkept.popleft()
+            self._settles.append(settle)
+            self._credit += worth
 
     # ── for the transport ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -314,7 +341,8 @@ class Ledger:
     def disconnected(self) -> None:
         """The leases have ended. What is in hand is credited to the next connection when it comes again."""
         self._settles, self._credit = [], 0
-        self._senders, self._openings = {}, []
+        self._unkept.clear()
+        self._senders, self._openings = {}, Openings()
         for entry in self._entries.values():
             entry.credit = 0
 

@@ -1,7 +1,7 @@
 """A message that was proved and opened, whichever way it came: what `handling` and handlers look at.
 
-Decides nothing. Mail over REST comes as an envelope of its own, mail over the stream on a channel or not; from here on
-they are alike.
+Decides nothing. What comes for a mailbox comes on a channel or as an envelope of its own, what comes from a topic is an
+envelope; from here on they are alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from enclave.mailbox import Opened
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
     """An opened message. `sender` is the subject in the verdict `peer`; `reply_to` the mailbox where it waits for an
-    answer, or nothing; `lease` names this delivery; `origin` is for whoever must settle it."""
+    answer, or nothing; `lease` names this delivery; `origin` is for whoever must settle it, if anybody must."""
 
     type: str
     sender: str
@@ -30,8 +30,15 @@ class Received:
     plaintext: bytes = field(repr=False)
     attempt: int
     lease: str
-    origin: Opened | Incoming = field(repr=False)
+    origin: Incoming | None = field(default=None, repr=False)
     blob: str = ""  # the name of the large payload that came with it
+
+    @property
+    def settled_as(self) -> Incoming:
+        """What the ledger calls it."""
+        if self.origin is None:
+            raise TypeError("a message of a topic is not settled")
+        return self.origin
 
     @classmethod
     def enveloped(cls, opened: Opened, *, lease: str, attempt: int) -> Self:
@@ -47,7 +54,6 @@ class Received:
             plaintext=opened.plaintext,
             attempt=attempt,
             lease=lease,
-            origin=opened,
         )
 
     @classmethod

@@ -25,16 +25,18 @@ from attestation.verdict import Verdict
 from broker.wire.blob import BLOB_TYPE
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
-from broker.wire.leases import AckRequest, Extension, Nak, Rejection
-from broker.wire.mailbox import MailboxInfo, ReceiveRequest, SendStatus
+from broker.wire.mailbox import MailboxInfo, SendStatus
 from broker.wire.release import ReleaseRequest
 from enclave import blobs
 from enclave.channel import ReceivingChannels
 from enclave.company import LOWERED, Company
 from enclave.durable import Durable, DurableReader
 from enclave.errors import BrokerRefused, Code, EnvelopeRefused, TransportFailed
+from enclave.fetching import LEASE_S as LEASE_S
+from enclave.fetching import Fetching
 from enclave.lanes import Announce
-from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, everyone
+from enclave.ledger import Incoming
+from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, everyone
 from enclave.received import Received
 from enclave.release import Secret, open_release
 from enclave.session import Admission
@@ -48,12 +50,9 @@ TAKEN_PATIENCE_S: Final = 45.0  # a little longer than a broker keeps a mailbox 
 CLOSE_PATIENCE_S: Final = 2.0
 KEY_CACHE_S: Final = 30.0
 WAIT_S: Final = 10
-HOLD_S: Final = 5
-HOLDING: Final = frozenset({Code.STANDING_UNKNOWN, Code.PEER_FALLEN})  # the message waits for a better moment
 STREAM_PATIENCE_S: Final = 5.0
 STANDING_S: Final = 30.0  # half of the age at which a list is too old
 BLOB_SLACK_S: Final = 60  # that a payload outlives the message that speaks of it
-LEASE_S: Final = 30
 # The owner has restarted or rolled its key; its token has ended since it was fetched; its key has ended.
 KEY_CODES: Final = frozenset({"mailbox.key_stale", "token.expired", "mailbox.key_signature_invalid"})
 
@@ -103,6 +102,15 @@ class Runtime(Company):
         self._sending: dict[str, asyncio.Lock] = {}
         self._found: dict[str, tuple[float, MailboxInfo]] = {}
         self._stream: Stream | None = None
+        self._fetching = Fetching(
+            self.inbox,
+            self._channels,
+            calls=self._calls,
+            do=self._authorised,
+            broker=lambda: self.admission.broker,
+            prepare=self._learn_in_time,
+            keep=self._durable.save if self._durable else None,
+        )
         self._carried = transport is not None
         self._keeping: asyncio.Task[None] | None = None
         self._met: set[str] = set()  # mailboxes that were written to before
@@ -170,7 +178,7 @@ class Runtime(Company):
             inbox=self.inbox,
             outbox=self._outbox,
             channels=self._channels,
-            receive=self._durable is None,
+            keep=self._durable.save if self._durable else None,
             credentials=grpc.ssl_channel_credentials() if self._calls.base_url.startswith("https:") else None,
         )
         await self.learn_standing()
@@ -184,6 +192,10 @@ class Runtime(Company):
             return
         self._stream = stream
         self._keeping = asyncio.create_task(self._keep_standing(), name="cloister-standing")
+
+    async def _learn_in_time(self) -> None:
+        if self.standing.due:
+            await self.learn_standing()
 
     async def _keep_standing(self) -> None:
         """What comes on a stream is opened at once, so the list of fallen agents is at hand before."""
@@ -247,7 +259,8 @@ class Runtime(Company):
         found = await self._mailbox(mailbox)
         large, often = blobs.is_large(plaintext), mailbox in self._met
         self._met.add(mailbox)
-        if self._stream is not None and often and not large and found.streams and found.key.kind == "ephemeral":
+        takes = found.streams or found.key.kind == "durable"  # whoever reads it next, by whichever way, takes channels
+        if self._stream is not None and often and not large and takes:
             self._outbox.verify_key(found, mailbox, admission)
             return self._stream.post(mailbox, plaintext=plaintext, announce=announce, **how)
         if large:
@@ -299,45 +312,24 @@ class Runtime(Company):
 
     async def receive(self, limit: int) -> list[Received]:
         """Wait for mail and open what can be proved. What cannot becomes a dead letter, and is logged with its code."""
-        if self._stream is not None and self._durable is None:
-            return await self._streamed(self._stream, limit)
-        name = self.inbox.name
-        request = ReceiveRequest(max_messages=limit, wait_s=WAIT_S, lease_s=LEASE_S)
-        response = await self._authorised(lambda: self._calls.receive(name, request))
-        if response.deliveries and self.standing.due:
-            await self.learn_standing()
-        received, again, dropped, held = [], list[str](), list[Rejection](), list[Nak]()
-        for delivery in response.deliveries:
+        way, received = self._way, []
+        for incoming in await way.receive(limit, WAIT_S):
             try:
-                opened = self.inbox.open(delivery, response.senders, self.admission.broker)
-                found = Received.enveloped(opened, lease=delivery.lease, attempt=delivery.attempt)
-                received.append(await self._whole(found))
-            except (EnvelopeRefused, AttestationError, WireError) as error:
-                if error.code is Code.ENVELOPE_REPLAYED:  # handled, and the acknowledgement was lost; or put back
-                    again.append(delivery.lease)
-                elif error.code in HOLDING:
-                    log.warning("message held: %s", error.code)
-                    held.append(Nak(lease=delivery.lease, delay_s=HOLD_S, code=str(error.code)))
-                elif error.code is not Code.ENVELOPE_IN_PROGRESS:
-                    log.warning("message refused: %s", error.code)
-                    dropped.append(Rejection(lease=delivery.lease, code=str(error.code)))
-        if dropped or again or held:
-            with suppress(BrokerRefused):  # the leases have ended meanwhile; they will be refused again
-                await self._settle(AckRequest(ack=tuple(again), reject=tuple(dropped), nak=tuple(held)))
-        return received
-
-    async def _streamed(self, stream: Stream, limit: int) -> list[Received]:
-        received = []
-        for incoming in await stream.receive(limit, WAIT_S):
-            try:
-                received.append(await self._whole(Received.streamed(incoming)))
+                received.append(await self._whole(way, incoming))
             except (EnvelopeRefused, AttestationError, WireError) as error:
                 log.warning("message refused: %s", error.code)
-                stream.reject(incoming, str(error.code))
+                way.reject(incoming, str(error.code))
+                with suppress(BrokerRefused):  # the lease has ended meanwhile; it will be refused again
+                    await way.settle()
         return received
 
-    async def _whole(self, received: Received) -> Received:
+    @property
+    def _way(self) -> Stream | Fetching:
+        return self._stream or self._fetching
+
+    async def _whole(self, way: Stream | Fetching, incoming: Incoming) -> Received:
         """With the large payload that the message may speak of."""
+        received = Received.streamed(incoming)
         try:
             ref = blobs.referred(received.plaintext)
             if ref is not None:
@@ -345,55 +337,36 @@ class Runtime(Company):
                 payload = blobs.open_blob(self.inbox, ref, raw, sender=received.peer, labels=received.labels)
                 received = replace(received, plaintext=payload, blob=ref.sha256)
         except BrokerRefused as refusal:
-            self._unopened(received)
             raise EnvelopeRefused(Code.ENVELOPE_PAYLOAD, f"the broker says {refusal.code}") from None
+        except (EnvelopeRefused, AttestationError, WireError):
+            raise
         except BaseException:
-            self._unopened(received)
+            way.again(incoming)
             raise
         self._labels |= received.labels
         return received
 
-    def _unopened(self, received: Received) -> None:
-        if isinstance(received.origin, Opened):
-            self.inbox.again(received.origin.header)
-
     async def finish(self, received: Received) -> None:
-        """Handled: never again."""
-        if isinstance(received.origin, Opened):
-            self.inbox.done(received.origin.header)
-            if self._durable:
-                await self._durable.save()  # of a durable mailbox not even after a restart
-            await self._settle(AckRequest(ack=(received.lease,)))
-        elif self._stream is not None:
-            self._stream.done(received.origin)
+        """Handled: never again; of a durable mailbox not even after a restart."""
+        self._way.done(received.settled_as)
+        await self._way.settle()
         if received.blob:
             with suppress(CloisterError):  # it ends by itself
                 await self._authorised(lambda: self._calls.drop_blob(received.blob))
 
     async def refuse(self, received: Received, code: str) -> None:
-        """No attempt will help: a dead letter, whose reason is the code."""
-        if isinstance(received.origin, Opened):
-            self.inbox.again(received.origin.header)  # not handled: an operator can send it on its way again
-            await self._settle(AckRequest(reject=(Rejection(lease=received.lease, code=code),)))
-        elif self._stream is not None:
-            self._stream.reject(received.origin, code)
+        """No attempt will help: a dead letter, whose reason is the code. An operator can send it on its way again."""
+        self._way.reject(received.settled_as, code)
+        await self._way.settle()
 
     async def give_back(self, received: Received, delay_s: int, code: str = "") -> None:
         """To be delivered again, after `delay_s`; `code` says why."""
-        if isinstance(received.origin, Opened):
-            self.inbox.again(received.origin.header)
-            await self._settle(AckRequest(nak=(Nak(lease=received.lease, delay_s=delay_s, code=code),)))
-        elif self._stream is not None:
-            self._stream.again(received.origin, delay_s, code)
+        self._way.again(received.settled_as, delay_s, code)
+        await self._way.settle()
 
-    async def keep(self, held: list[Received]) -> None:
-        """Extend the leases of what is being handled; a stream does so by itself."""
-        leases = [received.lease for received in held if isinstance(received.origin, Opened)]
-        if leases:
-            await self._settle(AckRequest(extend=tuple(Extension(lease=lease, lease_s=LEASE_S) for lease in leases)))
-
-    async def _settle(self, request: AckRequest) -> None:
-        await self._authorised(lambda: self._calls.ack(self.inbox.name, request))
+    async def keep(self, _: list[Received]) -> None:
+        """Extend the leases of what is being handled."""
+        await self._way.extend()
 
     async def owner_of(self, mailbox: str) -> Verdict:
         """Who reads there: as the broker says, and as the mailbox's key confirms. Raises as `send` does."""

@@ -19,7 +19,7 @@ from broker.wire.keys import NO_INCARNATION, KeySet, KeysRequest, Place
 from broker.wire.names import is_resource
 from enclave.checkpoint import Memory, decode, encode, seal, unseal
 from enclave.durable import Durable
-from enclave.errors import Code, EnvelopeRefused, StateLost
+from enclave.errors import Code, EnvelopeRefused, StateLost, TransportFailed
 from enclave.received import Received
 from enclave.replay import Window
 from enclave.runtime import Runtime
@@ -28,6 +28,7 @@ from tests.broker_world import Agent, World, outcome
 
 BOX = "lab/mail/jobs"
 KEEPING = Durable()
+PATIENCE_S = 10.0
 
 
 class Stage:
@@ -37,7 +38,7 @@ class Stage:
         self.broker = broker
         self.running: list[Runtime] = []
 
-    async def start(self, mailbox: str = BOX, durable: Durable | None = KEEPING) -> Runtime:
+    async def start(self, mailbox: str = BOX, durable: Durable | None = KEEPING, *, stream: bool = False) -> Runtime:
         runtime = Runtime(
             domain=self.broker.machine.launch("durable"),
             trust=self.broker.trust,
@@ -48,12 +49,18 @@ class Stage:
         self.running.append(runtime)
         await runtime.attest()
         await runtime.publish()
+        if stream:
+            await runtime.connect()
+            assert runtime._stream is not None
         return runtime
 
     async def crash(self, runtime: Runtime) -> None:
         """The process is gone; that nobody waits for its mailbox is this helper's doing."""
         self.running.remove(runtime)
         owner = runtime.admission.subject
+        if runtime._stream is not None:
+            runtime._stream._keeping = None  # no last checkpoint
+            await runtime._stream.close()
         await self.inside(lambda tx: tx.mail.hold(runtime.inbox.name, owner=owner, until_ms=0))
         await runtime._client.aclose()
 
@@ -140,6 +147,161 @@ async def test_mail_is_taken_while_nobody_is_there_to_read_it(place: Stage) -> N
     sender = await place.start("lab/mail/sender", durable=None)
     await tell(sender, b"one")
     assert await texts(await place.start()) == [b"one"]
+
+
+# ── over the stream, on channels ───────────────────────────────────────────────────────────────────────────────────
+
+
+async def some(reader: Runtime, count: int, *, done: bool = True) -> list[bytes]:
+    """The next so many messages."""
+    found: list[bytes] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while len(found) < count:
+            for received in await reader.receive(count - len(found)):
+                found.append(received.plaintext)
+                if done:
+                    await reader.finish(received)
+    return found
+
+
+async def emptied(place: Stage) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while await place.inside(lambda tx: tx.mail.waiting(BOX)):
+            await asyncio.sleep(0.01)
+
+
+async def kinds_waiting(place: Stage) -> set[str]:
+    rows = await place.inside(lambda tx: list(tx.mail._parcels.rows.values()))
+    return {row.new.kind for row in rows if row.new.mailbox == BOX}
+
+
+@pytest.mark.asyncio
+async def test_a_durable_mailbox_is_read_over_the_stream_from_channels_and_nothing_is_left(place: Stage) -> None:
+    reader = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    wanted = [b"%d" % number for number in range(40)]
+    reading = asyncio.create_task(some(reader, len(wanted)))
+    for text in wanted:
+        await tell(sender, text)
+    assert await reading == wanted
+    await emptied(place)
+    assert [one.highest for one in reader._channels.passages()] == [39]  # the first went as an envelope
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "rest"])
+async def test_the_next_process_reads_what_waits_on_a_channel_whichever_way_it_reads(
+    place: Stage, stream: bool
+) -> None:
+    """Its first owner handled some, had some in hand, and never saw the rest; the sender has gone as well."""
+    first = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    for number in range(4):
+        await tell(sender, b"%d" % number)
+    assert await some(first, 2) == [b"0", b"1"]
+    await first._durable.save()  # type: ignore[union-attr]
+    assert await some(first, 2, done=False) == [b"2", b"3"]
+    await place.crash(first)
+    for number in range(4, 7):
+        await tell(sender, b"%d" % number)
+    await place.crash(sender)
+    assert "batch" in await kinds_waiting(place)
+    second = await place.start(stream=stream)
+    assert await some(second, 5) == [b"%d" % number for number in range(2, 7)]
+    await emptied(place)
+    assert second._durable is not None
+    assert second._durable.lost is None
+
+
+@pytest.mark.asyncio
+async def test_a_channel_goes_on_over_a_restart_of_its_reader(place: Stage) -> None:
+    """The sender need not notice; the next owner proves by the chain that nothing is missing in between."""
+    first = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    for text in (b"0", b"1"):
+        await tell(sender, text)
+    assert await some(first, 2) == [b"0", b"1"]
+    await emptied(place)
+    await place.crash(first)
+    await tell(sender, b"2")
+    second = await place.start(stream=True)
+    await tell(sender, b"3")
+    assert await some(second, 2) == [b"2", b"3"]
+    (passage,) = second._channels.passages()
+    assert (passage.highest, passage.holes, passage.skipped) == (3, (), ())
+
+
+@pytest.mark.asyncio
+async def test_a_batch_that_is_put_back_is_taken_by_no_process_a_second_time(place: Stage) -> None:
+    first = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    await tell(sender, b"0")
+    assert await some(first, 1) == [b"0"]
+    await emptied(place)
+    await tell(sender, b"1")
+    parcel = await place.inside(_stored)
+    assert await some(first, 1) == [b"1"]
+    await emptied(place)
+    reader = first
+    for _ in range(2):
+        await place.inside(lambda tx: _put_back(tx, parcel))
+        await tell(sender, b"next")
+        assert await some(reader, 1) == [b"next"]
+        await emptied(place)
+        await place.crash(reader)
+        reader = await place.start(stream=True)
+
+
+@pytest.mark.asyncio
+async def test_a_checkpoint_whose_confirmation_was_lost_does_not_stop_the_reader(place: Stage) -> None:
+    reader = await place.start()
+    assert reader._durable is not None
+    before, do = reader._durable._number, reader._durable._do
+
+    async def deaf(make: Any) -> Any:
+        await do(make)
+        raise TransportFailed(Code.CLIENT_TIMEOUT, "the answer never came")
+
+    reader._durable._do = deaf
+    with pytest.raises(TransportFailed):
+        await reader._durable.save()
+    reader._durable._do = do
+    assert reader._durable._number == before
+    await reader._durable.save()
+    assert reader._durable._number == before + 2
+
+
+@pytest.mark.asyncio
+async def test_a_broker_that_is_put_back_under_a_living_reader_gets_a_number_above_all_that_were(
+    place: Stage, tmp_path: Path
+) -> None:
+    how = Durable(state_file=tmp_path / "state.json")
+    reader = await place.start(durable=how)
+    assert reader._durable is not None
+    old = await place.inside(lambda tx: (tx.marks.get(f"state/{BOX}"), tx.states.get(BOX)))
+    for _ in range(3):
+        await reader._durable.save()
+    highest = reader._durable._number
+    newest = await place.inside(lambda tx: (tx.marks.get(f"state/{BOX}"), tx.states.get(BOX)))
+    await place.inside(lambda tx: _rolled_back((tx, old)))
+    await reader._durable.save()
+    assert reader._durable._number == highest + 1
+    await place.crash(reader)
+    await place.inside(lambda tx: _rolled_back((tx, newest)))
+    again = await place.start(durable=how)
+    assert again._durable is not None
+    assert again._durable.lost is not None
+    assert again._durable.lost.code is Code.STATE_ROLLED_BACK
+
+
+@pytest.mark.asyncio
+async def test_a_checkpoint_of_somebody_else_is_not_written_over(place: Stage) -> None:
+    reader = await place.start()
+    assert reader._durable is not None
+    number = reader._durable._number + 5
+    await place.inside(lambda tx: tx.marks.put(f"state/{BOX}", f"{number} {'00' * 32}"))
+    with pytest.raises(StateLost):
+        await reader._durable.save()
 
 
 # ── lost state is never silently accepted ──────────────────────────────────────────────────────────────────────────

@@ -1,12 +1,13 @@
 """What is on its way: the same bytes until they are answered, in order, and anew only what was not taken."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from broker.wire import stream_pb2 as pb
 from broker.wire.channel import ChannelBatch
-from enclave.channel import Outgoing
+from enclave.channel import Outgoing, SendingChannel
 from enclave.errors import BrokerRefused
 from enclave.lanes import MAX_FULL, Item, Lane
 from tests.test_channel import BOX, Pair
@@ -164,6 +165,27 @@ async def test_another_key_of_the_mailbox_ends_the_channel_when_nothing_is_flyin
     way.key()
     (second,) = way.sends()
     assert firsts([second]) == [1]
+
+
+@pytest.mark.asyncio
+async def test_another_owner_under_the_same_key_is_written_to_on_another_channel(way: Way) -> None:
+    """Of a durable mailbox: the next owner has not been proved to this channel, and its answers are another's."""
+    way.post(b"1")
+    way.key()
+    (first,) = way.sends()
+    way.answer(first)
+    way.now_s += 100
+    way.post(b"2")
+    heir = replace(way.pair.b.info(), key=replace(way.pair.b.key, owner="another"))
+    opened: list[SendingChannel] = []
+
+    def anew() -> SendingChannel:
+        opened.append(way.pair.opened(way.pair.a))
+        return opened[0]
+
+    way.lane.found(heir, anew, way.now_s)
+    (second,) = way.sends()
+    assert [one.opening for one in opened] == [second.opening]
 
 
 @pytest.mark.asyncio

@@ -25,10 +25,14 @@ class Book:
         self.pair = Pair()
         self.b = self.pair.b
         self.channels = ReceivingChannels(self.b.inbox, self.b.inbox._time)
-        self.ledger = Ledger(self.b.inbox, self.channels, lease_s=LEASE_S)
+        self.ledger = self.begun()
         self.channel: SendingChannel = self.pair.opened(self.pair.a)
         self.leases = 0
         self.told = False
+
+    def begun(self, *, keeps: bool = False) -> Ledger:
+        self.ledger = Ledger(self.b.inbox, self.channels, lease_s=LEASE_S, keeps=keeps)
+        return self.ledger
 
     def sealed(self, *texts: bytes) -> bytes:
         return self.channel.seal([Outgoing(kind="note", plaintext=text) for text in texts]).raw
@@ -143,7 +147,7 @@ def test_an_opening_that_cannot_be_judged_yet_holds_what_comes_on_its_channel(
     assert book.take(book.delivery(raw)) == []
     assert book.said() == [("lease1", pb.Settle.NAK, [], Code.CHANNEL_UNOPENED)]
     monkeypatch.setattr(inbox, "open", opens)
-    assert [one.plaintext for one in book.take(book.delivery(raw))] == [b"1"]
+    assert [one.plaintext for one in book.take(book.delivery(raw), now_s=5.0)] == [b"1"]
 
 
 def test_a_channel_whose_opening_never_came_is_refused(book: Book) -> None:
@@ -159,3 +163,47 @@ def test_leases_of_what_is_in_hand_are_extended_after_half_of_their_time(book: B
     assert not book.ledger.keep(LEASE_S / 2 + 2)
     book.ledger.done(one)
     assert not book.ledger.keep(10 * LEASE_S)
+
+
+def test_a_dead_letter_that_is_sent_on_its_way_again_is_handed_out_again(book: Book) -> None:
+    alone, shared = book.sealed(b"1"), book.sealed(b"2", b"3")
+    one, two, three = book.take(book.delivery(alone, shared))
+    book.ledger.reject(one, "note.unknown")
+    book.ledger.reject(two, "note.unknown")
+    book.ledger.done(three)
+    assert book.take(book.delivery(shared, remaining=[2], messages=1)) == []  # it dies alone
+    assert [verb for _, verb, _, _ in book.said()] == [pb.Settle.REJECT, pb.Settle.ACK, pb.Settle.REJECT]
+    again = book.take(book.delivery(alone)) + book.take(book.delivery(shared, remaining=[2], messages=1))
+    assert [one.plaintext for one in again] == [b"1", b"2"]
+
+
+def test_nothing_is_called_done_before_a_checkpoint_says_so(book: Book) -> None:
+    ledger = book.begun(keeps=True)
+    first, second, third = book.sealed(b"1"), book.sealed(b"2", b"3"), book.sealed(b"4")
+    one, two, three, four = book.take(book.delivery(first, second, third))
+    assert ledger.unkept == 0
+    ledger.done(one)
+    covered = ledger.unkept
+    ledger.done(two)
+    ledger.again(three)
+    ledger.reject(four, "note.unknown")
+    assert book.said() == [("lease3", pb.Settle.REJECT, [], "note.unknown")]  # nothing was handled there
+    assert book.credit == 1
+    ledger.kept(covered)
+    assert book.said() == [("lease1", pb.Settle.ACK, [], "")]
+    ledger.kept(ledger.unkept)
+    assert (book.said(), book.credit) == ([("lease2", pb.Settle.ACK, [3], "")], 2)
+    assert ledger.unkept == 0
+
+
+def test_what_was_handled_and_not_kept_when_the_connection_broke_is_recognised_and_waits_too(book: Book) -> None:
+    ledger = book.begun(keeps=True)
+    raw = book.sealed(b"1")
+    (one,) = book.take(book.delivery(raw))
+    ledger.done(one)
+    ledger.disconnected()
+    assert ledger.unkept == 0
+    assert book.take(book.delivery(raw, opening=True)) == []
+    assert book.said() == []
+    ledger.kept(ledger.unkept)
+    assert book.said() == [("lease2", pb.Settle.ACK, [], "")]

@@ -1,8 +1,9 @@
 """Checkpoints of durable mailboxes' readers: kept beside the mailbox, numbered, and the number signed.
 
-Decides that numbers go up by one. A reader that starts again learns, signed over its own nonce, which checkpoint is the
-newest; anything older, from the broker's disk or the host's, does not fit the signature. What a checkpoint says is
-sealed by the reader, and can be anything; so whoever is shown it is held to the labels of who wrote it.
+Decides that numbers go up: by one, or by more when the reader knows of one that the broker's disk forgot. A reader that
+starts again learns, signed over its own nonce, which checkpoint is the newest; anything older, from the broker's disk
+or the host's, does not fit the signature. What a checkpoint says is sealed by the reader, and can be anything; so
+whoever is shown it is held to the labels of who wrote it.
 """
 
 import json
@@ -20,6 +21,7 @@ from broker.wire.names import is_resource
 from broker.wire.state import SaveRequest, StateRequest, StateResponse, state_digest
 from policies.model import Receive
 
+MAX_AHEAD: Final = 1 << 32  # so that no reader can use all numbers up
 _MARK: Final = "state/"
 _LABELS: Final = "state-labels/"
 _NOTHING: Final = state_digest(b"")
@@ -89,7 +91,7 @@ class StateDesk:
             number, known = newest(tx, mailbox)
             if (number, known) == (request.number, digest):
                 return  # the answer was lost, and this is the same again
-            if number + 1 != request.number:
+            if not number < request.number <= number + MAX_AHEAD:
                 raise BrokerError(BrokerCode.MAILBOX_CHECKPOINT, f"{mailbox}: {request.number} after {number}")
             tx.states.put(mailbox, request.sealed)
             tx.marks.put(_MARK + mailbox, f"{request.number} {digest.hex()}")
