@@ -179,6 +179,31 @@ def holder_key(path: Annotated[Path, typer.Argument(help="Where to write it; PAT
         print(f"{path}.pub  {made.thumbprint}")
 
 
+def admin_key(
+    path: Annotated[Path, typer.Argument(help="The key's file; made, mode 0600, when there is none.")],
+    name: Annotated[str, typer.Option(help="Whose it is: goes into the log.")] = "",
+    role: Annotated[str, typer.Option(help="security, operator or auditor.")] = "operator",
+    tenants: Annotated[list[str] | None, typer.Option("--tenant", help="For this tenant alone; repeatable.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make another administrator's key. Prints what the broker's settings need; the key stays with its owner."""
+    from broker.commands.admin_client import load_key
+    from broker.commands.setup import admin_key as make
+    from broker.rights import ROLES
+    from broker.wire.jose import thumbprint
+
+    with answering(as_json):
+        if role not in ROLES:
+            raise AdminError("admin.usage", f"a role is one of {', '.join(ROLES)}", status=USAGE)
+        try:
+            jkt = thumbprint(load_key(path).public_key()) if path.exists() else make(path)
+        except OSError as error:
+            raise AdminError("admin.key_file", f"{path}: {error.strerror}", status=USAGE) from None
+        found = {"name": name or path.stem, "jkt": jkt, "role": role} | ({"tenants": tenants} if tenants else {})
+        lines = [f"{key} = {json.dumps(value)}" for key, value in found.items()]
+        show(found, as_json, lambda: iter(["[[admins]]", *lines]))
+
+
 def unseal(
     share: Annotated[Path, typer.Argument(help="The share's file.")],
     url: Url,
@@ -322,5 +347,6 @@ def add(app: typer.Typer) -> None:
     app.command("serve")(serve)
     app.command("unseal")(unseal)
     app.command("confirm")(confirm)
+    app.command("admin-key")(admin_key)
     app.command("holder-key")(holder_key)
     app.command("rewrap")(rewrap)

@@ -111,7 +111,7 @@ def initialise(
     if (folder / SETTINGS).exists():
         raise BrokerError(BrokerCode.CONFIG_INVALID, f"{folder} holds a broker already")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    jkt = _admin_key(folder / "admin.pem")
+    jkt = admin_key(folder / "admin.pem")
     write(starter(kind, tenant=tenant, at=at), folder / "policy")
     text = _TOML.format(
         profile=profile,
@@ -159,8 +159,8 @@ def _trust(roots_file: Path | None, profile: str) -> str:
     return f"roots_file = {json.dumps(str(roots_file.resolve()))}{said}"
 
 
-def _admin_key(path: Path) -> str:
-    """A fresh key in its file; its thumbprint."""
+def admin_key(path: Path) -> str:
+    """A fresh key in its file, mode 0600; its thumbprint. Raises OSError, where there is such a file too."""
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
