@@ -29,8 +29,9 @@ def decision_file(store: Readable, index: int, log_key: bytes) -> bytes:
 
 def gather(tx: Transaction, index: int, log_key: bytes) -> Decision:
     """The parts of one decision. Raises BrokerError log.entry_unknown, decision.unavailable."""
-    row, head = tx.log.entry(index), tx.log.head()
-    if row is None or head is None or index >= head.size:
+    head = tx.log.head()
+    row = tx.log.entry(index) if head is not None and 0 <= index < head.size else None
+    if row is None or head is None:
         raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, f"entry {index}")
     facts = json.loads(row.entry)
     try:

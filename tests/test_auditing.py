@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from broker.audit import Entry, Kind, verify_store
 from broker.auditing import GIVING, Flag, Flaw, review, token_flags
-from broker.errors import BrokerError
+from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.platforms import MAX_ADDRESSES, MAX_PLATFORMS, WINDOW_S, Platforms
 from broker.store.sql import SqlFile
@@ -268,6 +268,8 @@ async def test_the_commands_verify_bundle_and_token_work_on_a_copy(world: World,
     out = tmp_path / "decision"
     status, told = command("bundle", str(index), "--out", out, "--database", path, "--log-key", vkey)
     assert (status, told["bytes"]) == (0, out.stat().st_size)
+    status, told = command("bundle", str(10**30), "--out", out, "--database", path, "--log-key", vkey)
+    assert (status, told["code"]) == (1, BrokerCode.LOG_ENTRY_UNKNOWN)
     assert command("token", path, "--token", token, "--jwks", jwks)[0] == 0
     entry = Entry(kind=Kind.SECRET_RELEASED, at=world.broker.clock(), subject="agent/acme/nobody", resource="acme/a/b")
     await world.broker.audit.record(entry, lambda _: None)
