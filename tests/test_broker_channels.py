@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,25 @@ async def test_the_receivers_next_start_ends_the_channel(world: World) -> None:
     await b.open(BOX)
     assert await outcome(made.send(made.batch(b"two"))) == BrokerCode.MAILBOX_KEY_STALE
     assert await outcome(made.send(made.batch(b"x"), name="acme/mail/none")) == BrokerCode.CHANNEL_OWNER
+
+
+@pytest.mark.asyncio
+async def test_an_opening_is_kept_as_long_as_a_message_on_its_channel_and_no_longer(world: World) -> None:
+    """It says four days, so that messages may live as long; nothing of it lies there once they have ended."""
+    made, _ = await channel(world)
+    made.opening = made.opened(life_s=4 * 24 * 3600 - 60)
+    made.chain = chain_start(made.opening)
+    now_ms = int(world.broker.clock().timestamp() * 1000)
+    await made.begin(b"one", expires_at_ms=now_ms + 3 * 3600_000)
+
+    async def kept_after(hours: float) -> bool:
+        world.machine.clock.advance(timedelta(hours=hours))
+        await made.agent.attest()
+        await HandMade(made.agent, made.key).begin(b"later")
+        return world.broker.store.read(lambda tx: tx.channels.opening(made.channel)) is not None
+
+    assert await kept_after(2)
+    assert not await kept_after(1.1)
 
 
 @pytest.mark.asyncio

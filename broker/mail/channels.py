@@ -38,6 +38,7 @@ from broker.wire.jose import p256_from_spki
 from broker.wire.mailbox import SendStatus
 from policies.model import Send
 
+LIFE_MS: Final = 3600 * 1000 + SKEW_MS  # of a channel's key; its messages may live longer, and the opening with them
 MAX_ENDS: Final = 64  # batches of a channel that a sender may send again
 MAX_OPEN: Final = 64  # channels of one sender to one mailbox; one of which nothing is left there makes room
 _END: Final = struct.Struct(">Q16s")  # a batch's last number, and half of the chain after it
@@ -250,13 +251,13 @@ def _new_record(checked: _Checked) -> ChannelRecord | None:
         chain=chain_start(opened.envelope),
         ends=b"",
         accepted_at_ms=message.accepted_at_ms,
-        until_ms=opened.header.expires_at_ms,
+        until_ms=min(opened.header.expires_at_ms, message.accepted_at_ms + LIFE_MS),
         opening=opened.raw,
     )
 
 
 def _room(tx: Transaction, record: ChannelRecord) -> bool:
-    """Whether the sender may have another channel there: its openings are kept for as long as it says."""
+    """Whether the sender may have another channel there: openings are kept for an hour, and as long as messages are."""
     own = tx.channels.of(record.sender, record.mailbox)
     if len(own) < MAX_OPEN:
         return True
