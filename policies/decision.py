@@ -54,7 +54,7 @@ class DecisionError(Exception):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A decision as somebody tells it. Believe what `judged.check` finds, and nothing else."""
+    """A decision as somebody tells it. Believe what `decided.check` finds, and nothing else."""
 
     log_key: str
     index: int

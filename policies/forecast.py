@@ -12,6 +12,7 @@ Dates in the bundle are judged as if the collateral had been renewed by then, so
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -149,10 +150,8 @@ def _moments(bundle: Bundle, recording: Recording) -> Iterator[tuple[datetime, s
     """First moment after each end: collateral and certificates hold through their last second, bundle dates do not."""
     roots = _roots(recording)
     windows = endorse(recording.collateral, roots).windows
-    try:
+    with suppress(AttestationError):  # a quote that cannot be read has no chain that could end
         windows += judge_pck_chain(Quote.parse(recording.quote), roots).windows
-    except AttestationError:
-        windows += ()
     for what, end in {(window.what, window.end) for window in windows}:
         yield datetime.fromtimestamp(end, UTC) + SECOND, f"{what} ends", ""
     for moment, what, file, line in bundle.ends():
