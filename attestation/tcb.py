@@ -15,6 +15,7 @@ from operator import ge
 from typing import Any, Final, NamedTuple, final
 
 COMPONENTS: Final = 16
+_MAX_LABEL: Final = 64  # characters; the longest real one has 25
 
 
 class TcbStatus(StrEnum):
@@ -189,4 +190,10 @@ def nearest(levels: Iterable[TcbLevel], svns: PlatformSvns) -> tuple[TcbLevel, t
 
 def _component(family: str, level: TcbLevel, at: int, have: int, need: int) -> Shortfall:
     published = level.labels[family][at]
-    return Shortfall(f"{family}[{at}]", str(published.get("type", "")), str(published.get("category", "")), have, need)
+    return Shortfall(f"{family}[{at}]", _label(published, "type"), _label(published, "category"), have, need)
+
+
+def _label(component: dict[str, Any], member: str) -> str:
+    """Text for people, or nothing: what nobody has to read must not fill or bend a log."""
+    found = component.get(member)
+    return found if type(found) is str and len(found) <= _MAX_LABEL and found.isprintable() else ""

@@ -269,6 +269,12 @@ _limit = (bytes.fromhex("0603551d36"), False, integer(0))
 put("chain.profile", "an inhibitAnyPolicy, not critical", sets("certs", "ca", extra=[_limit]))
 
 
+@attack("ok")
+def distribution_points_that_are_no_der(w: World) -> None:
+    w.certs["leaf"].drop = (DISTRIBUTION,)
+    w.certs["leaf"].extra = [(DISTRIBUTION, False, b"\x30\x05?")]
+
+
 @attack("chain.profile")
 def a_critical_sgx_extension(w: World) -> None:
     w.certs["leaf"].drop = (SGX,)

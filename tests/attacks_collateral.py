@@ -198,12 +198,12 @@ def a_crl_with_a_broken_entry(w: World) -> None:
     w.raw["pck_crl"] = raw.replace(integer(7) + b"\x17", integer(7) + b"\x19").hex()
 
 
-def _entry(which: str, *extensions: bytes, serial: int = 12) -> Change:
+def _entry(which: str, *extensions: bytes, serial: int = 12, since: int = AT - 30 * DAY) -> Change:
     """A list of one entry with these extensions."""
 
     def change(w: World) -> None:
         crl: CrlParts = getattr(w, which)
-        crl.entries = [seq(integer(serial), time(AT - 30 * DAY), seq(*extensions) if extensions else b"")]
+        crl.entries = [seq(integer(serial), time(since), seq(*extensions) if extensions else b"")]
 
     return change
 
@@ -223,6 +223,7 @@ for _which in ("root_crl", "pck_crl"):
         ("whose entry has a reason that nobody knows", "ok", seq(_REASON, octets(b"\x0a\x01\x0b"))),
     ):
         put(_code, f"a {_which} {_title}", _entry(_which, _extension))
+put("ok", "a pck_crl with a revocation dated before 1970", _entry("pck_crl", since=-DAY))
 put("ok", "a pck_crl whose entry's serial looks like a critical flag", _entry("pck_crl", serial=0x010101FF01))
 put(
     "chain.revoked",

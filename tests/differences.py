@@ -50,6 +50,8 @@ RULES = (
     Rule("auth-data", ("ok",), ("auth data of",)),
     Rule("crl-reason", ("ok",), ("a reason that nobody knows",)),
     Rule("pcesvn-high", ("ok",), ("a pcesvn with its top bit set",)),
+    Rule("before-1970", ("ok",), ("before 1970",)),
+    Rule("unread-bytes", ("ok",), ("distribution points that are no der",)),
     Rule("sgx-v5", ("ok",), ("sgx v5",)),
 )
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestation.errors import VerificationFailed
 from attestation.tcb import (
     ANY_TCB,
     ISV_STATES,
@@ -25,6 +26,8 @@ from attestation.tcb import (
     relaunch,
     short_of,
 )
+from tests.judging import judge
+from tests.pki_factory import World
 
 U, S, C, CS = "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"
 O, OC, R = "OutOfDate", "OutOfDateConfigurationNeeded", "Revoked"  # noqa: E741
@@ -191,3 +194,17 @@ def test_a_level_is_reached_when_nothing_is_short(
 ) -> None:
     have, need = svns(sgx, pcesvn, tdx), level(need_sgx, need_pcesvn, need_tdx)
     assert reaches(have, need) is (short_of(need, have) == ())
+
+
+@pytest.mark.parametrize("label", ["\ud800", "a\x1b[2J", "x" * 65, {"type": "BIOS"}, 7, None])
+def test_a_label_that_no_log_should_hold_is_left_out(label: object) -> None:
+    world = World()
+    world.sgx.pcesvn = 1
+    world.sgx.svns = [0] * 16
+    for component in world.tcb_info["tcbLevels"][1]["tcb"]["sgxtcbcomponents"]:
+        component |= {"type": label, "category": label}
+    with pytest.raises(VerificationFailed) as caught:
+        judge(world.input())
+    short = next(check.short for check in caught.value.checks if check.short)
+    assert {(item.label, item.category) for item in short if item.component.startswith("sgx")} == {("", "")}
+    assert len(caught.value.detail) < 2000
