@@ -63,6 +63,7 @@ class Handling:
         self._remembered = Remembered()
         self._queues: defaultdict[str, deque[Received]] = defaultdict(deque)
         self._held: dict[str, Received] = {}  # by lease
+        self._under_way: dict[tuple[bytes, str], asyncio.Task[Any]] = {}  # handlers, by the question and who asked
         self._working: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._stopping = False
@@ -125,6 +126,7 @@ class Handling:
             log.warning("message dropped: %s", error.code)
             awaited = True
         if awaited:
+            self._call_off(received)
             self._spawn(self._finish(received))
         elif self._stopping:
             self._spawn(self._return(received, int(STOP_PATIENCE_S)))
@@ -133,6 +135,12 @@ class Handling:
             queue.append(received)
             if len(queue) == 1:
                 self._spawn(self._drain(received.sender))
+
+    def _call_off(self, state: Received) -> None:
+        """Break off the handling of what nobody wants an answer to; what waits in a queue is passed over there."""
+        task = self._under_way.get((state.in_reply_to, state.sender))
+        if task is not None and self._waiting.called_off(state.in_reply_to, state.sender):
+            task.cancel()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -158,14 +166,33 @@ class Handling:
         except MessageError as error:
             await self._refuse(context, received, str(error.code), error)
             return
+        question = (received.msg_id, received.sender)
         try:
-            await self._carry_out(declared, context, received, message)
+            if not self._waiting.called_off(*question):
+                await self._wanted(declared, context, received, message)
+        except asyncio.CancelledError:
+            if self._stopping or not self._waiting.called_off(*question):
+                raise
+            log.info("%s is broken off: who asked wants no answer any more", declared.name)
+            await self._finish(received)
         except Reject as error:
             await self._refuse(context, received, error.code, error)
         except Exception as error:  # noqa: BLE001  a handler may raise anything; its message is tried again
             await self._failed(declared, context, received, error)
         else:
             await self._finish(received)
+
+    async def _wanted(self, declared: Declared, context: Context, received: Received, message: Any) -> None:
+        """Carry it out, for as long as who asked wants it; what comes afterwards is not cancelled any more."""
+        question, task = (received.msg_id, received.sender), asyncio.current_task()
+        assert task is not None
+        self._under_way[question] = task
+        try:
+            await self._carry_out(declared, context, received, message)
+        finally:
+            del self._under_way[question]
+            if task.cancelling() and self._waiting.called_off(*question):
+                task.uncancel()
 
     async def _carry_out(self, declared: Declared, context: Context, received: Received, message: Any) -> None:
         name = self._remembered.name(declared, received.sender, message)
