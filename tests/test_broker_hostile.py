@@ -308,8 +308,9 @@ async def test_t25_a_policy_without_enough_signatures_neither_starts_nor_comes_i
     reload = world.broker.administration.reload_policies
     for by in ((), (keys[0],), (keys[0], Ed25519PrivateKey.generate())):
         signed(*by)
-        with pytest.raises(BundleError):
+        with pytest.raises(BrokerError) as unsigned:
             await reload(world.settings.admins[0])
+        assert unsigned.value.codes == ("bundle.unsigned",)
     signed(*keys)
     await reload(world.settings.admins[0])
     await world.broker.close()
