@@ -46,6 +46,18 @@ def framed(*fields: bytes) -> bytes:
     return b"".join([len(field).to_bytes(4, "big") + field for field in fields])
 
 
+def unframed(raw: bytes) -> list[bytes]:
+    """The fields that `framed` was given. ValueError for what it would not have written."""
+    fields, at = [], 0
+    while at < len(raw):
+        start = at + 4
+        at = start + int.from_bytes(raw[at:start], "big")
+        if at > len(raw) or start > len(raw):
+            raise ValueError("a field ends behind the end")
+        fields.append(raw[start:at])
+    return fields
+
+
 class TooManyValues(ValueError):
     """The JSON text may be well formed, but would take more time and memory than its length suggests."""
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Self, final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation import es256
-from attestation.encoding import b64url, framed, from_b64url
+from attestation.encoding import b64url, framed, from_b64url, unframed
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
 from attestation.eventlog import MAX_LOG, EventLog
 from attestation.quote import MAX_QUOTE
@@ -72,6 +72,7 @@ class Binding:
     sealing_key: bytes = field(repr=False)
     init_data_digest: bytes = b""
     trust_file_digest: bytes
+    _encoded: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if tuple(map(type, _fields(self))) != _TYPES:
@@ -105,19 +106,44 @@ class Binding:
 
     def encode(self) -> bytes:
         """The tag and every field in the order of the class, each after its length (u32, big-endian)."""
-        return framed(
-            BINDING_TAG,
-            self.version.to_bytes(4, "big"),
-            self.role.encode(),
-            self.tenant.encode(),
-            self.broker_id,
-            self.nonce,
-            self.identity_key,
-            self.suite.encode(),
-            self.sealing_key,
-            self.init_data_digest,
-            self.trust_file_digest,
-        )
+        if not self._encoded:
+            encoded = framed(
+                BINDING_TAG,
+                self.version.to_bytes(4, "big"),
+                self.role.encode(),
+                self.tenant.encode(),
+                self.broker_id,
+                self.nonce,
+                self.identity_key,
+                self.suite.encode(),
+                self.sealing_key,
+                self.init_data_digest,
+                self.trust_file_digest,
+            )
+            object.__setattr__(self, "_encoded", encoded)
+        return self._encoded
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> Self:
+        """The inverse of `encode`. Raises MalformedEvidence: evidence.*"""
+        try:
+            tag, version, role, tenant, broker_id, nonce, key, suite, sealing_key, init_data, trust = unframed(encoded)
+            if tag != BINDING_TAG or len(version) != 4:
+                raise ValueError("another tag or version")
+            return cls(
+                version=int.from_bytes(version, "big"),
+                role=Role(role.decode()),
+                tenant=tenant.decode(),
+                broker_id=broker_id,
+                nonce=nonce,
+                identity_key=key,
+                suite=suite.decode(),
+                sealing_key=sealing_key,
+                init_data_digest=init_data,
+                trust_file_digest=trust,
+            )
+        except ValueError as error:
+            raise MalformedEvidence(Code.EVIDENCE_MALFORMED, f"no encoded binding: {error}") from error
 
     @property
     def report_data(self) -> bytes:

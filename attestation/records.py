@@ -2,22 +2,27 @@
 
 Decides the stored form of what agents and guests send, so that whoever kept it, or was handed a copy, can judge
 it again. Where blobs are kept is left to the caller, who gives and takes them by SHA-256.
+
+An agent's record is the fields AGENT_TAG, encoded binding, proof, the agent's nonce, SHA-256 of the quote, and of the
+event log if there is one, each after its length; a guest's is JSON, as an agent's was at first.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Final, final
 
-from attestation.encoding import b64url, compact_json, from_b64url, strict_json
+from attestation.encoding import b64url, compact_json, framed, from_b64url, strict_json, unframed
 from attestation.errors import MalformedEvidence
 from attestation.evidence import Binding, Evidence
 from attestation.guest import GuestEvidence
 
 GetBlob = Callable[[bytes], bytes]  # digest → blob; raises LookupError
 VIA_KBS: Final = "kbs"
+AGENT_TAG: Final = b"cloister/agent-evidence/v1"
+_BEFORE_PARTS: Final = 4  # fields of an agent's record
 _GUEST_PARTS: Final = ("event_log", "init_data", "quote", "runtime")
 
 
@@ -41,12 +46,7 @@ class AgentEvidence:
 
 def pack_agent(evidence: Evidence, client_nonce: bytes) -> Packed:
     parts = (evidence.quote,) if evidence.event_log is None else (evidence.quote, evidence.event_log)
-    record = {
-        "binding": evidence.binding.to_dict(),
-        "client_nonce": b64url(client_nonce),
-        "parts": [b64url(digest) for digest in evidence.digests],
-        "proof": b64url(evidence.proof),
-    }
+    record = framed(AGENT_TAG, evidence.binding.encode(), evidence.proof, client_nonce, *evidence.digests)
     return _packed(record, zip(evidence.digests, parts, strict=True))
 
 
@@ -54,13 +54,17 @@ def pack_guest(evidence: GuestEvidence) -> Packed:
     parts = {name: part for name in _GUEST_PARTS if (part := getattr(evidence, name)) is not None}
     digests = {name: hashlib.sha256(part).digest() for name, part in parts.items()}
     named = {name: b64url(digest) for name, digest in digests.items()}
-    return _packed({"parts": named, "via": VIA_KBS}, zip(digests.values(), parts.values(), strict=True))
+    record = compact_json({"parts": named, "via": VIA_KBS})
+    return _packed(record, zip(digests.values(), parts.values(), strict=True))
 
 
 def unpack(digest: bytes, get: GetBlob) -> AgentEvidence | GuestEvidence:
     """Raises LookupError when a part is missing or changed; ValueError for what is no record."""
     try:
-        record = strict_json(checked(digest, get))
+        raw = checked(digest, get)
+        if not raw.startswith(b"{"):
+            return _agent(raw, get)
+        record = strict_json(raw)
         if record.get("via") == VIA_KBS:
             return GuestEvidence(**{name: checked(from_b64url(part), get) for name, part in record["parts"].items()})
         quote, *log = (checked(from_b64url(part), get) for part in record["parts"])
@@ -75,6 +79,15 @@ def unpack(digest: bytes, get: GetBlob) -> AgentEvidence | GuestEvidence:
         raise ValueError(f"no record of evidence: {error}") from error
 
 
+def _agent(raw: bytes, get: GetBlob) -> AgentEvidence:
+    tag, binding, proof, client_nonce, *digests = unframed(raw)
+    if tag != AGENT_TAG or len(digests) not in (1, 2):
+        raise ValueError("another tag, or no quote and log")
+    quote, *log = (checked(digest, get) for digest in digests)
+    evidence = Evidence(quote=quote, event_log=log[0] if log else None, binding=Binding.decode(binding), proof=proof)
+    return AgentEvidence(evidence=evidence, client_nonce=client_nonce)
+
+
 def checked(digest: bytes, get: GetBlob) -> bytes:
     """The blob of that digest, hashed again. Raises LookupError."""
     found = get(digest)
@@ -86,14 +99,15 @@ def checked(digest: bytes, get: GetBlob) -> bytes:
 def part_digests(record: bytes) -> tuple[bytes, ...]:
     """Which blobs a record names. ValueError for what is no record."""
     try:
+        if not record.startswith(b"{"):
+            return tuple(unframed(record)[_BEFORE_PARTS:])
         parts = strict_json(record)["parts"]
         return tuple(from_b64url(part) for part in (parts.values() if isinstance(parts, dict) else parts))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no record of evidence: {error}") from error
 
 
-def _packed(record: Mapping[str, Any], parts: Iterable[tuple[bytes, bytes]]) -> Packed:
-    """`record` has its members in order of name, and `parts` come with their digests."""
-    raw = compact_json(record)
-    digest = hashlib.sha256(raw).digest()
-    return Packed(digest=digest, blobs=(*parts, (digest, raw)))
+def _packed(record: bytes, parts: Iterable[tuple[bytes, bytes]]) -> Packed:
+    """The parts come with their digests."""
+    digest = hashlib.sha256(record).digest()
+    return Packed(digest=digest, blobs=(*parts, (digest, record)))

@@ -16,7 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestation import es256
-from attestation.encoding import MAX_VALUES, TooManyValues, b64url, compact_json, framed, from_b64url, strict_json
+from attestation.encoding import (
+    MAX_VALUES,
+    TooManyValues,
+    b64url,
+    compact_json,
+    framed,
+    from_b64url,
+    strict_json,
+    unframed,
+)
 from attestation.errors import AttestationError, Code
 from attestation.evidence import (
     MLKEM768_X25519,
@@ -29,7 +38,7 @@ from attestation.evidence import (
     verify_proof,
 )
 from attestation.quote import MAX_QUOTE
-from attestation.records import AgentEvidence, pack_agent, unpack
+from attestation.records import AgentEvidence, pack_agent, part_digests, unpack
 
 KEY = ec.derive_private_key(7, ec.SECP256R1())
 OTHER = ec.derive_private_key(8, ec.SECP256R1())
@@ -113,7 +122,9 @@ def test_framing_tells_every_two_lists_apart(one: list[bytes], other: list[bytes
     assert (one == other) == (framed(*one) == framed(*other))
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Binding) if field.name != "version"])
+@pytest.mark.parametrize(
+    "name", [field.name for field in dataclasses.fields(Binding) if field.init and field.name != "version"]
+)
 def test_every_field_is_bound(name: str) -> None:
     other: dict[str, Any] = {
         "role": Role.PEER,
@@ -162,7 +173,7 @@ class Shout(str):
     __slots__ = ()
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Binding)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Binding) if field.init])
 def test_a_binding_holds_exactly_the_types_that_cannot_change(name: str) -> None:
     good = getattr(binding(), name)
     twins: list[Any] = [None, 7.0, [good]]
@@ -380,17 +391,68 @@ def test_numbers_of_64_bits_are_read() -> None:
 
 
 @pytest.mark.parametrize("log", [b"log", None])
-def test_the_stored_record_is_compact_json_in_order_of_name_beside_its_parts(log: bytes | None) -> None:
+def test_evidence_is_stored_as_its_parts_and_a_record_that_names_them(log: bytes | None) -> None:
     told = evidence(log=log)
     packed = pack_agent(told, CLIENT)
     blobs = dict(packed.blobs)
     assert all(hashlib.sha256(blob).digest() == digest for digest, blob in blobs.items())
     assert set(blobs.values()) - {blobs[packed.digest]} == {part for part in (told.quote, log) if part is not None}
-    record = blobs[packed.digest]
-    assert json.dumps(json.loads(record), sort_keys=True, separators=(",", ":")).encode() == record
+    assert set(part_digests(blobs[packed.digest])) == blobs.keys() - {packed.digest}
     found = unpack(packed.digest, blobs.__getitem__)
     assert isinstance(found, AgentEvidence)
     assert (found.evidence, found.client_nonce) == (told, CLIENT)
+
+
+@pytest.mark.parametrize("log", [b"log", None])
+def test_records_of_an_earlier_version_are_read(log: bytes | None) -> None:
+    told = evidence(log=log)
+    parts = [told.quote] if log is None else [told.quote, log]
+    members = {
+        "parts": [b64url(hashlib.sha256(part).digest()) for part in parts],
+        "binding": told.binding.to_dict(),
+        "proof": b64url(told.proof),
+        "client_nonce": b64url(CLIENT),
+    }
+    record = json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
+    blobs = {hashlib.sha256(part).digest(): part for part in (*parts, record)}
+    found = unpack(hashlib.sha256(record).digest(), blobs.__getitem__)
+    assert isinstance(found, AgentEvidence)
+    assert (found.evidence, found.client_nonce) == (told, CLIENT)
+    assert part_digests(record) == told.digests
+
+
+@given(at=st.integers(0, 2000), flip=st.integers(0, 255), cut=st.booleans())
+def test_a_record_that_was_changed_is_none_or_says_something_else(at: int, flip: int, cut: bool) -> None:
+    packed = pack_agent(evidence(), CLIENT)
+    blobs = dict(packed.blobs)
+    raw = bytearray(blobs[packed.digest])
+    at %= len(raw)
+    raw[at] ^= flip
+    changed = bytes(raw[:at] if cut else raw)
+    digest = hashlib.sha256(changed).digest()
+    try:
+        found = unpack(digest, (blobs | {digest: changed}).__getitem__)
+    except (ValueError, LookupError):
+        return
+    assert isinstance(found, AgentEvidence)
+    assert pack_agent(found.evidence, found.client_nonce).digest == digest
+
+
+@given(fields=st.lists(st.binary(max_size=9), max_size=5), rest=st.binary(max_size=9))
+def test_framed_fields_come_back_and_nothing_else_is_read(fields: list[bytes], rest: bytes) -> None:
+    assert unframed(framed(*fields)) == fields
+    raw = framed(*fields) + rest
+    with contextlib.suppress(ValueError):
+        assert framed(*unframed(raw)) == raw
+
+
+def test_a_binding_is_read_as_it_was_encoded() -> None:
+    made = binding(init_data_digest=b"i" * 32)
+    assert Binding.decode(made.encode()) == made
+    for changed in (made.encode() + b"x", made.encode()[:-1], framed(b"other", *unframed(made.encode())[1:]), b""):
+        with pytest.raises(AttestationError) as caught:
+            Binding.decode(changed)
+        assert caught.value.code.startswith("evidence.")
 
 
 def test_the_digests_of_evidence_are_those_of_its_parts_as_sent() -> None:
