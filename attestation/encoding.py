@@ -73,16 +73,12 @@ def strict_json(text: str | bytes, *, max_depth: int = MAX_DEPTH, max_values: in
     if len(decoded) > max_values and sum(map(decoded.count, ",[{")) > max_values:
         raise TooManyValues(f"more than {max_values} values")
     try:
-        value = json.loads(
-            decoded,
-            object_pairs_hook=_members,
-            parse_int=_integer,
-            parse_float=_refuse_number,
-            parse_constant=_refuse_number,
-        )
+        value = _STRICT.decode(decoded)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    _check(value, max_depth)
+    _check_depth(value, max_depth)
+    if "\\u" in decoded or not (decoded.isascii() or isinstance(text, bytes)):  # else every text is Unicode
+        _check_texts(value)
     return value
 
 
@@ -111,14 +107,26 @@ def _refuse_number(text: str) -> NoReturn:
     raise ValueError("a JSON number is not an integer")
 
 
-def _check(value: object, depth: int) -> None:
-    if isinstance(value, str):
-        if not value.isascii():
-            value.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
-    elif isinstance(value, dict | list):
+_STRICT: Final = json.JSONDecoder(
+    object_pairs_hook=_members, parse_int=_integer, parse_float=_refuse_number, parse_constant=_refuse_number
+)
+
+
+def _check_depth(value: object, depth: int) -> None:
+    if isinstance(value, dict | list):
         if depth == 0:
             raise ValueError("nested too deeply")
+        for item in value.values() if isinstance(value, dict) else value:
+            if type(item) is dict or type(item) is list:
+                _check_depth(item, depth - 1)
+
+
+def _check_texts(value: object) -> None:
+    """A lone surrogate is a UnicodeEncodeError, which is a ValueError."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
         if isinstance(value, dict):
             "".join(value).encode()  # the names
         for item in value.values() if isinstance(value, dict) else value:
-            _check(item, depth - 1)
+            _check_texts(item)

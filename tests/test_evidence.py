@@ -359,8 +359,12 @@ def test_only_one_text_stands_for_bytes_whatever_it_ends_with(data: bytes, last:
         "1" * 21,
         "-" + "1" * 20,
         '{"\\ud800":1}',
+        '{"a":[{"b":"x\\uD800"}]}',
+        '"\ud800"',
+        '{"a":{"\ud800":1}}',
+        "\ufeff{}",
     ],
-    ids=lambda text: text[:12],
+    ids=lambda text: ascii(text)[:16],
 )
 def test_json_with_two_meanings_or_none_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
