@@ -120,7 +120,7 @@ def rows() -> Iterator[Row]:
         question = asked(action, "acme")
         everything = cedarpy.PolicySet.from_str(text)
         slice_ = bundle.rules.slice(question, ("agent",))
-        known = entities(principal_json(facts, "acme", facts.subject, ("agent",)), question, "acme")
+        known = entities(principal_json(facts, "acme", facts.subject, ("agent",)), question)
         asking = request(facts.subject, question, facts, "current", context)
         assert ask(asking, everything, known).allowed
         assert slice_.policies is not None

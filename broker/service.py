@@ -237,7 +237,7 @@ async def _assemble(settings: Settings, records: Records, trust: Trust, root: Ro
         administration=administration,
         rotation=desks.rotation(records, root, settings),
         upkeep=desks.upkeep(records, trust, settings),
-        metrics=Metrics(lambda: _live(administration, records.store)),
+        metrics=Metrics(lambda: _live(administration)),
         bell=mail.bell,
         labels=mail.labels,
         router=mail.router,
@@ -265,7 +265,7 @@ def _nobody(settings: Settings) -> Confirm:
     return confirm
 
 
-def _live(administration: Administration, store: Store) -> dict[str, dict[str, float]]:
+def _live(administration: Administration) -> dict[str, dict[str, float]]:
     """What the metrics show of the present state."""
     overview = administration.overview()
     return {

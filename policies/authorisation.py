@@ -147,7 +147,7 @@ def _attribute(facts: Facts, name: str) -> object:
             return getattr(facts, name)
 
 
-def entities(principal: str, asked: Asked, tenant: str) -> cedarpy.Entities:
+def entities(principal: str, asked: Asked) -> cedarpy.Entities:
     """Agent and resource, validated against the schema."""
     uid = {"type": asked.kind, "id": asked.name}
     if asked.kind == "Tenant":

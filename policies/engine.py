@@ -322,6 +322,6 @@ def _entities(
     if known and known[0] is facts:
         return known[1]
     principal = principal_json(facts, facts.tenant or bundle.tenant, subject, workloads)
-    made = entities(principal, question, bundle.tenant)
+    made = entities(principal, question)
     bundle.memory.entities.put(key, (facts, made))
     return made

@@ -123,7 +123,7 @@ def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list
                 BundleCode.RULE_INVALID,
                 _blame(text, complaint.error),
                 f"{text.id}: {detail}",
-                _hint(complaint.error, text),
+                _hint(complaint.error),
             )
     if len(problems) > before:
         return None
@@ -195,7 +195,7 @@ def _syntax_hint(message: str) -> str:
     return f"did you mean {near!r}?" if near and near != word else ""
 
 
-def _hint(message: str, text: RuleText) -> str:
+def _hint(message: str) -> str:
     """The nearest word that the schema knows."""
     tidy = _tidy(message)
     words = _QUOTED.findall(tidy)
@@ -204,7 +204,7 @@ def _hint(message: str, text: RuleText) -> str:
     if "unrecognized entity type" in tidy:
         return suggest(words[0], ENTITY_TYPES)
     if "attribute" in tidy and "not found" in tidy:
-        return suggest(words[0], _attributes(words[1] if len(words) > 1 else "", text))
+        return suggest(words[0], _attributes(words[1] if len(words) > 1 else ""))
     if "optional attribute" in tidy:
         return f"guard it: principal has {words[0]} && …"
     if "not compatible" in tidy:
@@ -212,11 +212,9 @@ def _hint(message: str, text: RuleText) -> str:
     return ""
 
 
-def _attributes(owner: str, text: RuleText) -> set[str]:
-    """Attributes of an entity type or of the context, read from the shipped schema's own text."""
-    if owner in ATTRIBUTES:
-        return set(ATTRIBUTES[owner])
-    return set(CONTEXT)
+def _attributes(owner: str) -> set[str]:
+    """Attributes of an entity type or of the context, as the shipped schema has them."""
+    return set(ATTRIBUTES.get(owner, CONTEXT))
 
 
 # Which inputs a rule reads.

@@ -153,7 +153,7 @@ def test_a_forbid_that_errors_denies_although_cedar_alone_would_allow() -> None:
     assert (found.reasons[0].rule, found.reasons[0].line) == ("f", 2)
     # The trap itself: the engine skips the forbid and lets the permit win.
     question = asked(KEY, "dev")
-    known = entities(principal_json(facts, "dev", "agent/dev/-", ("agent",)), question, "dev")
+    known = entities(principal_json(facts, "dev", "agent/dev/-", ("agent",)), question)
     asking = request("agent/dev/-", question, facts, "current", NOW)
     assert cedarpy.is_authorized(asking, rules, known, schema()).allowed
 

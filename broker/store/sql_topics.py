@@ -84,11 +84,11 @@ class SqlTopics:
     def _prune(self, topic: str, now_ms: int) -> None:
         self._db.execute(
             """DELETE FROM topic_message WHERE topic = ? AND (expires_at_ms <= ? OR id <= coalesce(
-               (SELECT min(place) FROM topic_reader WHERE topic = ?), 9223372036854775807))""",
-            (topic, now_ms, topic),
+               (SELECT min(place) FROM topic_reader WHERE topic = ?), ?))""",
+            (topic, now_ms, topic, _EVERYTHING),
         )
 
-    def _newest(self, topic: str) -> int:
+    def _newest(self) -> int:
         """Behind everything of any topic: numbers are the store's, and none comes twice."""
         row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'topic_message'").fetchone()
         return int(row[0]) if row else 0
@@ -96,7 +96,7 @@ class SqlTopics:
     def join(self, reader: TopicReader) -> TopicReader:
         self._db.execute(
             """INSERT OR IGNORE INTO topic_reader (topic, subject, place, epoch, joined_at_ms) VALUES (?,?,?,?,?)""",
-            (reader.topic, reader.subject, self._newest(reader.topic), reader.epoch, reader.joined_at_ms),
+            (reader.topic, reader.subject, self._newest(), reader.epoch, reader.joined_at_ms),
         )
         found = self.reader(reader.topic, reader.subject)
         assert found is not None
@@ -125,7 +125,7 @@ class SqlTopics:
     def advance(self, topic: str, subject: str, place: int) -> bool:
         done = self._db.execute(
             "UPDATE topic_reader SET place = max(place, min(?, ?)) WHERE topic = ? AND subject = ?",
-            (place, self._newest(topic), topic, subject),
+            (place, self._newest(), topic, subject),
         )
         return done.rowcount == 1
 
