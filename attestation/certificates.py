@@ -67,6 +67,7 @@ _CRL_SIGN: Final = 0x02
 _CRL_NUMBER: Final = bytes.fromhex("0603551d14")
 _CRL_PROFILE: Final = (_AUTHORITY_KEY_ID, _CRL_NUMBER)
 _NARROWING: Final = (bytes.fromhex("0603551d1b"), bytes.fromhex("0603551d1c"))  # delta indicator, issuing distribution
+_SHOWN: Final = 40  # hex digits of an OID that a refusal shows
 _REASON: Final = bytes.fromhex("0603551d15")  # of an entry; whatever it says, what is listed is revoked
 
 
@@ -157,7 +158,7 @@ class Crl(NamedTuple):
     next_update: int | None  # the last valid one
     number: int | None
     has_authority_key_id: bool
-    partial: tuple[str, ...]  # extensions that make it less, or other, than a full list of its issuer
+    partial: str  # an extension that makes it less, or other, than a full list of its issuer; empty for a full one
     entries: x509.CertificateRevocationList
 
     def revokes(self, serial: int) -> bool:
@@ -194,12 +195,14 @@ class Crl(NamedTuple):
             next_update=None if ends is None else int(ends.timestamp()),
             number=_crl_number(extensions),
             has_authority_key_id=_AUTHORITY_KEY_ID in extensions,
-            partial=tuple(
-                oid.hex()
-                for oid, (critical, _) in extensions.items()
-                if oid not in _CRL_PROFILE and (critical or oid in _NARROWING)
-            )
-            + (_critical_in_entries(raw, listed, at) if marked else ()),
+            partial=next(
+                (
+                    oid.hex()[:_SHOWN]
+                    for oid, (critical, _) in extensions.items()
+                    if oid not in _CRL_PROFILE and (critical or oid in _NARROWING)
+                ),
+                _critical_in_entries(raw, listed, at) if marked else "",
+            ),
             entries=entries,
         )
 
@@ -339,7 +342,7 @@ def _extension_list(raw: bytes, at: int, end: int) -> dict[bytes, tuple[bool, by
         if value_end != at:
             raise Unmet("an extension holds more than one value")
         if oid in found:
-            raise Unmet(f"extension {oid.hex()} occurs twice")
+            raise Unmet(f"extension {oid.hex()[:_SHOWN]} occurs twice")
         found[oid] = (critical, raw[value:value_end])
     return found
 
@@ -349,17 +352,19 @@ def _unmet(oid: bytes, critical: bool) -> bool:
     return oid in _LIMITING or (critical and oid not in _PROFILE)
 
 
-def _critical_in_entries(raw: bytes, at: int, end: int) -> tuple[str, ...]:
-    """Of the entries at `at`: extensions without which the list can't be read (RFC 5280, 5.3), as an indirect one's."""
-    found: dict[str, None] = {}
+def _critical_in_entries(raw: bytes, at: int, end: int) -> str:
+    """An extension of an entry without which the list can't be read (RFC 5280, 5.3), as an indirect one's; or ""."""
     at, end = der.record(raw, at, end, der.SEQUENCE)
     while at < end:
         start, at = der.record(raw, at, end, der.SEQUENCE)
+        if raw.find(_TRUE, start, at) < 0:
+            continue
         start = der.skip(raw, der.skip(raw, start, at), at)  # serial and date
         if start < at:
-            listed = _extension_list(raw, start, at)
-            found |= {oid.hex(): None for oid, (critical, _) in listed.items() if critical and oid != _REASON}
-    return tuple(found)
+            for oid, (critical, _) in _extension_list(raw, start, at).items():
+                if critical and oid != _REASON:
+                    return oid.hex()[:_SHOWN]
+    return ""
 
 
 def _basic_constraints(extensions: dict[bytes, tuple[bool, bytes]]) -> tuple[bool, int | None]:

@@ -132,7 +132,7 @@ def _full(crl: Crl) -> None:
     if not crl.has_authority_key_id:
         raise Unmet("no authority key identifier")
     if crl.partial:
-        raise Unmet(f"extension {', '.join(crl.partial)} makes it a partial, delta or indirect list")
+        raise Unmet(f"extension {crl.partial} makes it a partial, delta or indirect list")
 
 
 def _issued_by(pair: tuple[Crl, tuple[Certificate, ...]]) -> None:

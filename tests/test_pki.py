@@ -20,7 +20,7 @@ from attestation.pem import pem_blocks, pem_decode
 from attestation.pki import PCK_CHAIN, TCB_CHAIN, KnownCertificates, TrustRoots, in_roles
 from attestation.quote import Quote
 from tests import vectors_real
-from tests.pki_factory import AT, CA, PCK, ROOT, SGX, Cert, SgxParts, World, integer, octets, seq, tlv
+from tests.pki_factory import AT, CA, PCK, ROOT, SGX, Cert, CrlParts, SgxParts, World, integer, octets, seq, tlv
 
 INTEL = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
 INTEL_POINT = (
@@ -148,7 +148,7 @@ def test_a_crl_is_read_as_it_was_written() -> None:
     world = World()
     world.pck_crl.revoked = [5, 2**150, 7]
     crl = Crl.parse(world.pck_crl.der())
-    assert (crl.number, crl.has_authority_key_id, crl.partial) == (7, True, ())
+    assert (crl.number, crl.has_authority_key_id, crl.partial) == (7, True, "")
     assert [crl.revokes(serial) for serial in (5, 2**150, 7, 6, 0)] == [True, True, True, False, False]
     assert (crl.this_update, crl.next_update) == (world.pck_crl.this_update, world.pck_crl.next_update)
 
@@ -209,3 +209,12 @@ def test_a_pem_body_is_strict_base64() -> None:
     for body in (b"\nAAA\n", b"\nAAAA=\n", b"\n=AAA\n", b"\nAA=A\n", b"\nAAAA-\n", b"\nAAAA====\n", b"\nAB==\n"):
         with pytest.raises(Unmet):
             pem_decode(body)
+
+
+def test_what_a_refused_crl_says_is_short() -> None:
+    """A list of hundreds of extensions, or one with a name of a mile, must not fill a log."""
+    many = [(bytes.fromhex("06072b0601050507") + bytes((at,)), True, b"") for at in range(128)]
+    long = [(tlv(0x06, b"\x2b" + b"\x01" * 5000), True, b"")]
+    for extra in (many, long):
+        crl = Crl.parse(CrlParts(ROOT, "root", extra=extra).der())
+        assert 0 < len(crl.partial) <= 40
