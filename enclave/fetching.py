@@ -69,7 +69,7 @@ class Fetching:
             answer = await self._do(lambda: self._calls.receive(self._name, request))
             if answer.deliveries or answer.batches:
                 await self._prepare()
-            self._incoming.extend(self._ledger.delivered(_as_streamed(answer), self._broker(), _now_s()))
+            self._incoming.extend(self._ledger.delivered(as_streamed(answer), self._broker(), _now_s()))
             with suppress(BrokerRefused):  # the leases have ended meanwhile; what is said of them is said again
                 await self.settle()
         return [self._incoming.popleft() for _ in range(min(limit, len(self._incoming)))]
@@ -115,13 +115,15 @@ def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _as_streamed(answer: ReceiveResponse) -> pb.FromBroker:
+def as_streamed(answer: ReceiveResponse) -> pb.FromBroker:
+    """An answer as it would have come on a stream."""
     message = pb.FromBroker(senders=answer.senders)
     for opening in answer.openings:
         message.openings.add(
             envelope=opening.envelope.to_bytes(),
             accepted_at_ms=opening.accepted_at_ms,
             acceptance=opening.acceptance,
+            sender_token=opening.sender_token,
         )
     for one in answer.deliveries:
         message.parcels.add(

@@ -123,6 +123,7 @@ class Ledger:
                 attempt=1,
                 accepted_at_ms=opening.accepted_at_ms,
                 acceptance=opening.acceptance,
+                sender_token=opening.sender_token,
             )
             self._channels.admit(delivery, self._senders, broker)
         except CloisterError as error:

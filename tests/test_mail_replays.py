@@ -1,9 +1,11 @@
 """Channels into mailboxes of both kinds, against a router that may do anything: what was handled is handled once, by
 the next start of a durable mailbox's reader too, and nothing reordered, cut, forged or meant for another is taken."""
 
+import asyncio
 import itertools
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,16 +17,20 @@ from broker.wire.channel import MAX_OUTSTANDING, ChannelBatch
 from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireCode
 from broker.wire.jose import b64u, es256_sign
-from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
+from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey, ReceiveResponse
 from enclave import passage as limits
 from enclave.channel import LIFE_S, OpenedBatch, Outgoing, ReceivingChannels, SealedBatch, SendingChannel
 from enclave.checkpoint import MAX_PLAIN, Memory, decode, encode
 from enclave.durable import BEHIND_MS
 from enclave.errors import Code, StateLost
+from enclave.fetching import as_streamed
 from enclave.kept import KeptKey, KeptKeys
+from enclave.ledger import Ledger
 from enclave.mailbox import Inbox
 from enclave.passage import Passage, runs_of
 from enclave.replay import Window
+from tests.mail_world import change, with_mail
+from tests.stream_world import mail
 from tests.test_channel import code_of
 from tests.test_enclave_mailbox import NOW_S, Party, Router, party
 
@@ -440,3 +446,48 @@ def test_a_mailbox_key_is_the_same_for_every_owner_and_signed_by_each() -> None:
     post.restart()
     assert (post.key.thumbprint, post.key.incarnation) == (before.thumbprint, before.incarnation)
     assert post.key.owner != before.owner
+
+
+# ── at the broker ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("rest", [False, True], ids=["stream", "rest"])
+async def test_a_channel_of_a_sender_who_fell_is_judged_as_of_then_where_the_rule_is_to_deliver(
+    tmp_path: Path, rest: bool
+) -> None:
+    """By a reader who has never seen the channel before: a durable mailbox's next one, or one who was away."""
+    async with mail(tmp_path) as net:
+        await change(net.world, with_mail('fallen_sender = "deliver"'))
+        a, b = await net.pair()
+        await b.stream.close()
+        await asyncio.gather(*(a.stream.post(b.box, kind="note", plaintext=b"%d" % number) for number in range(3)))
+        await a.stream.close()
+        await net.world.broker.administration.revoke(net.world.settings.admins[0], a.agent.subject, "lost")
+        if rest:
+            got = await b.agent.receive(b.box)
+            assert [opening.sender_token for opening in got.openings] == [batch.sender_token for batch in got.batches]
+            got = ReceiveResponse.from_dict(got.to_dict())
+            channels = ReceivingChannels(b.inbox, b.time)
+            ledger = Ledger(b.inbox, channels, lease_s=30)
+            found = list(ledger.delivered(as_streamed(got), b.admission().broker, 0.0))
+            assert [one.plaintext for one in found] == [b"0", b"1", b"2"]
+        else:
+            await b.join()
+            assert await b.take(3) == [b"0", b"1", b"2"]
+
+
+@pytest.mark.asyncio
+async def test_a_lost_opening_costs_the_messages_of_its_channel_and_not_the_stream(tmp_path: Path) -> None:
+    async with mail(tmp_path) as net:
+        a, b = await net.pair()
+        await b.stream.close()
+        await a.stream.send(b.box, kind="note", plaintext=b"lost")
+        batch = net.world.broker.store.read(lambda tx: tx.channels.of(a.agent.subject, b.box))
+        await net.world.broker.store.transact(lambda tx: tx.channels.drop(batch[0]))
+        await b.join()
+        await net.until(lambda: bool(net.world.broker.store.read(lambda tx: tx.mail.dead(b.box))))
+        (dead,) = net.world.broker.store.read(lambda tx: tx.mail.dead(b.box))
+        assert dead.code == Code.CHANNEL_UNOPENED
+        await a.stream.send(b.box, kind="note", plaintext=b"anew")  # the broker knows it no more: another channel
+        assert await b.take(1) == [b"anew"]

@@ -5,33 +5,22 @@ a stream ended. A recalled delivery does not count as an attempt: whether it arr
 """
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, final
 
-from broker.errors import BrokerCode, BrokerError
 from broker.mail.bell import Bell
 from broker.mail.leases import Leases, Wanted
 from broker.mail.mailboxes import Mailboxes
-from broker.ports import Clock, Store, Transaction
+from broker.ports import Clock, Store
 from broker.ports.mail import LeasedMessage
 from broker.sessions import Session
 from broker.wire.channel import channel_of
-from broker.wire.envelope import Envelope
+from broker.wire.mailbox import OpeningDelivery
 
 MAX_PARCELS: Final = 16  # at once: a fresh token is drawn for each, wanted or not
 LOOK_AGAIN_S: Final = 1.0  # a lease may end, or a delay, while somebody waits
 LOOK_IDLE_S: Final = 8.0  # nothing can come unheard; but the owner is to be noted as being there
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """The envelope that opens a channel, and the broker's word about when it came."""
-
-    channel: bytes
-    envelope: bytes
-    accepted_at_ms: int
-    acceptance: bytes
 
 
 @final
@@ -116,16 +105,6 @@ class Drawing:
             sender_token=past.get(message.lease, ""),
         )
 
-    def opening(self, name: str, channel: bytes) -> Opening:
-        """Of a channel whose batch was drawn. Raises BrokerError channel.unknown."""
-
-        def query(tx: Transaction) -> tuple[bytes, int] | None:
-            return tx.channels.opening(channel)
-
-        found = self._store.read(query)
-        if found is None:
-            raise BrokerError(BrokerCode.CHANNEL_UNKNOWN, channel.hex())
-        raw, accepted_at_ms = found
-        digest = Envelope.from_bytes(raw).digest
-        acceptance = self._mailboxes.acceptance(name, digest, accepted_at_ms)
-        return Opening(channel=channel, envelope=raw, accepted_at_ms=accepted_at_ms, acceptance=acceptance)
+    def openings(self, name: str, parcel: Parcel) -> Iterator[OpeningDelivery]:
+        """Of the channel on which it came, unless that is lost."""
+        return self._mailboxes.openings(name, {parcel.channel: bool(parcel.sender_token)})

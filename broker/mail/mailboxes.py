@@ -7,7 +7,7 @@ what a sender is told, and how deliveries look: each with the broker's signature
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final, final
 
@@ -197,15 +197,36 @@ class Mailboxes:
             deliveries=tuple(self._delivery(name, message, taken) for message in envelopes),
             senders=taken.tokens,
             batches=tuple(self._batch(name, message, taken) for message in batches),
-            openings=tuple(self._openings(name, {channel_of(message.envelope) for message in batches})),
+            openings=tuple(self._openings(name, batches, taken)),
         )
 
-    def _openings(self, name: str, channels: set[bytes]) -> Iterator[OpeningDelivery]:
-        for found in self._store.read(lambda tx: [tx.channels.opening(channel) for channel in channels]):
-            if found is not None:
-                envelope = Envelope.from_bytes(found[0])
-                acceptance = self.acceptance(name, envelope.digest, found[1])
-                yield OpeningDelivery(envelope=envelope, accepted_at_ms=found[1], acceptance=acceptance)
+    def _openings(self, name: str, batches: Sequence[LeasedMessage], taken: Taken) -> Iterator[OpeningDelivery]:
+        return self.openings(name, {channel_of(message.envelope): message.lease in taken.past for message in batches})
+
+    def openings(self, name: str, channels: Mapping[bytes, bool]) -> Iterator[OpeningDelivery]:
+        """Of channels whose batches were taken, and whether their senders have fallen: then with what proved them.
+
+        One that is lost is left out: what came on its channel cannot be opened any more, and the receiver says so.
+        """
+
+        def query(tx: Transaction) -> list[tuple[bytes, int, str]]:
+            found = [
+                (tx.channels.opening(one), tx.channels.get(one) if fell else None) for one, fell in channels.items()
+            ]
+            return [
+                (opening[0], opening[1], (record and tx.mail.token_at(record.sender, opening[1] // 1000)) or "")
+                for opening, record in found
+                if opening is not None
+            ]
+
+        for raw, accepted_at_ms, token in self._store.read(query):
+            envelope = Envelope.from_bytes(raw)
+            yield OpeningDelivery(
+                envelope=envelope,
+                accepted_at_ms=accepted_at_ms,
+                acceptance=self.acceptance(name, envelope.digest, accepted_at_ms),
+                sender_token=token,
+            )
 
     def acceptance(self, name: str, digest: bytes, accepted_at_ms: int) -> bytes:
         """The broker's word that it took that parcel in for that mailbox at that time."""

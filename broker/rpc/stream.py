@@ -349,12 +349,13 @@ class MailStream:
             self._octets += len(found.envelope)
             if parcel.channel and parcel.channel not in self._openings:
                 self._openings.add(parcel.channel)
-                opening = self._broker.drawing.opening(self.mailbox, parcel.channel)
-                message.openings.add(
-                    envelope=opening.envelope,
-                    accepted_at_ms=opening.accepted_at_ms,
-                    acceptance=opening.acceptance,
-                )
+                for opening in self._broker.drawing.openings(self.mailbox, parcel):
+                    message.openings.add(
+                        envelope=opening.envelope.to_bytes(),
+                        accepted_at_ms=opening.accepted_at_ms,
+                        acceptance=opening.acceptance,
+                        sender_token=opening.sender_token,
+                    )
             message.parcels.add(
                 kind=found.kind,
                 content=found.envelope,

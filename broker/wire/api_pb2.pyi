@@ -509,14 +509,16 @@ class ReceiveResponse(_message.Message):
     def __init__(self, deliveries: _Optional[_Iterable[_Union[Delivery, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., batches: _Optional[_Iterable[_Union[BatchDelivery, _Mapping]]] = ..., openings: _Optional[_Iterable[_Union[OpeningDelivery, _Mapping]]] = ...) -> None: ...
 
 class OpeningDelivery(_message.Message):
-    __slots__ = ("envelope", "accepted_at_ms", "acceptance")
+    __slots__ = ("envelope", "accepted_at_ms", "acceptance", "sender_token")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    SENDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     envelope: bytes
     accepted_at_ms: int
     acceptance: bytes
-    def __init__(self, envelope: _Optional[bytes] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ...) -> None: ...
+    sender_token: str
+    def __init__(self, envelope: _Optional[bytes] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., sender_token: _Optional[str] = ...) -> None: ...
 
 class Nak(_message.Message):
     __slots__ = ("lease", "delay_s", "code")

@@ -375,18 +375,20 @@ def _seq(item: object) -> int:
 class OpeningDelivery:
     """The envelope that opened a channel; under no lease, since it stays as long as messages of the channel do.
 
-    `acceptance` is as in `Delivery`.
+    `acceptance` and `sender_token` are as in `Delivery`.
     """
 
     envelope: Envelope
     accepted_at_ms: int
     acceptance: bytes
+    sender_token: str = field(default="", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "envelope": b64u(self.envelope.to_bytes()),
             "accepted_at_ms": self.accepted_at_ms,
             "acceptance": b64u(self.acceptance),
+            **({"sender_token": self.sender_token} if self.sender_token else {}),
         }
 
     @classmethod
@@ -396,6 +398,7 @@ class OpeningDelivery:
             envelope=Envelope.from_bytes(read.raw("envelope", max_len=MAX_HEADER + MAX_BODY + 128)),
             accepted_at_ms=read.number("accepted_at_ms"),
             acceptance=read.raw("acceptance", size=ES256_SIGNATURE_LEN),
+            sender_token=read.text_or_none("sender_token", max_len=MAX_TOKEN) or "",
         )
 
 

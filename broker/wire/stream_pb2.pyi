@@ -118,14 +118,16 @@ class StreamResult(_message.Message):
     def __init__(self, id: _Optional[int] = ..., status: _Optional[str] = ..., code: _Optional[str] = ..., retry_after_s: _Optional[int] = ...) -> None: ...
 
 class StreamOpening(_message.Message):
-    __slots__ = ("envelope", "accepted_at_ms", "acceptance")
+    __slots__ = ("envelope", "accepted_at_ms", "acceptance", "sender_token")
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
+    SENDER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     envelope: bytes
     accepted_at_ms: int
     acceptance: bytes
-    def __init__(self, envelope: _Optional[bytes] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ...) -> None: ...
+    sender_token: str
+    def __init__(self, envelope: _Optional[bytes] = ..., accepted_at_ms: _Optional[int] = ..., acceptance: _Optional[bytes] = ..., sender_token: _Optional[str] = ...) -> None: ...
 
 class Parcel(_message.Message):
     __slots__ = ("kind", "content", "lease", "attempt", "accepted_at_ms", "acceptance", "remaining", "messages", "sender_token")
