@@ -65,7 +65,7 @@ class CollateralCache:
         family = family_of(quote)
         failed = self._failed.get(family)
         if failed is not None and self._clock().timestamp() - failed[0] < PAUSE_S:
-            return failed[1]
+            return _anew(failed[1])
         here = family in self._known and family not in self._ended  # it came between the caller's look and now
         if not here and family not in self._fetching and len(self._fetching) < MAX_FETCHES:
             self._spawn(family, self._fetch(family, quote))
@@ -103,7 +103,7 @@ class CollateralCache:
         family = family_of(quote)
         await self._fetch(family, quote)
         if family not in self._known:
-            raise self._failed[family][1]
+            raise _anew(self._failed[family][1])
 
     @property
     def families(self) -> dict[str, str]:
@@ -143,7 +143,7 @@ class CollateralCache:
 
     def _fail(self, family: str, error: CollateralUnavailable) -> None:
         logger.warning("collateral.fetch_failed", extra={"family": family, "code": error.code, "why": error.detail})
-        self._failed[family] = self._clock().timestamp(), error
+        self._failed[family] = self._clock().timestamp(), _anew(error)
 
     async def _keep(self, family: str, quote: Quote, found: Collateral) -> None:
         old = self._known.get(family)
@@ -206,6 +206,11 @@ def _save(tx: Transaction, family: str, known: _Known, at_s: int) -> None:
     )
     tx.archive.put(*places, at_s=at_s)
     tx.marks.put(_MARK + family, json.dumps([digest.hex() for digest, _ in places]))
+
+
+def _anew(error: CollateralUnavailable) -> CollateralUnavailable:
+    """The same refusal for somebody else: one that is raised again grows, and holds what came with each request."""
+    return CollateralUnavailable(error.code, error.detail)
 
 
 def _tail(quote: Quote) -> bytes:

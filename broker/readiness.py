@@ -30,7 +30,7 @@ class Readiness:
         if trial is None or (trial.done() and time.monotonic() - self._ended_s > self._stands_s):
             trial = self._trial = asyncio.create_task(self._try(store))
         if (error := await asyncio.shield(trial)) is not None:
-            raise error
+            raise BrokerError(error.code, error.detail)  # each his own: one that is raised again grows
 
     async def _try(self, store: Store) -> BrokerError | None:
         try:

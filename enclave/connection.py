@@ -92,7 +92,7 @@ class Connection:
                 return self._admission
             refused = self._refused
             if refused is not None and asyncio.get_running_loop().time() < refused.until:
-                raise refused.why  # a quote costs the platform time, and asking at once changes nothing
+                raise refused.why.with_traceback(None)  # a quote costs time, and asking at once changes nothing
             try:
                 self._admission = await self._attest_patiently()
             except BrokerRefused as why:

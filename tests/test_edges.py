@@ -120,3 +120,15 @@ def test_the_books_on_many_who_write_are_bounded() -> None:
     for number in range(1000):
         listed.left_out(str(number), AT)
     assert len(listed) == 100
+
+
+@pytest.mark.asyncio
+async def test_what_is_remembered_of_a_refusal_holds_nothing_of_what_was_refused(world: World) -> None:
+    """An exception that is raised again grows by the frames of its way each time, and they hold messages."""
+    a, _ = await pair(world)
+    key = (await a.find("acme/mail/b")).key
+    for _ in range(5):
+        secret = a.envelope(key, mailbox="acme/secret/x")
+        assert await outcome(a.send(secret, name="acme/secret/x")) == "refused: policy.no_rule"
+    refusals = [answer.refusal for answer in world.broker.router._edges._known.values() if answer.refusal]
+    assert [refusal.__traceback__ for refusal in refusals] == [None]

@@ -42,6 +42,13 @@ class Answer:
         """What two answers that are the same have in common."""
         return codes_of(self.refusal) if self.refusal else ("", *(self.permit.rules if self.permit else ()))
 
+    def given(self) -> "Answer":
+        """For one who asks: with a refusal of his own to raise. One that is raised holds the frames of its way, with
+        all that is in them, and one that is raised again and again holds more and more."""
+        if self.refusal is None:
+            return self
+        return replace(self, refusal=Refused(self.refusal.reasons, not_after=self.refusal.not_after))
+
 
 @final
 class Edges:
@@ -57,18 +64,18 @@ class Edges:
         known = self._known.get(key)
         if known is not None and at < known.until:
             self._known.move_to_end(key)
-            return known
+            return known.given()
         fresh = _decide(session, action, at)
         self._known[key] = fresh
         self._known.move_to_end(key)
         if len(self._known) > MAX_EDGES:
             self._known.popitem(last=False)
         if known is not None and known.says == fresh.says:
-            return fresh
+            return fresh.given()
         unlisted = self._listed.left_out(session.subject, at)
         if unlisted is None:
-            return fresh
-        return replace(fresh, entry=_entry(session, action, at, correlation_id, fresh, unlisted))
+            return fresh.given()
+        return replace(fresh.given(), entry=_entry(session, action, at, correlation_id, fresh, unlisted))
 
     def forget(self) -> None:
         """After the generation rose: none of the answers will be asked for again."""
@@ -79,7 +86,7 @@ def _decide(session: Session, action: Asked, at: datetime) -> Answer:
     try:
         permit = decide(session.bundle, session.verdict, action, context=Context(at=at))
     except Refused as error:
-        return Answer(permit=None, refusal=error, entry=None, until=error.not_after or AT_ONCE)
+        return Answer(permit=None, refusal=error.with_traceback(None), entry=None, until=error.not_after or AT_ONCE)
     until = permit.not_after if permit.cacheable else AT_ONCE
     return Answer(permit=permit, refusal=None, entry=None, until=until)
 
