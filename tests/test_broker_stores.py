@@ -452,9 +452,8 @@ class _Story:
         told: list[object] = []
         for what, number in steps:
             told.append(getattr(self, what)(number, f"lease{number}"))
-            told.append(
-                self.store.read(lambda tx: (tx.mail.waiting("acme/mail"), sorted(tx.mail.senders("acme/mail"))))
-            )
+            told.append(self.store.read(lambda tx: tx.mail.waiting("acme/mail")))
+            told.append(self.store.read(lambda tx: sorted(tx.mail.senders("acme/mail", now_ms=self.now_ms))))
             told.append([letter.number for letter in self.store.read(lambda tx: tx.mail.dead("acme/mail"))])
         return told
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from broker.ports.mail import MAX_OUT
-from broker.store.turns import Harvest
+from broker.store.turns import Harvest, hungry
 
 
 @dataclass
@@ -63,3 +63,28 @@ def test_a_look_that_could_hand_out_nothing_does_not_promise_more() -> None:
 def test_a_sender_who_has_his_share_is_not_looked_for_again_before_something_is_settled() -> None:
     taken, cut = reaped(*[Parcel("a", 256)] * 4)
     assert (len(taken), cut) == (2, False)
+
+
+def test_who_may_be_handed_more_is_known_without_looking_at_what_waits() -> None:
+    lanes = [("all is out", 256, 256), ("some is", 300, 256), ("nothing is", 1, 0)]
+    assert hungry(lanes, MAX_OUT) == ["some is", "nothing is"]
+    assert hungry([("has his share", 4096, 512), ("has nothing", 4096, 0)], MAX_OUT) == ["has nothing"]
+    assert hungry([("a", 4096, 512), ("b", 4096, 512)], MAX_OUT) == [], "all that may be out is"
+    assert hungry([("a", 1, 0)], 0) == []
+
+
+@pytest.mark.parametrize("size", [1, 16, 100, 256])
+@pytest.mark.parametrize("messages", [1, 100, MAX_OUT])
+def test_a_look_finds_nothing_of_those_who_are_not_hungry(size: int, messages: int) -> None:
+    out: dict[str, int] = {}
+    for _ in range(MAX_OUT):
+        lanes = [(sender, 4096, out.get(sender, 0)) for sender in "abc"]
+        room = min(messages, MAX_OUT - sum(out.values()))
+        taken, _ = reaped(*(Parcel(sender, size) for sender in "abc" for _ in range(2)), out=out, messages=room)
+        assert {sender for sender, _ in taken} <= set(hungry(lanes, messages))
+        if not taken:
+            break
+        for sender, count in taken:
+            out[sender] = out.get(sender, 0) + count
+    else:
+        raise AssertionError("it never ended")

@@ -101,7 +101,13 @@ class Leases:
         Raises BrokerError mailbox.unknown, mailbox.not_owner, generation.moved; Refused.
         """
         at = self._clock()
-        record, subjects = self._store.read(lambda tx: (tx.mail.find(name), tx.mail.senders(name)))
+        known = self._begun.get(name) == session.subject  # else what is out comes first: see _lease
+        now_ms = int(at.timestamp() * 1000) if known else NO_LIMIT
+
+        def query(tx: Transaction) -> tuple[MailboxRecord | None, Sequence[str]]:
+            return tx.mail.find(name), tx.mail.senders(name, now_ms=now_ms, max_messages=wanted.messages)
+
+        record, subjects = self._store.read(query)
         held_until_ms = self._own(record, session, name)
         await self.permit(session, Receive(name), at, correlation_id)
         await self._renew(session, name, held_until_ms, at)

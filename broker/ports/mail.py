@@ -230,8 +230,9 @@ class Mail(Protocol):
     def channels(self, mailbox: str, sender: str) -> frozenset[bytes]:
         """The first halves of the names of the sender's channels of which batches lie there, also as dead letters."""
 
-    def senders(self, mailbox: str) -> Sequence[str]:
-        """Whose messages wait there, in no order."""
+    def senders(self, mailbox: str, *, now_ms: int, max_messages: int = NO_LIMIT) -> Sequence[str]:
+        """Of whom `lease` may hand out something now, in no order: more waits there than is out, and that is not all
+        that may be."""
 
     def lease(
         self,

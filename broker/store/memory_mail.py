@@ -28,7 +28,7 @@ from broker.ports.mail import (
 )
 from broker.store.memory_stones import MemoryStones
 from broker.store.shares import Load, has_room
-from broker.store.turns import Harvest, beyond
+from broker.store.turns import Harvest, beyond, hungry
 from broker.store.undo import Table, Undo
 
 REMEMBER_MS: Final = 24 * 3600 * 1000
@@ -228,8 +228,9 @@ class MemoryMail:
         own = [new for new in found if (new.mailbox, new.sender, new.kind) == (mailbox, sender, "batch")]
         return frozenset(new.msg_id[:8] for new in own)
 
-    def senders(self, mailbox: str) -> Sequence[str]:
-        return list({parcel.new.sender for parcel in self._of(mailbox)})
+    def senders(self, mailbox: str, *, now_ms: int, max_messages: int = NO_LIMIT) -> Sequence[str]:
+        parcels = [(one, bool(one.lease) and one.visible_at_ms > now_ms) for one in self._of(mailbox)]
+        return hungry([(one.new.sender, one.messages, out * one.messages) for one, out in parcels], max_messages)
 
     def lease(
         self,

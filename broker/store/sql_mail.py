@@ -36,7 +36,7 @@ from broker.ports.mail import (
 from broker.store.shares import Load, has_room
 from broker.store.sql_parcel import COLUMNS, ParcelRow
 from broker.store.sql_stones import SqlStones
-from broker.store.turns import Harvest, beyond
+from broker.store.turns import Harvest, beyond, hungry
 
 REMEMBER_MS: Final = 24 * 3600 * 1000  # ids of handled messages, at least until they expire
 PURGE_ROWS: Final = 4096
@@ -204,9 +204,15 @@ class SqlMail:
         both = f"{query} AND dead_at_ms = 0 UNION {query} AND dead_at_ms > 0"
         return frozenset(bytes(row[0]) for row in self._db.execute(both, (mailbox, sender) * 2))
 
-    def senders(self, mailbox: str) -> Sequence[str]:
-        rows = self._db.execute("SELECT sender FROM lane WHERE mailbox = ? AND messages > 0", (mailbox,))
-        return [row[0] for row in rows]
+    def senders(self, mailbox: str, *, now_ms: int, max_messages: int = NO_LIMIT) -> Sequence[str]:
+        rows = self._db.execute(
+            """SELECT l.sender, l.messages, coalesce(o.messages, 0) FROM lane AS l LEFT JOIN
+                   (SELECT sender, sum(undone) AS messages FROM parcel
+                    WHERE mailbox = ? AND lease IS NOT NULL AND visible_at_ms > ? GROUP BY sender) AS o
+               ON o.sender = l.sender WHERE l.mailbox = ? AND l.messages > 0""",
+            (mailbox, now_ms, mailbox),
+        ).fetchall()
+        return hungry(rows, max_messages)
 
     def lease(
         self,

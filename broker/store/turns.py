@@ -107,6 +107,10 @@ class Harvest(Generic[P]):
         self.last = sender
         return True
 
+    def has_room(self, own: int) -> bool:
+        """Whether a sender with so much out may be handed more before anything else changes."""
+        return not self._over and not self._has_enough(own, self.messages <= self.reserve)
+
     def _has_enough(self, own: int, short: bool) -> bool:
         """Whether a sender with so much out must wait for some of that to be handled."""
         if own == 0:
@@ -132,6 +136,18 @@ class Harvest(Generic[P]):
                 yield parcel
             if self._over:
                 return
+
+
+def hungry(waiting: Iterable[tuple[str, int, int]], most: int) -> list[str]:
+    """Of senders, what waits of each and what of that is out, those who may be handed more when `most` is wanted."""
+    left: dict[str, int] = {}
+    out: dict[str, int] = {}
+    for sender, messages, leased in waiting:
+        left[sender] = left.get(sender, 0) + messages - leased
+        out[sender] = out.get(sender, 0) + leased
+    room = min(most, MAX_OUT - sum(out.values()))
+    harvest: Harvest[Waiting] = Harvest(now_ms=0, max_attempts=0, parcels=1, messages=room, octets=0, out=out)
+    return [sender for sender in left if left[sender] > 0 and harvest.has_room(out[sender])]
 
 
 def beyond(rows: Iterable[tuple[int, int, str]], most: int, octets: int) -> list[int]:
