@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from attestation.terminal import plain
 from broker.commands import audit_cli, domain_cli, lending_cli, root_cli
 from broker.commands.admin_client import USAGE, AdminError
 from broker.commands.cli_parts import (
@@ -30,6 +31,7 @@ from broker.commands.cli_parts import (
 )
 from broker.commands.lending_cli import Draw, Lease, Meta, terms_body
 
+MAX_NAME: Final = 80
 MAX_SECRET_FILE: Final = 64 * 1024
 
 
@@ -195,7 +197,9 @@ lending_cli.add(secret)
 def _agent_line(found: dict[str, Any]) -> str:
     mark = "SIMULATED" if found["simulated"] else "hardware"
     because = f"  {' '.join(found['codes'])}" if found["codes"] else ""
-    return f"{found['subject']}  {found['state']}  {found['tcb_status']}  {mark}{because}"
+    launches = found["facts"].get("launches") or []  # they name themselves: for people, and not to be obeyed
+    names = plain(",".join(str(launch.get("name", "")) for launch in launches))[:MAX_NAME] or "-"
+    return f"{found['subject']}  {found['state']}  {found['tcb_status']}  {mark}  {names}{because}"
 
 
 @agent.command("list")

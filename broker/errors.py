@@ -400,7 +400,7 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     ),
     BrokerCode.POLICY_REFUSED: (
         "The policy does not permit this.",
-        "`codes` names every rule's objection; the operator's log says what was expected and what would pass.",
+        "The codes with it name each objection; the operator's log says what was expected and what would pass.",
     ),
     BrokerCode.RELEASE_QUERY: (
         "The question about releases names several of workload, measurement and platform.",

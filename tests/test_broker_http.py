@@ -449,6 +449,8 @@ async def test_the_console_shows_simulated_agents_hatched_and_stands_alone(door:
     assert "<tr class=simulated>" in page.text
     assert agent.subject in page.text
     assert "secret.refused" in page.text
+    assert "<li>policy." in page.text  # what would make it pass, in the development profile
+    assert "<p class=simulated" in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.search(r"<script|<link|<img|src=|url\(", page.text)
 
