@@ -77,6 +77,15 @@ def test_tests_that_are_named_exist(page: Path) -> None:
     assert [f"{file}.{test}" for file, test in named if test not in functions(ROOT / "tests" / f"{file}.py")] == []
 
 
+def test_every_threat_names_a_test_or_says_that_there_is_none() -> None:
+    rows = re.findall(r"^\| (T\d+) \|(.*)\|$", (ROOT / "docs" / "threat-model.md").read_text("utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == [f"T{number}" for number in range(1, len(rows) + 1)]
+    for name, row in rows:
+        answer, _, shown = row.rpartition(" | ")
+        excused = "*not yet*" in answer or "*by choice*" in shown
+        assert excused != bool(re.search(r"`test_\w+\.test_\w+`", shown)), f"{name}: name a test, or say *not yet*"
+
+
 def functions(path: Path) -> set[str]:
     if not path.is_file():
         return set()
