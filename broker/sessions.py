@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, final
 
 import orjson
@@ -70,7 +71,9 @@ class _Token:
     end: datetime
 
 
+@lru_cache(maxsize=64)
 def _name(token: str) -> bytes:
+    """Each request asks for it several times."""
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 

@@ -320,6 +320,35 @@ def test_a_mark_that_was_missed_is_found_once_it_is_there_and_not_when_that_was_
     assert store.read(lambda tx: tx.marks.get("a")) is None
 
 
+def test_a_secret_that_was_read_before_is_read_as_it_is_now(store: Store) -> None:
+    def put(version: int) -> None:
+        record = SecretRecord(
+            name="a/b", version=version, labels=(), created_at_s=1, wrapped_key=b"k", ciphertext=b"%d" % version
+        )
+        do(store, lambda tx: tx.secrets.put(record))
+
+    def newest() -> int:
+        found = store.read(lambda tx: tx.secrets.get("a/b"))
+        return found.version if found else 0
+
+    def first() -> SecretRecord | None:
+        return store.read(lambda tx: tx.secrets.get("a/b", 1))
+
+    assert newest() == 0
+    put(1)
+    assert newest() == newest() == 1
+    put(2)
+    assert newest() == 2
+    kept = first()
+    assert kept is not None
+    assert not kept.destroyed
+    do(store, lambda tx: tx.secrets.destroy("a/b", 1))
+    wiped = first()
+    assert wiped is not None
+    assert wiped.destroyed
+    assert newest() == 2
+
+
 # ── mail ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -394,6 +394,22 @@ def test_numbers_of_64_bits_are_read() -> None:
     assert strict_json(f"[{2**64 - 1},{-(2**63)}]") == [2**64 - 1, -(2**63)]
 
 
+LONG = b64url(bytes(range(256)) * 5)
+
+
+@given(at=st.integers(0, len(LONG)), new=st.text(alphabet="Aa-_=+/ é", max_size=5), most=st.integers(0, 2000))
+def test_long_parts_are_read_like_short_ones_whatever_was_read_before(at: int, new: str, most: int) -> None:
+    text = (LONG[:at] + new + LONG[at + len(new) :])[: most or None]
+    for part in ("quote", "event_log"):
+        changed = evidence().to_dict() | {part: text}
+        try:
+            expected = from_b64url(text)
+        except ValueError:
+            assert code_of(lambda: Evidence.from_dict(changed)) == Code.EVIDENCE_FIELD  # noqa: B023  # called at once
+        else:
+            assert getattr(Evidence.from_dict(changed), part) == expected
+
+
 @pytest.mark.parametrize("log", [b"log", None])
 def test_evidence_is_stored_as_its_parts_and_a_record_that_names_them(log: bytes | None) -> None:
     told = evidence(log=log)

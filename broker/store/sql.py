@@ -74,7 +74,7 @@ class SqlStore:
         self._reader.execute("PRAGMA query_only = ON")
         self._reading = threading.Lock()
         self._write = SqlTransaction(self._writer, mac_key, remember=True)
-        self._view = SqlTransaction(self._reader, mac_key)
+        self._view = SqlTransaction(self._reader, mac_key, remember_secrets=True)
         self._hooks: list[Callable[[Transaction], None]] = []
         self._after: list[Callable[[], None]] = []
         self._queue: SimpleQueue[list[_Unit] | None] = SimpleQueue()
@@ -129,8 +129,11 @@ class SqlStore:
             self._queue.put(units)
 
     def read(self, query: Callable[[Transaction], T]) -> T:
-        with self._reading, _telling_damage(self._path):
-            return query(self._view)
+        with self._reading:
+            try:
+                return query(self._view)
+            except (sqlite3.Error, ValueError) as error:
+                raise _damaged(self._path, error) from error
 
     def close(self) -> None:
         if self._closed:
@@ -205,6 +208,10 @@ class SqlStore:
         reached("store.signed")
         self._writer.execute("COMMIT")
         self._total = self._write.marks.total
+        if self._write.secrets.changed:
+            with self._reading:  # nobody keeps what he read before
+                self._view.secrets.forget()
+            self._write.secrets.changed = False
         reached("store.committed")
         return True
 
@@ -251,7 +258,11 @@ def _telling_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, ValueError) as error:  # ValueError: a row that cannot have been written so
-        raise BrokerError(BrokerCode.STORE_DAMAGED, f"{path}: {type(error).__name__}: {error}") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BrokerError:
+    return BrokerError(BrokerCode.STORE_DAMAGED, f"{path}: {type(error).__name__}: {error}")
 
 
 def check_pages(connection: sqlite3.Connection) -> None:

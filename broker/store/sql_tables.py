@@ -21,6 +21,7 @@ from broker.store.sql_releases import SqlReleases
 from broker.store.sql_svids import SqlSvids
 from broker.store.sql_topics import SqlStates, SqlTopics
 
+MAX_SECRETS: Final = 1024  # kept in memory, encrypted as they rest
 MAX_MARKS: Final = 4096  # kept in memory, those that are not there included
 
 
@@ -139,21 +140,40 @@ def _secret(row: Sequence[Any]) -> SecretRecord:
 
 @final
 class _Secrets:
-    def __init__(self, db: sqlite3.Connection) -> None:
+    """With `remember`, for the connection that reads, what was found is kept until `forget`, which has to follow every
+    commit of the one that writes, if that `changed` any.
+    """
+
+    def __init__(self, db: sqlite3.Connection, *, remember: bool) -> None:
         self._db = db
+        self._remember = remember
+        self._known: dict[tuple[str, int | None], SecretRecord] = {}
+        self.changed = False
+
+    def forget(self) -> None:
+        self._known.clear()
 
     def put(self, r: SecretRecord) -> None:
+        self.changed = True
         self._db.execute(
             "INSERT INTO secret VALUES (?,?,?,?,?,?)",
             (r.name, r.version, json.dumps(r.labels), r.created_at_s, r.wrapped_key, r.ciphertext),
         )
 
     def get(self, name: str, version: int | None = None) -> SecretRecord | None:
+        known = self._known.get((name, version))
+        if known is not None:
+            return known
         row = self._db.execute(
             "SELECT * FROM secret WHERE name = ? AND (? IS NULL OR version = ?) ORDER BY version DESC LIMIT 1",
             (name, version, version),
         ).fetchone()
-        return _secret(row) if row else None
+        found = _secret(row) if row else None
+        if found is not None and self._remember:
+            if len(self._known) >= MAX_SECRETS:
+                self._known.clear()
+            self._known[name, version] = found
+        return found
 
     def page(self, *, tenant: str | None = None, after: str = "", limit: int = 100) -> Sequence[SecretRecord]:
         rows = self._db.execute(
@@ -167,6 +187,7 @@ class _Secrets:
         return [_secret(row) for row in rows]
 
     def destroy(self, name: str, version: int | None = None) -> int:
+        self.changed = True
         self._db.execute("PRAGMA secure_delete = ON")  # every page that held it is overwritten
         done = self._db.execute(
             """UPDATE secret SET wrapped_key = x'', ciphertext = x''
@@ -311,14 +332,16 @@ class SqlTransaction:
     """The tables as a `Transaction`, on one connection.
 
     With `remember`, for the only connection that writes, the log's size and marks that were read are kept until
-    `forget`, which has to follow every rollback.
+    `forget`, which has to follow every rollback. `remember_secrets` is for the one that only reads.
     """
 
-    def __init__(self, db: sqlite3.Connection, mac_key: bytes, *, remember: bool = False) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, mac_key: bytes, *, remember: bool = False, remember_secrets: bool = False
+    ) -> None:
         self.nonces = _Nonces(db)
         self.agents = _Agents(db)
         self.archive = _Archive(db)
-        self.secrets = _Secrets(db)
+        self.secrets = _Secrets(db, remember=remember_secrets)
         self.mail = SqlMail(db)
         self.blobs = SqlBlobs(db)
         self.channels = SqlChannels(db)
