@@ -31,6 +31,7 @@ Announce = Callable[[bytes, str], None]
 BATCH_MESSAGES: Final = 256
 BATCH_OCTETS: Final = 1 << 20
 MAX_FLYING: Final = 32  # batches of one mailbox; the broker recognises the last 64
+EAGER: Final = 4  # batches of one mailbox under way, beyond which only full ones set out
 MAX_SEALED: Final = 3  # how often a message is sealed before it fails
 KEY_LIFE_S: Final = 60.0  # how long what was found out about a mailbox is believed
 MAX_FULL: Final = 8  # how often a batch is refused for want of room before smaller ones are tried
@@ -163,10 +164,11 @@ class Lane:
 
     def _seal(self) -> _Flight | None:
         """The next batch of what waits, if there is room for it and a channel."""
-        room = MAX_OUTSTANDING - sum(len(flight.items) for flight in self._flying)
         channel = self._channel
-        blocked = self._anew or self._rekey or room <= 0 or len(self._flying) >= MAX_FLYING
-        if not self._waiting or channel is None or blocked:
+        if not self._waiting or channel is None or self._anew or self._rekey:
+            return None
+        room = MAX_OUTSTANDING - sum(len(flight.items) for flight in self._flying)
+        if not self._worth_while(room):
             return None
         items = self._gather(min(self._most, room))
         try:
@@ -188,6 +190,14 @@ class Lane:
         flight = _Flight(number=next(self._numbers), batch=batch, items=items, channel=channel)
         self._flying.append(flight)
         return flight
+
+    def _worth_while(self, room: int) -> bool:
+        """Whether a batch sets out now: one of the first few, or a full one. Else an answer will come, and until then
+        more messages to go with it."""
+        flying = len(self._flying)
+        if flying < EAGER:
+            return room > 0
+        return flying < MAX_FLYING and min(room, len(self._waiting)) >= self._most
 
     def _gather(self, most: int) -> list[Item]:
         """The first messages that wait, as many as go into one batch; nobody who gave up waiting is among them."""

@@ -156,9 +156,7 @@ class Stream:
         WireError, TokenRefused, AgentError agent.not_running.
         """
         accepted: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        message = Outgoing(
-            kind=kind, plaintext=plaintext, labels=labels, in_reply_to=in_reply_to, reply_to=reply_to, ttl_s=ttl_s
-        )
+        message = Outgoing(kind, plaintext, labels, in_reply_to, reply_to, ttl_s)
         if self._closed:
             accepted.set_exception(AgentError(Code.AGENT_NOT_RUNNING, "the stream was closed"))
             return accepted
