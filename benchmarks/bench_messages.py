@@ -22,7 +22,7 @@ from benchmarks.bench_broker import running_lab
 from benchmarks.harness import PartMissing, Row
 from benchmarks.mailroom import Order
 
-ONE_PAIR, ALL_PAIRS, PER_PAIR = 60_000, 100, 600
+ONE_PAIR, ALL_PAIRS, PER_PAIR, DURABLE = 60_000, 100, 600, 30_000
 PACED, PACE_PER_S = 1_000, 200.0
 BAR_PER_S = 30_000
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -55,6 +55,8 @@ def rows() -> Iterator[Row]:
         one = run(told, Order(told=told, pairs=1, count=ONE_PAIR, name="one"))
         yield _row("one pair", one, bar=True)
         yield _row(f"{ALL_PAIRS} pairs", run(told, Order(told=told, pairs=ALL_PAIRS, count=PER_PAIR, name="all")))
+        kept = Order(told=told, pairs=1, count=DURABLE, name="kept", durable=True)
+        yield _row("durable mailbox, one pair", run(told, kept))
         paced = run(told, Order(told=told, pairs=1, count=PACED, per_s=PACE_PER_S, name="paced"))
         yield Row(
             name=f"latency from send to handler, one pair, {PACE_PER_S:.0f}/s",

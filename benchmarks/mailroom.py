@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from enclave.durable import Durable
 from enclave.mailbox import Inbox
 from enclave.runtime import Runtime
 from enclave.session import Admission
@@ -34,6 +35,7 @@ class Order:
     count: int
     per_s: float = 0.0
     name: str = "x"
+    durable: bool = False
 
 
 @dataclass
@@ -47,7 +49,11 @@ class Member:
     @classmethod
     async def join(cls, order: Order, machine: Machine, trust: TrustFile, name: str, *, receive: bool) -> "Member":
         runtime = Runtime(
-            domain=machine.launch(name), trust=trust, broker_url=order.told["broker_url"], mailbox=f"lab/mail/{name}"
+            domain=machine.launch(name),
+            trust=trust,
+            broker_url=order.told["broker_url"],
+            mailbox=f"lab/mail/{name}",
+            durable=Durable() if order.durable and receive else None,
         )
         await runtime.attest()
         inbox: Inbox = runtime.inbox
@@ -70,7 +76,9 @@ class Member:
             lookup=runtime._mailbox,
             inbox=inbox,
             outbox=runtime._outbox,
+            channels=runtime._channels,
             prepare=prepare,
+            keep=runtime._durable.save if runtime._durable else None,
             receive=receive,
             credit=CREDIT,
         )
