@@ -1,6 +1,7 @@
 """The language between broker and clients: one spelling of everything, every signature for one purpose."""
 
 import base64
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.wire import dpop, envelope, names
+from broker.wire import dpop, envelope, envelope_pb2, names
 from broker.wire.bodies import AttestationRequest, Problem, PutSecretRequest, VerificationRequest
 from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse, TokenKey
 from broker.wire.deadletters import PageRequest, RedriveRequest
@@ -128,6 +129,24 @@ def test_a_header_that_two_readers_could_read_differently_is_malformed() -> None
     assert outcome(lambda: Header.from_bytes(doubled)) == WireCode.ENVELOPE_MALFORMED
     assert outcome(lambda: Header.from_bytes(unknown)) == WireCode.ENVELOPE_MALFORMED
     assert outcome(lambda: Header.from_bytes(raw[:-1])) == WireCode.ENVELOPE_MALFORMED
+
+
+def test_a_header_has_every_field_of_its_format() -> None:
+    """What is read comes back the same only if nothing that the format knows is left behind."""
+    assert {field.name for field in envelope_pb2.Header.DESCRIPTOR.fields} - {"v"} == {
+        field.name for field in dataclasses.fields(Header)
+    }
+    assert Header.from_bytes(header().to_bytes()) == header()
+
+
+def test_nothing_unsigned_travels_in_an_envelope_or_beside_one() -> None:
+    sealed = Envelope.sign(KEY, header=header().to_bytes(), body=b"sealed")
+    more = b"\xfa\x01\x01x"  # field 31, under no signature and in no digest
+    batch = envelope_pb2.Batch.FromString(batch_to_bytes([sealed]))
+    batch.envelopes[0].MergeFromString(more)
+    assert outcome(lambda: Envelope.from_bytes(sealed.to_bytes() + more)) == WireCode.ENVELOPE_MALFORMED
+    assert outcome(lambda: batch_from_bytes(batch_to_bytes([sealed]) + more)) == WireCode.ENVELOPE_MALFORMED
+    assert outcome(lambda: batch_from_bytes(batch.SerializeToString())) == WireCode.ENVELOPE_MALFORMED
 
 
 @given(raw=st.binary(max_size=300))

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, Self, TypeVar, final
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.message import DecodeError, Message
 
+from broker.wire import canonical
 from broker.wire import channel_pb2 as pb
 from broker.wire.envelope import LABEL, MAX_BODY, MAX_HEADER, MAX_LABELS, MAX_LIFE_MS, MSG_ID_LEN, TYPE, Envelope
 from broker.wire.errors import WireCode, WireError
@@ -55,17 +56,7 @@ def _bad(detail: str) -> WireError:
 
 def parsed(kind: type[M], raw: bytes, max_len: int) -> M:
     """The message, if `raw` is its canonical form. Raises WireError channel.malformed."""
-    if len(raw) > max_len:
-        raise _bad(f"{kind.__name__} of {len(raw)} bytes, at most {max_len}")
-    message = kind()
-    try:
-        message.ParseFromString(raw)
-    except DecodeError:
-        raise _bad(f"{kind.__name__} is not protobuf") from None
-    message.DiscardUnknownFields()
-    if message.SerializeToString(deterministic=True) != raw:
-        raise _bad(f"{kind.__name__} is not in canonical form, or has fields that version 1 does not know")
-    return message
+    return canonical.parse(kind, raw, max_len=max_len, code=WireCode.CHANNEL_MALFORMED)
 
 
 @final
