@@ -168,13 +168,14 @@ def enter(broker: Broker, endpoint: Endpoint, source_ip: str | None) -> None:
 async def answer(call: Call, endpoint: Endpoint) -> Answer:
     """What the handler answers, within its time; who has proved himself is counted with his tenant, not his address.
 
-    Raises BrokerError limit.tenant, broker.deadline; what the handler raises.
+    Raises BrokerError limit.agent, limit.tenant, broker.deadline; what the handler raises.
     """
     at_s = time.monotonic()
     if call.token or call.admin is not None:
         call.broker.limits.honest(call.source_ip, at_s)
     if call.token:
-        call.broker.limits.act(call.broker.sessions.tenant_of(call.token, call.broker.clock()), at_s)
+        sessions, at = call.broker.sessions, call.broker.clock()
+        call.broker.limits.act(sessions.tenant_of(call.token, at), at_s, agent=sessions.key_of(call.token, at))
     try:
         found = await within(DEADLINE_S, endpoint.handler(call))
     except Overdue:

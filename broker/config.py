@@ -119,8 +119,8 @@ class Settings:
             if not self.spiffe_trust_domain or is_trust_domain(self.spiffe_trust_domain)
             else "identity.trust_domain has lower-case letters, digits, dots, dashes and underscores only",
             ""
-            if min(self.rates.source_per_s, self.rates.tenant_per_s) >= 0
-            and min(self.rates.source_burst, self.rates.tenant_burst) > 0
+            if min(self.rates.source_per_s, self.rates.agent_per_s, self.rates.tenant_per_s) >= 0
+            and min(self.rates.source_burst, self.rates.agent_burst, self.rates.tenant_burst) > 0
             else "limits must not be negative, and bursts not 0; limits.*_per_s = 0 means no limit",
             "" if min(astuple(self.quota)) > 0 else "mail limits must be positive",
             *(self._admin_mistake(admin) for admin in self.admins),
@@ -223,6 +223,7 @@ def _flag(value: object) -> bool:
 
 
 _QUOTAS: Final = tuple(item.name for item in fields(Quota))
+_RATES: Final = tuple(item.name for item in fields(Rates))
 _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "server.profile": ("profile", _text),
     "server.public_url": ("public_url", _text),
@@ -257,13 +258,9 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "archive.days": ("archive_days", _number),
     "tokens.ttl_s": ("token_ttl_s", _number),
     "tokens.rotate_days": ("rotate_days", _number),
-    "limits.source_per_s": ("source_per_s", _number),
-    "limits.source_burst": ("source_burst", _number),
-    "limits.tenant_per_s": ("tenant_per_s", _number),
-    "limits.tenant_burst": ("tenant_burst", _number),
+    **{f"limits.{name}": (name, _number) for name in _RATES},
     **{f"mail.{name}": (name, _number) for name in _QUOTAS},
 }
-_RATES: Final = ("source_per_s", "source_burst", "tenant_per_s", "tenant_burst")
 _TLS: Final = ("tls_cert", "tls_key", "tls_client_ca")
 _RELATIVE: Final = (*_TLS, "database", "root_key_file", "roots_file", "trust_file", "pcs_cache")
 

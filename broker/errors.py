@@ -63,6 +63,7 @@ class BrokerCode(StrEnum):
     KBS_VERSION = "kbs.version_unsupported"
     KEY_WORKLOAD = "key.workload_unmatched"
     LEASE_LOST = "lease.lost"
+    LIMIT_AGENT = "limit.agent"
     LIMIT_SOURCE = "limit.source"
     LIMIT_TENANT = "limit.tenant"
     LOG_ENTRY_UNKNOWN = "log.entry_unknown"
@@ -319,6 +320,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
         "The lease on the message has ended, or was never given.",
         "Receive again; handle messages within the lease, or ask for a longer one.",
     ),
+    BrokerCode.LIMIT_AGENT: (
+        "The agent asks more often than one may.",
+        "Wait for the seconds in retry-after; the limits are limits.agent_per_s and limits.agent_burst.",
+    ),
     BrokerCode.LIMIT_SOURCE: (
         "Too many requests came from this address.",
         "Try again after the time that Retry-After says; the operator sets limits.source_per_s.",
@@ -370,8 +375,7 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     ),
     BrokerCode.MAILBOX_TOO_MANY: (
         "The agent, or its tenant, has as many mailboxes or names with kept keys as it may.",
-        "Use fewer: a mailbox takes mail of any number of senders and types. The limits are mail.mailboxes, "
-        "mail.tenant_mailboxes and mail.tenant_keys; names that nobody uses go after some days.",
+        "Use fewer. The limits are mail.mailboxes, mail.tenant_mailboxes and mail.tenant_keys.",
     ),
     BrokerCode.MAILBOX_UNKNOWN: (
         "Nobody has opened a mailbox of that name.",

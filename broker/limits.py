@@ -1,8 +1,9 @@
-"""Who may ask how often: token buckets for addresses and for tenants, in bounded memory.
+"""Who may ask how often: token buckets for addresses, for agents and for tenants, in bounded memory.
 
 Decides before a body is read whether a request may cost anything at all. An address pays for every request and gets it
 back when the request turns out honest (an agent's or administrator's proof held, an agent was admitted): so garbage
-runs dry, and a crowd of agents behind one address does not. What proved itself is counted against its tenant.
+runs dry, and a crowd of agents behind one address does not. What proved itself is counted against its tenant, and
+before that against itself, so that no agent uses up what all of its tenant may ask.
 
 An address that has paid nothing for a while has a full bucket, which is what an unknown one has: it can be forgotten.
 When there is no room for another, the one that was seen longest ago is.
@@ -31,6 +32,8 @@ class Rates:
 
     source_per_s: int = 100
     source_burst: int = 1000
+    agent_per_s: int = 1000
+    agent_burst: int = 10_000
     tenant_per_s: int = 5000
     tenant_burst: int = 20_000
 
@@ -144,6 +147,7 @@ class Limits:
         self.room: Final = Room()
         self.silent: Final = Room(most=MAX_SILENT, each=MAX_SILENT_OF_ONE)
         self._sources = Buckets(rates.source_per_s, rates.source_burst)
+        self._agents = Buckets(rates.agent_per_s, rates.agent_burst)
         self._tenants = Buckets(rates.tenant_per_s, rates.tenant_burst)
 
     def enter(self, source_ip: str | None, at_s: float) -> None:
@@ -156,8 +160,14 @@ class Limits:
         """That many requests from there were what they should be."""
         self._sources.give_back(source_of(source_ip), at_s, number=number)
 
-    def act(self, tenant: str, at_s: float) -> None:
-        """Raises BrokerError limit.tenant."""
+    def act(self, tenant: str, at_s: float, *, agent: str = "") -> None:
+        """An agent of that tenant asks; `agent` is the thumbprint of its key.
+
+        Raises BrokerError limit.agent, limit.tenant.
+        """
+        wait_s = self._agents.take(agent, at_s) if agent else 0.0
+        if wait_s:
+            raise BrokerError(BrokerCode.LIMIT_AGENT, f"agent {agent}", retry_after_s=int(wait_s) + 1)
         wait_s = self._tenants.take(tenant, at_s)
         if wait_s:
             raise BrokerError(BrokerCode.LIMIT_TENANT, f"tenant {tenant}", retry_after_s=int(wait_s) + 1)

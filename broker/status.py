@@ -86,6 +86,7 @@ STATUS: Final[Mapping[str, int]] = {
     BrokerCode.KBS_VERSION: BAD_REQUEST,
     BrokerCode.KEY_WORKLOAD: FORBIDDEN,
     BrokerCode.LEASE_LOST: CONFLICT,
+    BrokerCode.LIMIT_AGENT: TOO_MANY,
     BrokerCode.LIMIT_SOURCE: TOO_MANY,
     BrokerCode.LIMIT_TENANT: TOO_MANY,
     BrokerCode.LOG_ENTRY_UNKNOWN: NOT_FOUND,

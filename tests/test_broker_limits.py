@@ -115,6 +115,20 @@ async def test_the_agents_of_a_tenant_share_what_the_tenant_may_ask(door: Client
 
 
 @pytest.mark.asyncio
+async def test_one_agent_does_not_use_up_what_its_tenant_may_ask(tmp_path: Path) -> None:
+    world = await World.make(tmp_path, rates=Rates(agent_per_s=1, agent_burst=4, tenant_per_s=1, tenant_burst=20))
+    await world.put("acme/open/a", VALUE)
+    async with serving(world) as door:
+        noisy, quiet = await world.admitted("noisy"), await world.admitted("quiet")
+        answers = [await door.call("POST", RELEASE, ask(), by=noisy) for _ in range(8)]
+        assert [answer.status_code for answer in answers[:4]] == [200] * 4
+        assert told(answers[7]) == (429, BrokerCode.LIMIT_AGENT)
+        assert int(answers[7].headers["retry-after"]) >= 1
+        assert [(await door.call("POST", RELEASE, ask(), by=quiet)).status_code for _ in range(4)] == [200] * 4
+    await world.broker.close()
+
+
+@pytest.mark.asyncio
 async def test_a_stolen_token_does_not_use_up_what_its_tenant_may_ask(door: Client) -> None:
     victim, thief = await door.world.admitted("victim"), await door.world.admitted("thief")
     own, thief.token = thief.token, victim.token

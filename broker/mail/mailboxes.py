@@ -41,6 +41,7 @@ from broker.wire.names import is_resource, tenant_of
 from policies.model import Receive
 
 LOOK_AGAIN_S: Final = 1.0  # a lease may end, or a delay, while a receiver waits
+MAX_STREAMED: Final = 65_536  # mailboxes of which it is known that their owner has a stream
 
 
 @final
@@ -174,6 +175,8 @@ class Mailboxes:
 
     def on_stream(self, session: Session, name: str) -> None:
         """The owner receives on a mail stream now: senders are told that he takes channels."""
+        if len(self._streamed) >= MAX_STREAMED:
+            self._streamed.clear()  # until they come again, their senders write envelopes
         self._streamed[name] = session.subject
 
     async def receive(
