@@ -394,6 +394,38 @@ async def test_a_database_that_was_put_back_shows_to_a_reader_with_a_file_of_its
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("with_file", [True, False], ids=["state_file", "mark alone"])
+async def test_a_broker_that_was_put_back_whole_makes_no_reader_handle_a_frame_twice(
+    place: Stage, tmp_path: Path, with_file: bool
+) -> None:
+    """Parcels, openings, channel and checkpoint, all of them genuine and of one moment; or the checkpoint's bytes
+    without the mark that the root's MAC covers."""
+    how = Durable(state_file=tmp_path / "state.json" if with_file else None)
+    first = await place.start(durable=how, stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    for text in (b"0", b"1"):
+        await tell(sender, text)
+    assert await some(first, 2) == [b"0", b"1"]
+    await emptied(place)
+    old = await place.inside(lambda tx: (tx.marks.get(f"state/{BOX}"), tx.states.get(BOX)))
+    await tell(sender, b"2")
+    parcel = await place.inside(_stored)
+    assert await some(first, 1) == [b"2"]
+    await emptied(place)
+    await place.crash(first)
+    await place.inside(lambda tx: (_rolled_back if with_file else _bytes_alone)((tx, old)))
+    await place.inside(lambda tx: _put_back(tx, parcel))
+    second = await place.start(durable=how, stream=True)
+    assert second._durable is not None
+    assert second._durable.lost is not None
+    sender.time.learn(int(sender.time.now_s()) + 3)  # time is told in whole seconds: now it is surely later
+    await tell(sender, b"3")
+    assert await some(second, 1) == [b"3"]
+    (dead,) = await place.inside(lambda tx: tx.mail.dead(BOX))
+    assert dead.code == Code.ENVELOPE_BEFORE_BOOT
+
+
+@pytest.mark.asyncio
 async def test_a_host_that_puts_back_the_readers_own_file_gains_nothing(place: Stage, tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     how = Durable(state_file=file)
