@@ -100,10 +100,9 @@ def _run(options: argparse.Namespace) -> int:
     if real is not None and uid is None and not options.same_user:
         raise LaunchFailed(Code.LAUNCH_SAME_USER, f"the launcher runs as user {os.geteuid()}")
     launcher = _Launcher(options=options, name=name, trust=around.trust, broker_url=broker_url, uid=uid)
+    boot = _booting(around.machine, name)
     with supervise.Signals() as signals:
-        if options.reload:
-            return launcher.again_and_again(lambda: _simulated(around.machine, name), signals)
-        return launcher.once(real or _simulated(around.machine, name), signals)
+        return launcher.again_and_again(boot, signals) if options.reload else launcher.once(real or boot(), signals)
 
 
 @final
@@ -234,6 +233,18 @@ def _simulated(machine: str, label: str) -> TrustDomain:
         raise LaunchFailed(Code.LAUNCH_NO_SIMULATOR, f"{error.name} is not installed") from None
     domain: TrustDomain = make(machine, label=label)
     return domain
+
+
+def _booting(machine: str, label: str) -> Callable[[], TrustDomain]:
+    """Boots trust domains of a machine for as long as it is there: a lab that has ended takes its machine with it."""
+    there = Path(machine).is_dir()
+
+    def boot() -> TrustDomain:
+        if there and not Path(machine).is_dir():  # else another one would be made in its place
+            raise AgentError(Code.AGENT_UNCONFIGURED, f"the machine {machine} is gone: its lab has ended", _LAB)
+        return _simulated(machine, label)
+
+    return boot
 
 
 def _entry_points() -> dict[str, str]:

@@ -63,6 +63,8 @@ sys.dont_write_bytecode = True
 sys.argv[:] = [os.path.join(top, ENTRY), *sys.argv[1:]]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 except Exception as error:
     from enclave.main import failed
 

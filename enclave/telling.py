@@ -12,6 +12,8 @@ import asyncio
 import logging
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
@@ -44,6 +46,17 @@ class Trouble:
 def show_everything() -> None:
     """From now on whole tracebacks are logged too: nothing in this process is protected anyway."""
     trace.setLevel(logging.DEBUG)
+
+
+@contextmanager
+def everything_shown() -> Iterator[None]:
+    """The same for a while: in tests."""
+    before = trace.level
+    show_everything()
+    try:
+        yield
+    finally:
+        trace.setLevel(before)
 
 
 def told(error: BaseException) -> str:

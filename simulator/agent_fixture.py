@@ -11,7 +11,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, final
 
@@ -19,7 +19,9 @@ from attestation.errors import CloisterError
 from attestation.verdict import Verdict
 from enclave.agent import Agent
 from enclave.context import ASK_TIMEOUT_S, Context
+from enclave.errors import AgentError
 from enclave.release import Secret
+from enclave.telling import everything_shown
 from simulator.broker_fixture import PATIENCE_S, BrokerUnderTest
 from simulator.domain import SimulatedTd
 
@@ -36,6 +38,7 @@ class Agents:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cloister-agents", daemon=True)
         self._running: list[AgentUnderTest] = []
+        self._shown = ExitStack()
 
     def run(self, work: Coroutine[Any, Any, T], *, timeout_s: float = PATIENCE_S) -> T:
         """Run a coroutine where the agents live, and wait for it."""
@@ -51,17 +54,27 @@ class Agents:
         return running
 
     def __enter__(self) -> Self:
+        self._shown.enter_context(everything_shown())  # tracebacks of handlers: nothing here is protected anyway
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            for one in reversed(self._running):
-                one.stop()
-        finally:
+        """All of them are stopped, whatever the `on_stop` of one does; then its failure is the test's."""
+        with self._shown:
+            failures = [failure for one in reversed(self._running) if (failure := _stopped(one))]
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(PATIENCE_S)
             self._loop.close()
+        if failures and error is None:
+            raise failures[0]
+
+
+def _stopped(running: AgentUnderTest) -> AgentError | None:
+    try:
+        running.stop()
+    except AgentError as failure:
+        return failure
+    return None
 
 
 class AgentUnderTest:

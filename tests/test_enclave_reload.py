@@ -13,7 +13,7 @@ import pytest
 
 from attestation.quote import Quote
 from enclave import cli, labs, launch
-from enclave.errors import Code
+from enclave.errors import AgentError, Code
 from enclave.reload import MAX_TOLD, Launch, Watch
 from simulator.lab import Lab
 from simulator.machine import Machine
@@ -173,6 +173,18 @@ def test_a_lab_runs_agents_and_one_started_for_programs_is_found_too(agent: Path
         stdout, _ = lab.communicate(timeout=30)
     assert stdout.count("\n") == 1
     assert lab.returncode == 0
+
+
+def test_a_machine_that_went_with_its_lab_is_not_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "machine"
+    boot = cli._booting(str(folder), "agent")
+    assert boot().simulated  # one that was never there is made
+    boot = cli._booting(str(folder), "agent")
+    folder.rename(tmp_path / "away")
+    with pytest.raises(AgentError) as caught:
+        boot()
+    assert caught.value.code == Code.AGENT_UNCONFIGURED
+    assert not folder.exists()
 
 
 # --- real hardware ---

@@ -19,6 +19,7 @@ from attestation.errors import CloisterError
 from enclave import Agent, Context, Retry, main, telling
 from enclave.context import BlockingContext
 from enclave.errors import AgentError, Code, TransportFailed
+from simulator.agent_fixture import Agents
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.lab import Lab
 from simulator.machine import Machine
@@ -373,6 +374,33 @@ def test_a_file_that_fails_before_its_agent_runs_is_told_by_its_own_lines(capsys
     assert Path(__file__).name in capsys.readouterr().err
     assert main.failed(ModuleNotFoundError("No module named 'x'", name="x")) == 1
     assert "# /// script" in capsys.readouterr().err
+
+
+def test_a_test_of_an_agent_sees_tracebacks_and_what_fails_at_the_end(
+    world: BrokerUnderTest, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, other = Agent("tested"), Agent("beside")
+    stopped: list[str] = []
+
+    @agent.on_stop
+    async def fail(ctx: Context) -> None:
+        raise ValueError(CANARY)
+
+    @other.on_stop
+    async def note(ctx: Context) -> None:
+        stopped.append("beside")
+
+    def test() -> None:
+        with Agents(world) as agents:  # as the fixture `agent` does
+            agents.start(other)
+            agents.start(agent)
+
+    with pytest.raises(AgentError) as caught:
+        test()
+    assert caught.value.code == Code.AGENT_HOOK
+    assert stopped == ["beside"]
+    assert CANARY in caplog.text
+    assert telling.trace.level == logging.INFO
 
 
 # --- as a program ---
