@@ -19,8 +19,8 @@ MAX_CERTIFICATES: Final = 8
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 _END: Final = b"-----END CERTIFICATE-----"
 _WHITE: Final = b" \t\r\n"
-_LINE: Final = 64  # characters of base64
-_LINE_ENDS: Final = (b"\n", b"\r\n", b"")  # the last line may have none
+_WIDTHS: Final = (64, 76)  # characters of a line: nearly all write 64, a few the 76 of MIME
+_AFTER: Final = (b"\n", b"")  # an END line
 
 
 def pem_blocks(text: bytes, *, in_quote: bool = False) -> list[bytes]:
@@ -30,8 +30,8 @@ def pem_blocks(text: bytes, *, in_quote: bool = False) -> list[bytes]:
     only the form that they write is taken (RFC 7468, the strict text), or one quote could be sent in a million
     spellings. Raises Unmet.
     """
-    if in_quote and text.endswith(b"\0"):
-        text = text[:-1]
+    if in_quote:
+        text = _with_unix_line_ends(text.removesuffix(b"\0"))
     before, *blocks = text.split(_BEGIN)
     if not blocks:
         raise Unmet("no certificate")
@@ -44,23 +44,26 @@ def pem_blocks(text: bytes, *, in_quote: bool = False) -> list[bytes]:
         body, found, after = block.partition(_END)
         if not found or after.strip(_WHITE):
             raise Unmet("a certificate has no end, or something other than white space follows it")
-        if in_quote and not (after in _LINE_ENDS and _strict(body)):
-            raise Unmet("the certificates are not in lines of 64 characters without other white space")
+        if in_quote and not (after in _AFTER and _strict(body)):
+            raise Unmet("the certificates are not in lines of 64 or 76 characters without other white space")
         bodies.append(body)
     return bodies
 
 
+def _with_unix_line_ends(text: bytes) -> bytes:
+    """All of them changed where all are CR LF; a text of two kinds stays as it is, and is refused for its CRs."""
+    ends = text.count(b"\r\n")
+    return text.replace(b"\r\n", b"\n") if ends and ends == text.count(b"\n") else text
+
+
 def _strict(body: bytes) -> bool:
-    """Lines of 64 characters but for the last, all ended alike: a line end at 0, 65, 130 … and after the last line."""
-    ends = body.count(b"\r\n")
-    if ends:
-        if ends != body.count(b"\n"):
-            return False
-        body = body.replace(b"\r\n", b"\n")
+    """Lines of one length but for the last, which is not longer: a line end at 0, 65, 130 … and after the last line."""
     if b" " in body or b"\t" in body or b"\r" in body:
         return False
     lines = body.count(b"\n") - 1
-    return body[: -1 : _LINE + 1] == b"\n" * lines and body[-1:] == b"\n" and body[-2:] != b"\n\n" and lines > 0
+    if not lines > 0 or body[-1:] != b"\n" or body[-2:] == b"\n\n":
+        return False
+    return any(body[: -1 : width + 1] == b"\n" * lines for width in _WIDTHS)
 
 
 def pem_decode(body: bytes) -> bytes:

@@ -282,8 +282,9 @@ class Verifier:
             endorsements, chain, platform = self._prove(quote, collateral, vouched)
             findings = appraise(claims, platform, chain.facts, endorsements.tcb_info, accept, allow)
             case = _Case(endorsements, chain, platform, findings)
-            if case.ok:
-                self._cases.put(key, case)
+            verified = call.conclude(quote, case)
+            self._cases.put(key, case)  # what was claimed under a good signature: others can claim what they like
+            return verified
         return call.conclude(quote, case)
 
     def check_chain(self, quote: Quote, *, at: datetime) -> PckFacts:

@@ -70,6 +70,17 @@ def white_space_between_pem_blocks(w: World) -> None:
     w.pem_join = b"\n\n \n"
 
 
+def _wrapped(text: bytes, width: int) -> bytes:
+    """The first block in lines of another length."""
+    body, end, rest = text.removeprefix(_FIRST).partition(b"-----END")
+    joined = body.replace(b"\n", b"")
+    lines = [joined[at : at + width] + b"\n" for at in range(0, len(joined), width)]
+    return _FIRST + b"".join(lines) + end + rest
+
+
+_FIRST = b"-----BEGIN CERTIFICATE-----\n"
+
+
 def _spelled(change: Callable[[bytes], bytes]) -> Change:
     """The PEM text of the quote, written another way."""
 
@@ -90,6 +101,10 @@ for _title, _change in (
     ("line ends of two kinds", lambda text: text.replace(b"\n", b"\r\n", 4)),
 ):
     put("chain.malformed", _title, _spelled(_change))
+put("chain.malformed", "line ends of one kind a block", _spelled(lambda text: text.replace(b"\n", b"\r\n", 20)))
+put("ok", "PEM lines of 76 characters", _spelled(lambda text: _wrapped(text, 76)))
+put("chain.malformed", "PEM lines of 60 characters", _spelled(lambda text: _wrapped(text, 60)))
+put("ok", "no line end between the PEM blocks", _spelled(lambda text: text.replace(b"-----\n-----", b"-" * 10)))
 put("ok", "no line end after the last PEM block", _spelled(lambda text: text[:-1]))
 put("ok", "line ends of the other kind", _spelled(lambda text: text.replace(b"\n", b"\r\n")))
 

@@ -519,6 +519,18 @@ def test_a_verifier_remembers_nothing_that_failed() -> None:
     assert len(verifier._chains) == len(verifier._platforms) == len(verifier._cases) == 0
 
 
+def test_claims_that_nobody_signed_are_not_remembered() -> None:
+    """Whoever has seen one quote can put any body before what vouches for its key: that must drive nothing out."""
+    verifier = Verifier(ROOTS)
+    given = World().input()
+    collateral = Collateral.from_json(given.collateral_text)
+    for svn in range(20):
+        quote = Quote.parse(given.raw[:63] + bytes([svn]) + given.raw[64:])  # of TEE_TCB_SVN, and no level asks for it
+        asked = partial(verifier.verify, quote, collateral, report_data=NOT_COMPARED, at=moment(AT))
+        assert outcome(asked) == ("quote.signature_invalid" if svn else "ok")
+    assert len(verifier._cases) == 1
+
+
 def test_what_a_verifier_remembers_has_a_bound() -> None:
     verifier = Verifier(ROOTS, max_sets=2, max_platforms=3, max_findings=4)
     for at in range(6):
