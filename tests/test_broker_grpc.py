@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from broker.errors import BrokerCode
 from broker.rest.routes import ENDPOINTS
-from broker.rpc import stream
+from broker.rpc import doors, stream
 from broker.rpc.doors import address_of
 from broker.rpc.members import fill, members_of, parse
 from broker.rpc.server import start
@@ -196,7 +196,7 @@ def test_a_document_comes_back_as_it_went_in(members: dict[str, Any]) -> None:
 async def test_a_stream_without_a_first_message_is_not_waited_for(
     door: GrpcClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "FIRST_S", 0.01)
+    monkeypatch.setattr(doors, "FIRST_S", 0.01)
     method: Any = door.channel.stream_stream(stream.METHOD)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in method():

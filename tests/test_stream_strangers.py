@@ -11,10 +11,13 @@ import pytest
 
 from broker import limits
 from broker.errors import BrokerCode, BrokerError
-from broker.limits import Room
+from broker.limits import Rates, Room
+from broker.rpc import doors
 from broker.rpc.stream import METHOD
+from broker.wire import api_pb2
 from broker.wire import stream_pb2 as pb
 from broker.wire.errors import WireCode
+from tests.grpc_client import dialled
 from tests.stream_world import PATIENCE_S, Mail, mail
 from tests.test_stream import ended, raw
 
@@ -89,3 +92,48 @@ def test_no_address_takes_the_places_of_others() -> None:
         with pytest.raises(BrokerError):
             take(1)
         other(1)
+
+
+# ── unary calls ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CHALLENGE = "/cloister.v1.Broker/Challenge"
+
+
+async def unsaid(net: Mail, keep: AsyncExitStack) -> Any:
+    """A call of a unary method whose request never comes."""
+    channel = await keep.enter_async_context(grpc.aio.insecure_channel(net.server.address))
+    call: Any = channel.stream_stream(CHALLENGE)()
+    keep.callback(call.cancel)
+    return call
+
+
+@pytest.mark.asyncio
+async def test_calls_whose_request_never_comes_end_and_take_no_places_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_SILENT_OF_ONE", 3)
+    monkeypatch.setattr(doors, "FIRST_S", 0.5)
+    async with mail(tmp_path) as net, AsyncExitStack() as keep:
+        calls = [await unsaid(net, keep) for _ in range(6)]
+        codes = sorted([await code_of(call) for call in calls])
+        assert codes == [BrokerCode.BROKER_BUSY] * 3 + [BrokerCode.BROKER_DEADLINE] * 3
+        async with dialled(net.world) as honest:
+            answer = await honest.call("Broker.Challenge", api_pb2.ChallengeRequest(client_nonce=bytes(32)))
+        assert answer.told == (200, "")
+
+
+@pytest.mark.asyncio
+async def test_an_address_that_has_run_dry_is_refused_before_its_request_is_read(tmp_path: Path) -> None:
+    async with mail(tmp_path, rates=Rates(source_per_s=1, source_burst=2)) as net, AsyncExitStack() as keep:
+        for _ in range(2):
+            await unsaid(net, keep)
+        await net.until(lambda: net.world.broker.limits.silent.held == 2)
+        assert await code_of(await unsaid(net, keep)) == BrokerCode.LIMIT_SOURCE
+
+
+@pytest.mark.asyncio
+async def test_a_call_without_a_request_is_refused(tmp_path: Path) -> None:
+    async with mail(tmp_path) as net, AsyncExitStack() as keep:
+        call = await unsaid(net, keep)
+        await call.done_writing()
+        assert await code_of(call) == WireCode.BODY_FIELD_MISSING

@@ -1,8 +1,9 @@
 """Who calls over gRPC, and how a refusal looks there.
 
-Decides nothing of its own: proofs are the DPoP proofs of REST with `htm` POST, `htu` the public URL and the full
-method, `bh` the hash of the serialised request, sent as metadata `authorization`, `dpop` and `cloister-admin`. A
-refusal has the same members as REST's problem document, in `grpc-status-details-bin`.
+Decides how long a call may go on without saying anything, and nothing else of its own: proofs are the DPoP proofs of
+REST with `htm` POST, `htu` the public URL and the full method, `bh` the hash of the serialised request; they come as
+metadata `authorization`, `dpop` and `cloister-admin`. A refusal has the same members as REST's problem document, in
+`grpc-status-details-bin`.
 """
 
 import secrets
@@ -15,17 +16,20 @@ import grpc
 
 from broker.calls import Door, Shown, agent_token, prove
 from broker.config import Admin
-from broker.errors import BrokerError
+from broker.deadlines import Overdue, within
+from broker.errors import BrokerCode, BrokerError
 from broker.reasons import Refusal
 from broker.rest.refusals import note
 from broker.service import Broker
 from broker.sessions import Session
 from broker.status import GRPC_STATUS, headers_of
 from broker.wire import api_pb2 as pb
+from broker.wire.errors import WireCode, WireError
 
 Metadata = Iterable[tuple[str, str | bytes]] | None
 PROBLEM_URL: Final = "type.googleapis.com/cloister.v1.Problem"
 CODES: Final = {int(code.value[0]): code for code in grpc.StatusCode}
+FIRST_S: Final = 10.0  # for a call's first message, before which nobody knows who is there
 MAX_CODES: Final = 32  # of one refusal: clients take 8 KiB of metadata unless told otherwise
 
 
@@ -63,6 +67,22 @@ def greeting(broker: Broker, call_id: str) -> tuple[tuple[str, str], ...]:
         return ("x-correlation-id", call_id), ("dpop-nonce", broker.gate.nonce(broker.clock()))
     except BrokerError:
         return (("x-correlation-id", call_id),)  # the clock is behind: no proof would be accepted anyway
+
+
+async def first(broker: Broker, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    """The first message of a call, or the only one. An address holds few calls on which it has not come.
+
+    Raises BrokerError broker.busy, broker.deadline; WireError body.field_missing.
+    """
+    with broker.limits.silent.entered(address_of(context.peer())) as take:
+        take(1)
+        try:
+            raw = await within(FIRST_S, context.read())
+        except Overdue:
+            raise BrokerError(BrokerCode.BROKER_DEADLINE, "the first message did not come") from None
+    if not isinstance(raw, bytes):
+        raise WireError(WireCode.BODY_FIELD_MISSING, "the first message")
+    return raw
 
 
 async def refuse(

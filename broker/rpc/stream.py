@@ -45,7 +45,6 @@ MAX_FLYING: Final = 64  # batches of one stream that are being written
 MAX_STREAMS: Final = 8  # of one agent
 MAX_UNREAD: Final = 4096  # answers that lie ready; an agent that does not read them is not read either
 MAX_KNOWN: Final = 4096  # openings and tokens that are not sent twice; then they are sent again
-FIRST_S: Final = 10.0  # for the first message, before which nobody knows who is there
 WATCH_S: Final = 2.0  # how often the token's end is looked at; a rise of the generation is heard at once
 Context = grpc.aio.ServicerContext[Any, Any]
 logger = logging.getLogger("cloister.broker.stream")
@@ -106,15 +105,7 @@ class Streams:
         """Prove who is there. Raises what proving and judging do."""
         source_ip, limits = doors.address_of(context.peer()), self._broker.limits
         limits.enter(source_ip, time.monotonic())
-        with limits.silent.entered(source_ip) as take:
-            take(1)
-            try:
-                async with asyncio.timeout(FIRST_S):
-                    raw = await context.read()
-            except TimeoutError:
-                raise BrokerError(BrokerCode.BROKER_DEADLINE, "the first message did not come") from None
-        if not isinstance(raw, bytes):
-            raise WireError(WireCode.BODY_FIELD_MISSING, "the first message")
+        raw = await doors.first(self._broker, context)
         token = doors.token(self._broker, context.invocation_metadata(), METHOD, raw)
         limits.honest(source_ip, time.monotonic())
         first = parsed(pb.ToBroker, raw, MAX_MESSAGE)

@@ -19,7 +19,7 @@ from broker.calls import Call, Door, Endpoint, Handler, answer, enter, prove
 from broker.errors import BrokerCode, BrokerError
 from broker.rest import routes, routes_audit, routes_keys, routes_mail, routes_relying, routes_secrets, routes_svids
 from broker.rest.refusals import as_refusal
-from broker.rpc.doors import address_of, correlation_id, greeting, refuse, shown
+from broker.rpc.doors import address_of, correlation_id, first, greeting, refuse, shown
 from broker.rpc.members import fill, members_of, parse
 from broker.service import Broker
 from broker.status import status_of
@@ -132,16 +132,20 @@ TWINS: Final[tuple[Twin, ...]] = (
 
 
 def services(broker: Broker) -> tuple[grpc.GenericRpcHandler, ...]:
-    """The handlers of every unary method. Requests arrive as bytes: their hash is in the proof."""
+    """The handlers of every unary method. Requests arrive as bytes: their hash is in the proof.
+
+    To gRPC each takes a stream, which on the wire is the same: so a handler begins with the call, and it is for us to
+    say who may send how much, and by when. A unary handler begins with the request, and until then a call counts.
+    """
     found: dict[str, dict[str, Any]] = {}
     for twin in TWINS:
-        handler: Any = grpc.unary_unary_rpc_method_handler(_serving(broker, twin))
+        handler: Any = grpc.stream_unary_rpc_method_handler(_serving(broker, twin))
         found.setdefault(f"{PACKAGE}.{twin.service}", {})[twin.method] = handler
     return tuple(grpc.method_handlers_generic_handler(name, methods) for name, methods in found.items())
 
 
 def _serving(broker: Broker, twin: Twin) -> Any:
-    async def serve(raw: bytes, context: Context) -> bytes:
+    async def serve(_: object, context: Context) -> bytes:
         started = time.perf_counter()
         call_id = correlation_id()
         parent = next(
@@ -149,7 +153,7 @@ def _serving(broker: Broker, twin: Twin) -> Any:
         )
         with tracing.call(twin.full_method, call_id, parent) as span:
             try:
-                found = await _answer(broker, twin, raw, context, call_id)
+                found = await _answer(broker, twin, context, call_id)
             except Exception as error:  # noqa: BLE001  # each becomes a refusal; what nobody foresaw is logged
                 failure = as_refusal(error, call_id)
                 span.say(code=str(failure.code), status=status_of(failure))
@@ -163,9 +167,10 @@ def _serving(broker: Broker, twin: Twin) -> Any:
     return serve
 
 
-async def _answer(broker: Broker, twin: Twin, raw: bytes, context: Context, call_id: str) -> bytes:
+async def _answer(broker: Broker, twin: Twin, context: Context, call_id: str) -> bytes:
     source_ip = address_of(context.peer())
     enter(broker, twin.endpoint, source_ip)
+    raw = await first(broker, context)
     if len(raw) > twin.most:
         raise WireError(WireCode.BODY_TOO_LARGE, f"{len(raw)} bytes, at most {twin.most}")
     what = shown(context.invocation_metadata(), twin.full_method, raw)
