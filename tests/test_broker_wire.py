@@ -38,6 +38,7 @@ from broker.wire.log import (
 )
 from broker.wire.mailbox import Delivery, MailboxKey, ReceiveRequest
 from broker.wire.release import ReleasePermit, ReleaseRequest, ReleaseResponse, permit_digest
+from broker.wire.relying import TokenKind, TokenRequest, TokenResponse
 from broker.wire.tags import Tag, sealing_thumbprint, tagged
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -271,6 +272,13 @@ def test_any_json_is_a_body_or_a_body_error(value: object, name: str) -> None:
         for body in (value, {name: value}):
             result = outcome(kind.from_dict, body)
             assert result == "ok" or result.startswith("body.")
+
+
+def test_a_token_of_another_kind_is_no_token() -> None:
+    answer = {"token": "t", "audience": "a", "kind": "macaroon", "expires_at_s": 1, "receipt": {}}
+    assert outcome(lambda: TokenResponse.from_dict(answer)) == WireCode.BODY_FIELD_INVALID
+    assert outcome(lambda: TokenRequest.from_dict({"audience": "a", "kind": "macaroon"})) == WireCode.BODY_FIELD_INVALID
+    assert TokenRequest.from_dict({"audience": "a"}).kind is TokenKind.EAR
 
 
 def test_a_secret_value_is_not_in_the_repr_of_its_body() -> None:

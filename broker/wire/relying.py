@@ -10,7 +10,7 @@ from typing import Any, Final, Self, final
 
 from broker.wire.bodies import MAX_AUDIENCE, MAX_TOKEN, Problem, VerificationRequest, VerificationResponse
 from broker.wire.errors import WireCode, WireError
-from broker.wire.fields import Reader
+from broker.wire.fields import Reader, T
 from broker.wire.log import Receipt
 
 MAX_VERIFICATIONS: Final = 32  # in one batch
@@ -21,6 +21,12 @@ class TokenKind(StrEnum):
 
     EAR = "ear"  # the attestation result itself, as peers get it
     SVID = "jwt-svid"  # SPIFFE's JWT-SVID: sub is the agent's SPIFFE ID
+
+
+def _kind(text: str) -> TokenKind:
+    if text not in tuple(TokenKind):
+        raise WireError(WireCode.BODY_FIELD_INVALID, f"token.kind must be one of {', '.join(TokenKind)}")
+    return TokenKind(text)
 
 
 @final
@@ -38,11 +44,11 @@ class TokenRequest:
     def from_dict(cls, value: object) -> Self:
         read = Reader(value, "token")
         audience = read.text("audience", max_len=MAX_AUDIENCE)
-        kind = read.text_or_none("kind", max_len=16) or TokenKind.EAR
+        kind = _kind(read.text_or_none("kind", max_len=16) or TokenKind.EAR)
         read.end()
-        if not audience or not audience.isprintable() or kind not in tuple(TokenKind):
-            raise WireError(WireCode.BODY_FIELD_INVALID, f"token: an audience, and one of {', '.join(TokenKind)}")
-        return cls(audience=audience, kind=TokenKind(kind))
+        if not audience or not audience.isprintable():
+            raise WireError(WireCode.BODY_FIELD_INVALID, "token.audience must be a printable text")
+        return cls(audience=audience, kind=kind)
 
 
 @final
@@ -72,7 +78,7 @@ class TokenResponse:
         return cls(
             token=read.text("token", max_len=MAX_TOKEN),
             audience=read.text("audience", max_len=MAX_AUDIENCE),
-            kind=TokenKind(read.text("kind", max_len=16)),
+            kind=_kind(read.text("kind", max_len=16)),
             expires_at_s=read.number("expires_at_s"),
             receipt=Receipt.from_dict(read.mapping("receipt")),
         )
@@ -193,7 +199,7 @@ class VerificationOutcome:
         )
 
 
-def _if_there(read: Reader, name: str, make: Callable[[object], Any]) -> Any:
+def _if_there(read: Reader, name: str, make: Callable[[object], T]) -> T | None:
     found = read.mapping_or_none(name)
     return None if found is None else make(found)
 
