@@ -96,7 +96,11 @@ class EventLog:
 
     @classmethod
     def parse(cls, raw: bytes) -> Self:
-        """Either form: JSON when the first visible byte is `[`. Raises MalformedEvidence: eventlog.*"""
+        """Either form: JSON when the first visible byte is `[`.
+
+        Raises MalformedEvidence: eventlog.*; TypeError for other than bytes, which could change while they are judged.
+        """
+        _expect_bytes(raw)
         return cls.parse_dstack(raw) if raw[:64].lstrip()[:1] == b"[" else cls.parse_ccel(raw)
 
     @classmethod
@@ -107,8 +111,9 @@ class EventLog:
             each further   4 index, 4 type, 4 count = 1, 2 algorithm = 0x000C, 48 digest, 4 size, size × data
 
         The log ends with the data, or with nothing but 0xFF or nothing but zeros.
-        Raises MalformedEvidence: eventlog.too_large, eventlog.malformed.
+        Raises MalformedEvidence: eventlog.too_large, eventlog.malformed; TypeError for other than bytes.
         """
+        _expect_bytes(raw)
         _bounded(len(raw))
         at = _skip_first_record(raw)
         entries: list[Event] = []
@@ -261,6 +266,11 @@ def dstack_digest(name: str, payload: bytes, *, version: int = 1) -> bytes:
         return hashlib.sha384(b":".join((head, name.encode(), payload))).digest()
     members = {"name": name, "payload": payload.hex(), "type": DSTACK_RUNTIME_EVENT}
     return hashlib.sha384(compact_json(members)).digest()  # in the order RFC 8785 wants
+
+
+def _expect_bytes(raw: object) -> None:
+    if type(raw) is not bytes:
+        raise TypeError(f"an event log is bytes, not {type(raw).__name__}")
 
 
 def _bounded(size: int) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -374,3 +375,10 @@ def test_the_builder_goes_on_from_a_boot_log_and_is_bounded() -> None:
         arguments = {"register": 3, "digest": b"d" * 48, "event_type": 6, "data": b""} | wrong
         with pytest.raises(ValueError):
             builder.append(**arguments)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("raw", [None, "[]", bytearray(b"[]"), memoryview(b"[]"), []])
+def test_a_log_is_read_from_bytes_alone(raw: Any) -> None:
+    for read in (EventLog.parse, EventLog.parse_ccel):
+        with pytest.raises(TypeError, match="bytes"):
+            read(raw)
