@@ -42,6 +42,12 @@ for _kind, _size in ((1, 36), (2, 276), (3, 404), (4, 900)):
     put("chain.not_in_quote", f"certification data of type {_kind}", _certification(_kind, _size))
 
 
+@attack("chain.not_in_quote")
+def a_pck_chain_beside_the_quote(w: World) -> None:
+    w.beside = {"pck_certificate_chain": w.pem(w.pck_chain).decode()}
+    w.certification = (1, bytes(36))
+
+
 @attack("chain.malformed")
 def no_certificate_at_all(w: World) -> None:
     w.certification = (5, b"")

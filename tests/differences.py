@@ -24,6 +24,7 @@ RULES = (
     Rule("pem-text", ("chain.malformed", "signer.malformed"), ("pem ", "nul", "white space", "line", "spelling")),
     Rule("certificate-bytes", ("chain.malformed",), ("leaf:", "critical flag", "certificate", "name ", "attribute ")),
     Rule("certificate-bytes", ("crl.malformed",), ("an extension twice",)),
+    Rule("pck-beside", ("chain.not_in_quote",), ("beside the quote",)),
     Rule("chain-length", ("chain.length", "signer.length")),
     Rule("chain-names", ("chain.names", "signer.names")),
     Rule("chain-profile", ("chain.profile",)),

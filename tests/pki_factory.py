@@ -380,6 +380,7 @@ class World:
         self.certification: tuple[int, bytes] | None = None  # type and data, instead of the chain
         self.pem_join = b""
         self.pem_end = b"\0"
+        self.beside: dict[str, str] = {}  # members of the collateral that only others read
         self.raw: dict[str, Any] = {}  # finished members, by name, that replace what is made here
 
     # -- parts
@@ -450,7 +451,11 @@ class World:
             "pck_crl_issuer_chain": self.pem(self.crl_chain).decode(),
             "root_ca_crl": self.root_crl.der().hex(),
         }
-        return members | {key: value for key, value in self.raw.items() if key in members and isinstance(value, str)}
+        return (
+            members
+            | self.beside
+            | {key: value for key, value in self.raw.items() if key in members and isinstance(value, str)}
+        )
 
     def input(self) -> Input:
         return Input(
