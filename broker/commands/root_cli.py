@@ -167,16 +167,20 @@ def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         uvloop.run(main())
 
 
-def holder_key(path: Annotated[Path, typer.Argument(help="Where to write it; PATH.pub is what others get.")]) -> None:
+def holder_key(
+    path: Annotated[Path, typer.Argument(help="Where to write it; PATH.pub is what others get.")],
+    as_json: AsJson = False,
+) -> None:
     """Make a key for somebody who will hold a share. Only the .pub file leaves his hands."""
     from broker.rootkey.holders import create
 
-    with answering(False):
+    with answering(as_json):
         try:
             made = create(path)
         except OSError as error:
             raise AdminError("root.holder_file", f"{path}: {error.strerror}", status=USAGE) from None
-        print(f"{path}.pub  {made.thumbprint}")
+        found = {"public": f"{path}.pub", "thumbprint": made.thumbprint}
+        show(found, as_json, lambda: iter([f"{path}.pub  {made.thumbprint}"]))
 
 
 def admin_key(
