@@ -10,6 +10,7 @@ Sources: Intel's quote verification library, `QuoteVerifier.cpp` (4.1.2.5) and `
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, NamedTuple, final
@@ -38,6 +39,7 @@ Shortfalls = tuple[Shortfall, ...]
 
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 
+_MODULE_NAME: Final = re.compile("TDX_[0-9A-F]{2}")  # others can't be asked for, and needn't be told
 _SGX_DEBUG: Final = 0x02  # byte 0 of ATTRIBUTES.FLAGS
 _TD_DEBUG: Final = 1 << 0
 _SEPT_VE_DISABLE: Final = 1 << 28
@@ -247,7 +249,7 @@ def _module_identity(tcb_info: TcbInfo, tee_tcb_svn: bytes) -> ModuleIdentity:
     version = tee_tcb_svn[1]
     identity = tcb_info.modules.get(f"TDX_{version:02X}") if version else tcb_info.module
     if identity is None:
-        known = ", ".join(sorted(tcb_info.modules)) or "none"
+        known = ", ".join(sorted(name for name in tcb_info.modules if _MODULE_NAME.fullmatch(name))) or "none"
         raise Unmet(f"no identity for TDX module version {version}, TCB info has {known}", "Fetch newer TCB info.")
     return identity
 

@@ -208,3 +208,13 @@ def test_a_label_that_no_log_should_hold_is_left_out(label: object) -> None:
     short = next(check.short for check in caught.value.checks if check.short)
     assert {(item.label, item.category) for item in short if item.component.startswith("sgx")} == {("", "")}
     assert len(caught.value.detail) < 2000
+
+
+def test_a_module_that_nobody_can_ask_for_is_not_told() -> None:
+    world = World()
+    world.td["tee_tcb_svn"] = bytes([5, 7, 3]) + bytes(13)
+    world.tcb_info["tdxModuleIdentities"][0]["id"] = "\ud800" + "x" * 5000
+    with pytest.raises(VerificationFailed) as caught:
+        judge(world.input())
+    assert caught.value.code == "module.identity_missing"
+    assert caught.value.detail.endswith("TCB info has TDX_0A")
