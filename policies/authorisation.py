@@ -17,7 +17,7 @@ from typing import Final
 
 import cedarpy
 
-from policies.model import Asked, Context, Facts
+from policies.model import OF_ONE, Asked, Context, Facts
 from policies.rules import Rule, Scope
 from policies.store import Bounded
 from policies.vocabulary import schema
@@ -42,6 +42,11 @@ class Slice:
     reads_time: bool
     reads_agent: tuple[str, ...] | None
     """The agent's attributes that these rules read; None when one of them asks which agent it is."""
+
+    @property
+    def common(self) -> bool:
+        """Whether these rules read nothing that is one agent's own."""
+        return self.reads_agent is not None and OF_ONE.isdisjoint(self.reads_agent)
 
     def seen_of(self, facts: Facts) -> tuple[object, ...] | None:
         """All of an agent that can change the answer of these rules, apart from its workloads."""

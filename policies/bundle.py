@@ -47,11 +47,20 @@ LAST: Final = datetime.max.replace(tzinfo=UTC)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What was found without objection, and in what time nothing can have changed."""
+    """What was found, and in what time nothing can have changed."""
 
     since: datetime
     until: datetime
     found: Ageless
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clean:
+    """By which rules something was permitted, and the appraisal that it rested on."""
+
+    rules: tuple[str, ...]
+    kept: Kept
 
 
 @final
@@ -63,6 +72,7 @@ class Memory:
     facts: Bounded[int, tuple[Verdict, Facts]] = field(default_factory=lambda: Bounded(16_384))
     appraised: Bounded[int, tuple[Facts, Appraised]] = field(default_factory=lambda: Bounded(16_384))
     ageless: Bounded[Any, Kept] = field(default_factory=lambda: Bounded(1_024))
+    clean: Bounded[Any, Clean] = field(default_factory=lambda: Bounded(4_096))
     entities: Bounded[Any, tuple[Facts, cedarpy.Entities]] = field(default_factory=lambda: Bounded(4_096))
     answers: Bounded[Any, tuple[Facts | None, Answer]] = field(default_factory=lambda: Bounded(16_384))
 

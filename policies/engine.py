@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from policies import permit as permits
 from policies.appraisal import (
-    Ageless,
     Appraised,
     appraise_age,
     appraise_ageless,
@@ -23,7 +22,7 @@ from policies.appraisal import (
 )
 from policies.authorisation import Answer, Slice, ask, entities, next_time_change, principal_json, request
 from policies.baseline import floor, kbs_unnamed
-from policies.bundle import LAST, Bundle, Kept
+from policies.bundle import LAST, Bundle, Clean, Kept
 from policies.codes import PolicyCode
 from policies.errors import Reason, Refused
 from policies.explain import explain, log_missing, rule_error
@@ -120,6 +119,8 @@ def _verdict_type() -> type[Verdict]:
 def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, shared: bool = False) -> Judgement:
     """`shared`: these facts come from a verdict, so that they fit the schema, and agents who are alike in all that the
     rules read may have one answer."""
+    if shared and (known := _known(bundle, facts, question, context)):
+        return known
     appraised = _appraised(bundle, facts, context.at, shared=shared)
     outside = (*_tenancy(bundle, facts, question), *_labels(bundle, question))
     reasons = (
@@ -141,6 +142,8 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, s
         reasons += _why(bundle, facts, question, part, appraised, context, answer)
     if reasons or not answer.allowed:
         return _refused(reasons, appraised, by_time)
+    if shared and part.common and not part.reads_time:
+        _remember(bundle, facts, question, context, answer)
     return Judgement(
         permitted=True,
         not_after=_not_after(appraised, by_time),
@@ -149,6 +152,37 @@ def _judge(bundle: Bundle, facts: Facts, question: Asked, context: Context, *, s
         workloads=appraised.workloads,
         cacheable=not part.reads_time,
     )
+
+
+def _known(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> Judgement | None:
+    """What was permitted to an agent who is alike, at this agent's own age, while nothing in the bundle has ended."""
+    clean = bundle.memory.clean.get(_kind(facts, question, context))
+    if clean is None or not clean.kept.since <= context.at < clean.kept.until:
+        return None
+    if not facts.verified_at <= context.at <= facts.valid_until:
+        return None
+    appraised = appraise_age(bundle.settings, facts, context.at, clean.kept.found)
+    if appraised.reasons or appraised.standing != clean.kept.found.standing:
+        return None
+    return Judgement(
+        permitted=True,
+        not_after=appraised.changes,
+        rules=clean.rules,
+        standing=appraised.standing,
+        workloads=appraised.workloads,
+    )
+
+
+def _remember(bundle: Bundle, facts: Facts, question: Asked, context: Context, answer: Answer) -> None:
+    """For `_known`, unless it was the age that decided how the evidence stands."""
+    kept = _ageless(bundle, facts, context.at)
+    if appraise_age(bundle.settings, facts, context.at, kept.found).standing == kept.found.standing:
+        bundle.memory.clean.put(_kind(facts, question, context), Clean(rules=answer.reasons, kept=kept))
+
+
+def _kind(facts: Facts, question: Asked, context: Context) -> tuple[object, ...]:
+    """All that a permitted judgement was made of, but for times."""
+    return alike(facts), question, context.via, context.source_ip, context.platform_addresses
 
 
 def _answer(
@@ -295,23 +329,24 @@ def _appraised(bundle: Bundle, facts: Facts, at: datetime, *, shared: bool) -> A
     known = bundle.memory.appraised.get(id(facts))
     if known and known[0] is facts and known[1].since <= at < known[1].changes:
         return known[1]
-    rest = _ageless(bundle, facts, at) if shared else appraise_ageless(bundle.settings, facts, at)
+    rest = _ageless(bundle, facts, at).found if shared else appraise_ageless(bundle.settings, facts, at)
     fresh = appraise_age(bundle.settings, facts, at, rest)
     bundle.memory.appraised.put(id(facts), (facts, fresh))
     return fresh
 
 
-def _ageless(bundle: Bundle, facts: Facts, at: datetime) -> Ageless:
+def _ageless(bundle: Bundle, facts: Facts, at: datetime) -> Kept:
     """Judged once for all agents that are alike, while nothing in the bundle ends; objections for each agent anew."""
     key = alike(facts)
     known = bundle.memory.ageless.get(key)
     if known and known.since <= at < known.until:
-        return known.found
+        return known
     found = appraise_ageless(bundle.settings, facts, at)
+    until = min((moment for moment in end_moments(bundle.settings) if moment > at), default=LAST)
+    fresh = Kept(since=at, until=until, found=found)
     if not found.before and not found.after:
-        until = min((moment for moment in end_moments(bundle.settings) if moment > at), default=LAST)
-        bundle.memory.ageless.put(key, Kept(since=at, until=until, found=found))
-    return found
+        bundle.memory.ageless.put(key, fresh)
+    return fresh
 
 
 def _entities(

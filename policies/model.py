@@ -106,9 +106,9 @@ _COPIED: Final = tuple(item.name for item in fields(Facts) if item.name not in _
 _OTHER_TEXT: Final = ("tee", "tcb_status", "platform_tcb_status", "module_tcb_status", "qe_tcb_status", "piid")
 """What is not plain text in a verdict, or may be missing there."""
 _copied: Final = attrgetter(*_COPIED)
-_OF_ONE: Final = {"subject", "jkt", "report_data", "quote_digest", "verified_at", "valid_until"}
+OF_ONE: Final = {"subject", "jkt", "report_data", "quote_digest", "verified_at", "valid_until"}
 """What is one agent's own, and no appraisal asks for but that of its age."""
-alike: Final = attrgetter(*(item.name for item in fields(Facts) if item.name not in _OF_ONE))
+alike: Final = attrgetter(*(item.name for item in fields(Facts) if item.name not in OF_ONE))
 """All that facts have in common with those of other agents who must be judged alike, hashable."""
 
 

@@ -149,3 +149,29 @@ def test_agents_who_share_answers_get_the_ones_they_would_get_alone(made: Genera
     for known, action, context in questions:
         shared = _judge(loaded, known, asked(action, loaded.tenant), context, shared=True)
         assert shared == judge(replace(loaded, memory=Memory()), known, action, context=context)
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    made=bundles(), question=st.tuples(facts(), actions, contexts), times=st.lists(st.integers(-4000, 4000), max_size=4)
+)
+def test_an_agent_who_is_alike_is_judged_as_it_would_be_alone(made: Generated, question: Any, times: list[int]) -> None:
+    """Another subject and key, evidence of another moment, and asked at another moment."""
+    loaded, (known, action, context) = load(made), question
+    asking = asked(action, loaded.tenant)
+    for number, seconds in enumerate([0, *times]):
+        moved = timedelta(seconds=seconds)
+        twins = [
+            replace(known, subject=f"agent/{known.tenant}/{number}", jkt=f"key{number}"),
+            replace(known, verified_at=known.verified_at + moved, quote_digest=f"{number:02x}"),
+            replace(known, valid_until=known.valid_until + moved),
+        ]
+        for twin in twins:
+            for at in (context.at, context.at + moved):
+                now = replace(context, at=at)
+                alone = judge(replace(loaded, memory=Memory()), twin, action, context=now)
+                shared = _judge(loaded, twin, asking, now, shared=True)
+                assert replace(shared, reasons=()) == replace(alone, reasons=())
+                assert [reason.code for reason in shared.reasons] == [reason.code for reason in alone.reasons]
+                if len(loaded.memory.clean):
+                    event("something was remembered")
