@@ -21,8 +21,8 @@ from broker.audit import Kind
 from broker.errors import BrokerCode
 from broker.keyring import KEEP_AFTER_S, PUBLISH_BEFORE_S
 from broker.pool import Pool
+from broker.ports import DAY_S
 from broker.rootkey.root import RootKey
-from broker.rotation import DAY_S
 from broker.wire.bodies import VerificationRequest
 from broker.wire.relying import (
     IntrospectionRequest,

@@ -7,15 +7,13 @@ Requests refuse members that they do not know; answers skip them. Evidence and v
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, final
 
-from broker.wire.fields import Reader
+from broker.wire.fields import MAX_TOKEN, NONCE_LEN, Reader
 from broker.wire.jose import b64u
 from broker.wire.log import Receipt
 from broker.wire.names import MAX_RESOURCE, MAX_SUBJECT, RESOURCE, SUBJECT
 from broker.wire.release import MAX_LABEL, MAX_LABELS, MAX_SECRET, MAX_VERSION
 from broker.wire.terms import SecretTerms
 
-NONCE_LEN: Final = 32
-MAX_TOKEN: Final = 64 * 1024
 MAX_QUOTE: Final = 1 << 20
 MAX_EVENT_LOG: Final = 4 << 20
 MAX_AUDIENCE: Final = 1024

@@ -16,12 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from broker.wire.errors import WireCode, WireError
 from broker.wire.evidence import BrokerEvidence
-from broker.wire.fields import Reader
+from broker.wire.fields import NONCE_LEN, Reader
 from broker.wire.jose import ES256_SIGNATURE_LEN, MAX_SPKI, b64u, es256_sign, es256_valid, p256_from_spki
 from broker.wire.log import broker_id
 from broker.wire.tags import Tag, tagged, u64
 
-NONCE_LEN: Final = 32
 DIGEST_LEN: Final = 32
 MAX_KID: Final = 64
 MAX_ISSUER: Final = 1024

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Final, Self, final
 
-from broker.wire.fields import Reader
+from broker.wire.fields import NONCE_LEN, Reader
 from broker.wire.jose import b64u
-from broker.wire.release import MAX_VERSION, NONCE_LEN
+from broker.wire.release import MAX_VERSION
 
 DERIVED_VERSION: Final = MAX_VERSION
 """Stands in the permit of a derived key, where no version of a secret can reach: neither passes for the other."""

@@ -13,6 +13,8 @@ from broker.wire.errors import WireCode, WireError
 
 T = TypeVar("T")
 MAX_INT: Final = 2**53 - 1  # what every JSON implementation keeps exactly
+NONCE_LEN: Final = 32  # bytes that nobody guesses and nobody draws twice
+MAX_TOKEN: Final = 64 * 1024  # a compact JWS: an attestation result with its claims has some 4 KiB
 _MISSING: Final = object()
 
 

@@ -16,14 +16,13 @@ from typing import Any, Final, Self, final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.wire.errors import WireCode, WireError
-from broker.wire.fields import Reader, parse_object
+from broker.wire.fields import NONCE_LEN, Reader, parse_object
 from broker.wire.jose import ES256_SIGNATURE_LEN, b64u, es256_sign, es256_valid
 from broker.wire.log import Receipt
 from broker.wire.mailbox import MAX_SEALING_KEY
 from broker.wire.names import MAX_RESOURCE, MAX_SUBJECT, RESOURCE
 from broker.wire.tags import Tag, sealing_thumbprint, tagged, u64
 
-NONCE_LEN: Final = 32
 SEED_LEN: Final = 32
 STATE_KEY_LEN: Final = 32
 MAX_EPOCHS: Final = 32

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.wire.envelope import MAX_BATCH, MAX_BATCH_BYTES, MAX_BODY, MAX_HEADER, MSG_ID_LEN, Envelope
 from broker.wire.errors import WireCode, WireError
-from broker.wire.fields import Reader
+from broker.wire.fields import MAX_TOKEN, Reader
 from broker.wire.jose import ES256_SIGNATURE_LEN, b64u, es256_sign, es256_valid
 from broker.wire.leases import DEFAULT_LEASE_S, MAX_EXCEPT, MAX_LEASE_S, MAX_LEASE_TOKEN
 from broker.wire.names import MAX_RESOURCE, MAX_SUBJECT, RESOURCE, SUBJECT
@@ -21,7 +21,6 @@ from broker.wire.tags import Tag, sealing_thumbprint, tagged, u64
 INCARNATION_LEN: Final = 32
 MAX_SEALING_KEY: Final = 2048  # X-Wing has 1216
 MAX_EPOCH_S: Final = 24 * 3600
-MAX_TOKEN: Final = 64 * 1024
 MAX_WAIT_S: Final = 20
 _KINDS: Final = ("ephemeral", "durable")
 

@@ -14,13 +14,12 @@ from typing import Any, Final, Self, final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.wire.errors import WireCode, WireError
-from broker.wire.fields import Reader, parse_object
+from broker.wire.fields import NONCE_LEN, Reader, parse_object
 from broker.wire.jose import ES256_SIGNATURE_LEN, b64u, es256_sign, es256_valid
 from broker.wire.log import Receipt
 from broker.wire.names import MAX_RESOURCE, MAX_SUBJECT, RESOURCE
 from broker.wire.tags import Tag, tagged
 
-NONCE_LEN: Final = 32
 MAX_SECRET: Final = 64 * 1024  # bytes of plaintext
 MAX_SEALED: Final = MAX_SECRET + 4096
 MAX_PERMIT: Final = 8192

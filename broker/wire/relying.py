@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self, final
 
-from broker.wire.bodies import MAX_AUDIENCE, MAX_TOKEN, Problem, VerificationRequest, VerificationResponse
+from broker.wire.bodies import MAX_AUDIENCE, Problem, VerificationRequest, VerificationResponse
 from broker.wire.errors import WireCode, WireError
-from broker.wire.fields import Reader, T
+from broker.wire.fields import MAX_TOKEN, Reader, T
 from broker.wire.log import Receipt
 
 MAX_VERIFICATIONS: Final = 32  # in one batch

@@ -11,12 +11,11 @@ from typing import Any, Final, Self, final
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.wire.errors import WireCode, WireError
-from broker.wire.fields import Reader
+from broker.wire.fields import NONCE_LEN, Reader
 from broker.wire.jose import ES256_SIGNATURE_LEN, b64u, es256_sign, es256_valid
 from broker.wire.names import MAX_SUBJECT
 from broker.wire.tags import Tag, tagged, u64
 
-NONCE_LEN: Final = 32
 MAX_FALLEN: Final = 65_536
 
 

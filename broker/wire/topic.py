@@ -7,13 +7,12 @@ sender and sealed to that key. Each message lies at the broker once, and every r
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, final
 
-from broker.wire.fields import Reader
+from broker.wire.fields import MAX_TOKEN, Reader
 from broker.wire.keys import TopicKey
 from broker.wire.mailbox import MAX_WAIT_S, Delivery
 from broker.wire.names import MAX_SUBJECT, SUBJECT
 
 MAX_PAGE: Final = 64
-MAX_TOKEN: Final = 64 * 1024
 
 
 @final
