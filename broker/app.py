@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from broker.background import Background
 from broker.errors import BrokerCode, BrokerError
+from broker.rest.connections import guarded
 from broker.rest.front import Front
 from broker.rest.http_api import asgi_endpoint, json_response, refusal
 from broker.rest.kbs_http import routes as kbs_routes
@@ -167,6 +168,7 @@ async def serve(
     if tls is not None:
         context = tls.context
         options["ssl_context_factory"] = lambda *_: context
+    options["http"] = guarded()
     config = uvicorn.Config(
         create_app(broker), timeout_graceful_shutdown=STOP_S, timeout_keep_alive=75, lifespan="on", **options
     )

@@ -24,8 +24,8 @@ ORDER: dict[str, str] = {
     "attestation": (
         "errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
         "collateral documents validity chains endorsements quoting appraisal arguments recent verifier ear "
-        "transparency tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect net "
-        "terminal inspect_cli measure_cli verify_cli decision_cli cli __init__"
+        "transparency tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect "
+        "net terminal inspect_cli measure_cli verify_cli decision_cli cli __init__"
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
@@ -34,7 +34,7 @@ ORDER: dict[str, str] = {
         "recording replay forecast faults cases corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors telling clock keys trustfile tdx replay messages domain packages launch session release kept "
+        "errors telling clock keys trustfile tdx replay retired messages domain packages launch session release kept "
         "standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint stream client svid "
         "durable fetching topics connection company received peers runtime direct workload_messages workload "
         "declared replies context main handling subscribing hooks life agent supervise labs reload cli __init__"
@@ -57,15 +57,15 @@ ORDER: dict[str, str] = {
         "sql_svids sql_topics sql_tables fence sql"
     ),
     "broker/rest": (
-        "__init__ refusals front http_api sealed_http kbs_http openapi console routes_audit routes_keys routes_relying "
-        "routes_mail routes_svids routes_opening routes_secrets routes"
+        "__init__ refusals connections front http_api sealed_http kbs_http openapi console routes_audit routes_keys "
+        "routes_relying routes_mail routes_svids routes_opening routes_secrets routes"
     ),
     "broker/commands": (
         "__init__ admin_client unsealing setup rewrap hardening cli_parts lending_cli audit_cli domain_cli root_cli"
     ),
     "broker/wire": (
-        "__init__ errors canonical tags jose fields names log evidence challenge attested svid dpop unseal terms release "
-        "derive labels api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 "
+        "__init__ errors canonical tags jose fields names log evidence challenge attested svid dpop unseal terms "
+        "release derive labels api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 "
         "mailbox keys state peers revocations topic bodies relying"
     ),
     "broker/kbs": "__init__ jwe messages keys token records guests resources desk",

@@ -27,6 +27,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.limits import Limits
 from broker.ports import Clock
 from broker.reasons import told
+from broker.rest.connections import guarded
 from broker.rest.http_api import json_response, read_body, within
 from broker.sealed import Unsealing
 from broker.status import headers_of, problem_of
@@ -160,6 +161,7 @@ async def serving_sealed(
 ) -> AsyncIterator["asyncio.Task[None]"]:
     """Serve the sealed doors on a copy of the socket while the block runs. The task ends early on a signal."""
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    options["http"] = guarded()
     options["proxy_headers"] = False  # who asks is whose connection it is; no header says so
     if (tls := Tls.of(doors.settings)) is not None:
         context = tls.context
