@@ -12,7 +12,7 @@ import pytest
 from broker import limits
 from broker.errors import BrokerCode, BrokerError
 from broker.limits import Rates, Room
-from broker.rpc import doors
+from broker.rpc import doors, server
 from broker.rpc.stream import METHOD
 from broker.wire import api_pb2
 from broker.wire import stream_pb2 as pb
@@ -137,3 +137,15 @@ async def test_a_call_without_a_request_is_refused(tmp_path: Path) -> None:
         call = await unsaid(net, keep)
         await call.done_writing()
         assert await code_of(call) == WireCode.BODY_FIELD_MISSING
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_does_not_speak_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = dict(server.OPTIONS) | {"grpc.server_handshake_timeout_ms": 300}
+    monkeypatch.setattr(server, "OPTIONS", tuple(options.items()))
+    async with mail(tmp_path) as net:
+        reader, writer = await asyncio.open_connection("127.0.0.1", net.server.port)
+        async with asyncio.timeout(PATIENCE_S):
+            while await reader.read(1024):
+                pass
+        writer.close()

@@ -30,6 +30,8 @@ OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.max_concurrent_streams", 1024),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # to the first settings of HTTP/2
+    ("grpc.max_connection_idle_ms", 300_000),  # without a call; clients connect again by themselves
 )
 
 
