@@ -10,6 +10,8 @@ from operator import attrgetter
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attestation.chains import claimed_platform
 from attestation.collateral import Collateral
@@ -22,7 +24,7 @@ from tests import vectors_real
 from tests.attacks import ATTACKS
 from tests.differences import RULES, documented, explained_by
 from tests.judging import moment
-from tests.pki_factory import SVNS, Input, World, level
+from tests.pki_factory import SVNS, TDX_SVNS, Input, World, isv_level, level
 
 Answer = tuple[str, frozenset[str]]
 """Status and advisories; or a code, and nothing."""
@@ -213,6 +215,48 @@ def test_relaunch_states_are_those_of_the_other_verifier(launch: TcbStatus) -> N
         world.td["tee_tcb_svn"] = bytes([5, 1, 1]) + bytes(13)
         question = f"{launch} at launch, {'revoked' if now is TcbStatus.REVOKED else now} now"
         assert both(world, question) in (None, "revoked-now")
+
+
+_near = st.lists(st.sampled_from([0, 0, 0, 0, 0, -1, 1]), min_size=16, max_size=16)
+
+
+def _shifted(svns: list[int], by: list[int]) -> list[int]:
+    return [max(0, svn + step) for svn, step in zip(svns, by, strict=True)]
+
+
+@given(
+    levels=st.lists(st.tuples(st.sampled_from(sorted(PLATFORM_STATES)), _near, st.integers(12, 14), _near), max_size=5),
+    modules=st.lists(st.tuples(st.integers(0, 7), st.sampled_from(sorted(ISV_STATES))), min_size=1, max_size=4),
+    qe=st.lists(st.tuples(st.integers(0, 5), st.sampled_from(sorted(ISV_STATES))), min_size=1, max_size=3),
+    svns=st.tuples(st.integers(3, 7), st.sampled_from([0, 1]), st.integers(1, 4), st.integers(3, 7)),
+    platform=_near,
+)
+@settings(max_examples=60)
+def test_levels_drawn_at_random_are_judged_alike(
+    levels: list[tuple[TcbStatus, list[int], int, list[int]]],
+    modules: list[tuple[int, TcbStatus]],
+    qe: list[tuple[int, TcbStatus]],
+    svns: tuple[int, int, int, int],
+    platform: list[int],
+) -> None:
+    """Close to the platform's own SVNs, where it matters; in falling order, as the other verifier takes the first."""
+    world = World("tdx", 5, 3)
+    found = {
+        (tuple(_shifted(SVNS, sgx)), pce, tuple(_shifted(TDX_SVNS, tdx))): status for status, sgx, pce, tdx in levels
+    }
+    found[(0,) * 16, 0, (0,) * 16] = TcbStatus.OUT_OF_DATE
+    world.tcb_info["tcbLevels"] = [
+        level(str(found[key]), list(key[0]), key[1], list(key[2])) for key in sorted(found, reverse=True)
+    ]
+    listed = [isv_level(svn, str(status)) for svn, status in sorted(dict(modules).items(), reverse=True)]
+    world.tcb_info["tdxModuleIdentities"][0]["tcbLevels"] = listed
+    world.qe_identity["tcbLevels"] = [
+        isv_level(svn, str(state)) for svn, state in sorted(dict(qe).items(), reverse=True)
+    ]
+    world.sgx.svns = _shifted(SVNS, platform)
+    world.td["tee_tcb_svn"] = bytes([svns[0], svns[1], svns[2]]) + bytes(13)
+    world.td["tee_tcb_svn_2"] = bytes([svns[3], 1, 3]) + bytes(13)
+    assert both(world, "levels at random, perhaps revoked now") in (None, "revoked-now")
 
 
 # -- the document
