@@ -35,7 +35,7 @@ from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
 from enclave.durable import Durable
 from enclave.errors import AgentError, Code
 from enclave.handling import MAX_PAUSE_S, Handling
-from enclave.life import Asked, Life, end_all, quietly, until
+from enclave.life import Asked, Life, end_all, quietly, until, usable
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
 from enclave.messages import MessageType
 from enclave.peers import ASKED, ProofAsked, ProofGiven, Prover, prove_peer
@@ -185,9 +185,12 @@ class Agent:
         broker_url: str,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> Verdict:
-        """Attest, publish the mailbox, begin to receive. Raises BrokerRefused when the broker does not admit it."""
+        """Attest, publish the mailbox, begin to receive. Raises BrokerRefused when the broker does not admit it;
+        AgentError agent.path_unusable, agent.running."""
         if self._life is not None:
             raise AgentError(Code.AGENT_RUNNING, f"{self.name} runs already")
+        usable(self._spiffe_socket)
+        usable(self._durable.state_file if self._durable else None)
         runtime = Runtime(
             domain=domain,
             trust=trust,

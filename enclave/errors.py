@@ -26,6 +26,7 @@ class Code(StrEnum):
     AGENT_NOT_IDEMPOTENT = "agent.not_idempotent"
     AGENT_NOT_RUNNING = "agent.not_running"
     AGENT_NO_REPLY = "agent.no_reply"
+    AGENT_PATH = "agent.path_unusable"
     AGENT_RUNNING = "agent.running"
     AGENT_UNCONFIGURED = "agent.unconfigured"
     CHANNEL_BODY = "channel.body_unreadable"
@@ -43,12 +44,14 @@ class Code(StrEnum):
     ENVELOPE_BODY = "envelope.body_unreadable"
     ENVELOPE_EPOCH = "envelope.epoch_unknown"
     ENVELOPE_EXPIRED = "envelope.expired"
+    ENVELOPE_FORGOTTEN = "envelope.number_forgotten"
     ENVELOPE_FUTURE = "envelope.sent_in_future"
     ENVELOPE_INCARNATION = "envelope.incarnation_mismatch"
     ENVELOPE_IN_PROGRESS = "envelope.in_progress"
     ENVELOPE_PAYLOAD = "envelope.payload_missing"
     ENVELOPE_REPLAYED = "envelope.replayed"
     ENVELOPE_SENDER = "envelope.sender_mismatch"
+    ENVELOPE_SENDERS = "envelope.too_many_senders"
     ENVELOPE_TENANT = "envelope.tenant_mismatch"
     ENVELOPE_TOO_LARGE = "envelope.too_large"
     ENVELOPE_WRONG_MAILBOX = "envelope.wrong_mailbox"
@@ -231,6 +234,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "There is nobody to reply to.",
         "Reply inside a handler, to messages that were sent with `ctx.ask`.",
     ),
+    Code.AGENT_PATH: (
+        "A file or socket that the agent declares cannot be where it says.",
+        "Name an absolute path in a folder that the agent's user may write to; its own one is a copy that goes.",
+    ),
     Code.AGENT_RUNNING: (
         "The agent was started twice.",
         "Make one Agent for each start.",
@@ -293,6 +300,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "The sender must fetch the current mailbox key and send again; ephemeral mail ends with its owner.",
     ),
     Code.ENVELOPE_EXPIRED: ("The message is past its expiry.", "Send it again, or with a longer life."),
+    Code.ENVELOPE_FORGOTTEN: (
+        "The message's number is so far back that nobody remembers whether it was handled.",
+        "Find out from its sender whether it was; if not, let it be sent again as a new message.",
+    ),
     Code.ENVELOPE_FUTURE: (
         "The message says it was sent later than now.",
         "Let the sender attest again: it takes its time from the broker's challenge.",
@@ -310,12 +321,16 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "Send the message again; give it a longer life if it waits long.",
     ),
     Code.ENVELOPE_REPLAYED: (
-        "This message was accepted before, or is older than the replay window.",
+        "This message was accepted before.",
         "Drop it. A repeated delivery of a message that was handled is harmless.",
     ),
     Code.ENVELOPE_SENDER: (
         "The header's sender is not the one whose admission came with it.",
         "Drop it: somebody put another name on it.",
+    ),
+    Code.ENVELOPE_SENDERS: (
+        "The mailbox has heard of so many senders that no further one can be remembered.",
+        "Send it again in some days, or spread the senders over several mailboxes; ask who begins under so many keys.",
     ),
     Code.ENVELOPE_TENANT: (
         "Sender and mailbox are of different tenants.",

@@ -6,18 +6,33 @@ Decides nothing; `agent` begins and ends it.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from attestation.errors import CloisterError
+from enclave.errors import AgentError, Code
 from enclave.handling import Handling
 from enclave.replies import Waiting
 from enclave.runtime import Runtime
 
 if TYPE_CHECKING:
     from enclave.workload import WorkloadApi
+
+
+def usable(path: Path | None) -> Path | None:
+    """The path, if something can be kept there: the agent runs in a copy of its folder that is removed at its end.
+
+    Raises AgentError agent.path_unusable.
+    """
+    if path is not None and not path.is_absolute():
+        raise AgentError(Code.AGENT_PATH, f"{path} is relative")
+    if path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise AgentError(Code.AGENT_PATH, f"{path.parent} cannot be written to by user {os.geteuid()}")
+    return path
 
 
 @final

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from attestation.errors import CloisterError
-from enclave import Agent, Context, Retry, main, telling
+from enclave import Agent, Context, Durable, Retry, main, telling
 from enclave.context import BlockingContext
 from enclave.errors import AgentError, Code, TransportFailed
 from simulator.agent_fixture import Agents
@@ -96,6 +96,14 @@ def test_a_name_that_no_mailbox_can_have_is_refused_before_anything_starts(name:
 
 def test_a_name_may_be_that_of_a_mailbox_in_full() -> None:
     assert Agent("lab/mail/worker").name == "lab/mail/worker"
+
+
+@pytest.mark.parametrize("where", ["state", "/nonexistent/folder/state", "/proc/1/state"])
+def test_a_path_at_which_nothing_can_be_kept_is_refused_before_anything_is_sent(where: str) -> None:
+    for agent in (Agent("x", durable=Durable(state_file=Path(where))), Agent("x", spiffe_socket=where)):
+        with pytest.raises(AgentError) as caught:
+            asyncio.run(agent.start(domain=None, trust=None, broker_url=""))  # type: ignore[arg-type]  # not reached
+        assert caught.value.code == Code.AGENT_PATH
 
 
 # --- beginning ---
