@@ -190,9 +190,10 @@ async def _exchange(broker: Broker, guests: list[Guest]) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def running_lab(folder: Path) -> Iterator[dict[str, str]]:
-    """A running lab, on a processor of its own where there are two."""
-    command = [str(Path(sys.executable).with_name("cloister")), "lab", "--json", "--dir", str(folder / "lab")]
+def running_lab(folder: Path, *program: str) -> Iterator[dict[str, str]]:
+    """A running lab, on a processor of its own where there are two; `program` in place of `cloister lab`."""
+    lab_itself = (str(Path(sys.executable).with_name("cloister")), "lab")
+    command = [*(program or lab_itself), "--json", "--dir", str(folder / "lab")]
     if not Path(command[0]).exists():
         raise PartMissing("`cloister` beside the interpreter: install the project (make setup)")
     ours = os.sched_getaffinity(0)
