@@ -15,8 +15,9 @@ each channel how far it has come, and what of it is still to be done:
                                  one more where it was passed over
     form 3, once                 what was sent before that many ms since 1970 is refused; neither key nor sender
 
-Windows must all fit. A channel that does not is left out, the shortest are kept: the next reader then refuses its
-opening as one that it had before, so what waits on it becomes dead letters and nothing is handled twice.
+Windows must all fit. Where they do not, the next reader takes what senders left out below their highest numbers for
+done. A channel that does not fit is left out, the shortest are kept: the next reader then refuses its opening as one
+that it had before. What waits so becomes dead letters, and nothing is handled twice.
 """
 
 from __future__ import annotations
@@ -63,16 +64,19 @@ class Memory:
 
 
 def encode(memory: Memory) -> bytes:
-    """Raises EnvelopeRefused envelope.replayed for more senders than can be remembered."""
+    """Raises EnvelopeRefused envelope.too_many_senders for more than can be remembered."""
     keys = sorted({key for key, _ in memory.windows} | {passage.mailbox_key for passage in memory.passages})
     parts = [bytes([len(keys[:MAX_KEYS])]), *keys]
     if memory.refuse_before_ms:
         parts.append(_ENTRY.pack(0, _NOBODY, memory.refuse_before_ms, _BOOT))
+    room = MAX_PLAIN - sum(map(len, parts)) - _ENTRY.size * len(memory.windows)  # beside the shortest form of each
+    if room < 0 or len(keys) > MAX_KEYS:
+        raise EnvelopeRefused(Code.ENVELOPE_SENDERS, f"{len(memory.windows)} windows are more than a checkpoint holds")
     for (key, jkt), window in sorted(memory.windows.items(), key=lambda item: item[0]):
-        parts.append(_window(keys.index(key), jkt, window))
+        part = _window(keys.index(key), jkt, window)
+        room -= len(part) - _ENTRY.size
+        parts.append(part if room >= 0 else part[: _ENTRY.size - 1] + bytes([_WHOLE]))
     size = sum(map(len, parts))
-    if size > MAX_PLAIN or len(keys) > MAX_KEYS:
-        raise EnvelopeRefused(Code.ENVELOPE_REPLAYED, f"{len(memory.windows)} windows are more than a checkpoint holds")
     for part in sorted((_passage(keys.index(one.mailbox_key), one) for one in memory.passages), key=len):
         if (size := size + len(part)) > MAX_PLAIN:
             break

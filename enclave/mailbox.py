@@ -27,7 +27,7 @@ from attestation.sealing import SealingKey, seal_to
 from attestation.verdict import Verdict, open_token
 from broker.wire.blob import BLOB_TYPE
 from broker.wire.bodies import peer_audience
-from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header, info
+from broker.wire.envelope import Envelope, Header, info
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import p256_from_spki
 from broker.wire.keys import NO_INCARNATION, TopicKey
@@ -38,6 +38,7 @@ from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKeys
 from enclave.keys import AgentKeys
 from enclave.replay import Window
+from enclave.retired import NOBODY, Retired
 from enclave.session import Admission, Broker
 from enclave.standing import Standing
 
@@ -48,7 +49,6 @@ MIN_BUCKET: Final = 256
 DEFAULT_TTL_S: Final = 600
 SKEW_MS: Final = 5_000  # between two agents who both take time from the broker
 MAX_SENDERS: Final = 4096
-MAX_RETIRED: Final = 1024  # windows under keys that are not at hand
 INCARNATION_LEN: Final = 32
 
 Way = Literal["message", "opening", "known opening"]
@@ -200,8 +200,6 @@ class _Epoch:
     def window(self, jkt: str) -> Window:
         window = self.windows.get(jkt)
         if window is None:
-            if len(self.windows) >= MAX_SENDERS:
-                raise EnvelopeRefused(Code.ENVELOPE_REPLAYED, f"more than {MAX_SENDERS} senders under one mailbox key")
             window = self.windows[jkt] = Window()
         return window
 
@@ -231,7 +229,7 @@ class Inbox:
         self.durable: Final = durable
         self._incarnation = NO_INCARNATION if durable else os.urandom(INCARNATION_LEN)
         self._epochs: dict[bytes, _Epoch] = {}
-        self._retired: dict[bytes, tuple[float, dict[str, Window]]] = {}  # until when, and the windows
+        self._retired = Retired(time)
         self._newest: MailboxKey | None = None
 
     def key_due(self) -> bool:
@@ -282,21 +280,14 @@ class Inbox:
     def take(self, kept: KeptKeys) -> None:
         """Open with these keys from now on. What was received under those that were known already stays received."""
         known, self._epochs = self._epochs, {}
-        for thumbprint, old in known.items():
-            self._retire(thumbprint, old.windows)
         for one in kept.keys:
-            _, windows = self._retired.pop(one.thumbprint, (0.0, {}))
-            self._epochs[one.thumbprint] = _Epoch(key=one.key, until_s=one.keep_until_s, windows=windows)
-
-    def _retire(self, thumbprint: bytes, windows: dict[str, Window]) -> None:
-        """A key that is not at hand may be handed out again: what was received under it is remembered for as long as
-        any of it could still be in time."""
-        now_s = self._time.now_s()
-        self._retired = {name: old for name, old in self._retired.items() if old[0] > now_s}
-        if windows:
-            self._retired[thumbprint] = (now_s + MAX_LIFE_MS / 1000, windows)
-        while len(self._retired) > 1 and sum(len(old[1]) for old in self._retired.values()) > MAX_RETIRED:
-            del self._retired[next(iter(self._retired))]
+            old = known.pop(one.thumbprint, None)
+            windows = self._retired.take(one.thumbprint) if old is None else old.windows
+            if windows is not None:
+                self._epochs[one.thumbprint] = _Epoch(key=one.key, until_s=one.keep_until_s, windows=windows)
+        for thumbprint, gone in known.items():
+            if gone.until_s > self._time.now_s():  # else everything under it has expired
+                self._retired.put(thumbprint, gone.windows)
 
     def knows(self, thumbprint: bytes) -> bool:
         """Whether that key is at hand."""
@@ -304,18 +295,19 @@ class Inbox:
 
     def windows(self) -> dict[tuple[bytes, str], Window]:
         """What was received under each key from each sender, for a checkpoint."""
-        under = {key: epoch.windows for key, epoch in self._epochs.items()}
-        under |= {key: windows for key, (_, windows) in self._retired.items()}
-        return {(key, jkt): window for key, windows in under.items() for jkt, window in windows.items()}
+        under = [*self._retired.items(), *((key, epoch.windows) for key, epoch in self._epochs.items())]
+        return {(key, jkt): window for key, windows in under for jkt, window in windows.items()}
 
     def restore(self, windows: Mapping[tuple[bytes, str], Window]) -> None:
         """What was received before this start, also under keys that are not at hand now."""
         absent: dict[bytes, dict[str, Window]] = {}
         for (key, jkt), window in windows.items():
+            if jkt == NOBODY:
+                self._epochs.pop(key, None)
             epoch = self._epochs.get(key)
             (absent.setdefault(key, {}) if epoch is None else epoch.windows)[jkt] = window
         for key, found in absent.items():
-            self._retire(key, found)
+            self._retired.put(key, found)
 
     def open(self, delivery: Delivery, senders: Mapping[str, str], broker: Broker, *, way: Way = "message") -> Opened:
         """Prove and open one delivery; `senders` has a peer token for each subject that sent something.
@@ -341,6 +333,7 @@ class Inbox:
         epoch = self._epoch(header)
         if not self._judge(sender):
             raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {sender.subject}")
+        self._room(epoch, header.sender_jkt)
         window = epoch.window(header.sender_jkt)
         if way != "known opening":
             window.check(header.seq, header.msg_id)
@@ -363,6 +356,12 @@ class Inbox:
             raise EnvelopeRefused(Code.ENVELOPE_SENDER, "no admission of its sender came with it")
         then = datetime.fromtimestamp(delivery.accepted_at_ms / 1000, UTC)
         return peer_verdict(delivery.sender_token, broker, self._time, at=min(then, self._time.now()))
+
+    def _room(self, epoch: _Epoch, jkt: str) -> None:
+        """A sender of whom nothing is remembered yet can be remembered; in a checkpoint too, if there are any."""
+        among = [one.windows for one in self._epochs.values()] if self.durable else [epoch.windows]
+        if jkt not in epoch.windows and sum(map(len, among)) >= MAX_SENDERS:
+            raise EnvelopeRefused(Code.ENVELOPE_SENDERS, f"{MAX_SENDERS} were heard, {jkt} is another")
 
     def open_beside(self, envelope: Envelope, header: Header, sender: Verdict) -> bytes:
         """What came beside an opened message, which names its digest: of the same sender, for the same mailbox.

@@ -1,9 +1,10 @@
 """The replay window of one sender: which of its messages were received already.
 
 Decides by sequence number, which the sender's signature covers. A number is in one of three states: never seen, being
-handled, done. The window remembers the last 1,024 numbers; older ones are refused without being looked up, so a
-receiver that has moved on cannot be wound back. The window belongs to one mailbox key: it ends with the key, after
-which nothing sealed to it can be opened at all. It lives in memory; that of a durable mailbox also in checkpoints.
+handled, done. The window remembers the last 1,024 numbers, and older ones that were given back; other old ones are
+refused without being looked up, so a receiver that has moved on cannot be wound back. The window belongs to one mailbox
+key: it ends with the key, after which nothing sealed to it can be opened at all. It lives in memory; that of a durable
+mailbox also in checkpoints.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ SIZE: Final = 1024
 class Window:
     """Not thread-safe. `check`, then `begin`, then `finish` or `abandon`."""
 
-    __slots__ = ("_done", "_floor", "_highest", "_ids", "_open")
+    __slots__ = ("_back", "_done", "_floor", "_highest", "_ids", "_open")
 
     def __init__(self) -> None:
         self._highest = 0
         self._floor = 0  # what is done is remembered above this
         self._done: set[int] = set()
         self._open: set[int] = set()
+        self._back: set[int] = set()  # begun and not handled: these may come however late
         self._ids: dict[bytes, int] = {}  # message id → the number under which it came
 
     @classmethod
@@ -47,17 +49,21 @@ class Window:
         return highest, frozenset(number for number in self._done if number > highest - SIZE)
 
     def check(self, seq: int, msg_id: bytes) -> None:
-        """Raises EnvelopeRefused: envelope.replayed; envelope.in_progress while a first delivery is being handled."""
+        """Raises EnvelopeRefused: envelope.replayed; envelope.number_forgotten for what may have been handled;
+        envelope.in_progress while a first delivery is being handled."""
         if seq in self._open:
             raise EnvelopeRefused(Code.ENVELOPE_IN_PROGRESS, f"number {seq} is being handled")
-        if seq in self._done or seq <= self._highest - SIZE:
+        if seq in self._done:
             raise EnvelopeRefused(Code.ENVELOPE_REPLAYED, f"number {seq}, highest {self._highest}")
+        if seq <= self._highest - SIZE and seq not in self._back:
+            raise EnvelopeRefused(Code.ENVELOPE_FORGOTTEN, f"number {seq}, highest {self._highest}")
         if self._ids.get(msg_id, seq) != seq:
             raise EnvelopeRefused(Code.ENVELOPE_REPLAYED, f"message id {msg_id.hex()} came under another number")
 
     def begin(self, seq: int, msg_id: bytes) -> None:
         """Handling starts: no second delivery of the same passes until `abandon`."""
         self._open.add(seq)
+        self._back.discard(seq)
         self._ids[msg_id] = seq
         self._highest = max(self._highest, seq)
         if len(self._done) > 2 * SIZE or len(self._ids) > 2 * SIZE:
@@ -72,4 +78,8 @@ class Window:
 
     def abandon(self, seq: int) -> None:
         """`begin` is taken back; a redelivery is welcome."""
-        self._open.discard(seq)
+        if seq in self._open:
+            self._open.remove(seq)
+            self._back.add(seq)
+            if len(self._back) > SIZE:
+                self._back.remove(min(self._back))

@@ -302,4 +302,4 @@ def test_the_window_stays_small() -> None:
         window.finish(seq)
     assert len(window._done) <= 2 * SIZE + 1
     assert len(window._ids) <= 2 * SIZE + 1
-    assert code_of(window.check, 1, b"1") == Code.ENVELOPE_REPLAYED
+    assert code_of(window.check, 1, b"1") == Code.ENVELOPE_FORGOTTEN

@@ -46,6 +46,7 @@ from tests.test_enclave_mailbox import NOW_S, Router, party
 from tests.test_stream import ended, raw
 
 KEY, JKT = bytes(32), "A" * 43
+TAKEN = (Code.ENVELOPE_REPLAYED, Code.ENVELOPE_FORGOTTEN)
 
 
 def code_of(act: Callable[[], object]) -> str:
@@ -68,7 +69,7 @@ def test_nothing_that_was_handled_is_new_after_a_restart_while_something_was_in_
     window.begin(ahead, ahead.to_bytes(16, "big"))  # in hand when the checkpoint is made
     restored = decode(encode(Memory(windows={(KEY, JKT): window}))).windows[KEY, JKT]
     for number in range(1, whole + 1):
-        assert code_of(partial(restored.check, number, bytes(16))) == Code.ENVELOPE_REPLAYED, number
+        assert code_of(partial(restored.check, number, bytes(16))) in TAKEN, number
     assert code_of(lambda: restored.check(ahead, bytes(16))) == "ok"
 
 
