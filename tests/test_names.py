@@ -15,7 +15,7 @@ from broker.mail.mailkeys import EPOCH_S, KEEP_S
 from broker.ports.mail import Quota
 from broker.wire.keys import NO_INCARNATION, KeysRequest, Place, TopicKey
 from tests.broker_world import FILES, Agent, World, outcome, write_bundle
-from tests.test_topics import RULES, sealed
+from tests.test_topics import RULES, reader, say, sealed
 
 ASK = KeysRequest(nonce=bytes(32))
 FEW = Quota(mailboxes=3, tenant_mailboxes=5, tenant_keys=5)
@@ -91,6 +91,19 @@ async def test_publishing_makes_no_keys(world: World) -> None:
         put = partial(world.broker.topics.publish, topic=topic, envelopes=(envelope,))
         assert await outcome(eve.acting(put)) == BrokerCode.MAILBOX_UNKNOWN
     assert rings(world) == []
+
+
+@pytest.mark.asyncio
+async def test_a_topic_that_was_silent_until_its_keys_ended_goes_on_for_the_readers_who_stayed(world: World) -> None:
+    one, writer = await reader(world, "one"), await world.admitted("writer")
+    world.machine.clock.advance(timedelta(seconds=EPOCH_S + KEEP_S + 1))
+    await world.prefetch()
+    await world.broker.keys.purge()
+    assert rings(world) == []
+    for agent in (one.agent, writer):
+        await agent.attest()
+    assert await say(writer, "still here") == "ok"
+    assert len((await one.page()).deliveries) == 1
 
 
 # ── mailboxes ──────────────────────────────────────────────────────────────────────────────────────────────────────

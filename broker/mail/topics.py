@@ -81,10 +81,10 @@ class TopicDesk:
         Raises BrokerError mailbox.name_invalid, mailbox.unknown.
         """
         at = self._clock()
-        known = bool(self._store.read(lambda tx: ring_of(tx, Place.TOPIC, _named(topic))))
-        if not ((known and tenant_of(topic) == session.record.tenant) or self._reads(session, topic, at)):
+        own = tenant_of(_named(topic)) == session.record.tenant
+        if not ((own and self._has_readers(topic)) or self._reads(session, topic, at)):
             raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
-        epoch = (await self._settled(_named(topic), at, by=session.subject))[-1]
+        epoch = (await self._settled(topic, at, by=session.subject))[-1]
         return TopicInfo(
             key=TopicKey.sign(
                 self._identity.key,
@@ -96,6 +96,10 @@ class TopicDesk:
                 not_after_s=epoch.not_after_s,
             )
         )
+
+    def _has_readers(self, topic: str) -> bool:
+        """Somebody has asked for its keys, which may have ended since."""
+        return self._store.read(lambda tx: bool(ring_of(tx, Place.TOPIC, topic) or tx.topics.readers(topic)))
 
     async def join(
         self, session: Session, topic: str, request: KeysRequest, *, correlation_id: str = ""
@@ -174,7 +178,7 @@ class TopicDesk:
         envelope.*; Refused.
         """
         at = self._clock()
-        if not self._store.read(lambda tx: ring_of(tx, Place.TOPIC, _named(topic))):
+        if not self._has_readers(_named(topic)):
             raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
         ring = await self._settled(topic, at)
         held = self._labels.of(session.subject)
