@@ -32,6 +32,7 @@ from enclave.channel import ReceivingChannels
 from enclave.client import BrokerCalls, Call
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, StateLost
+from enclave.keeping import Save
 from enclave.kept import KeptKeys, open_keys
 from enclave.keys import AgentKeys
 from enclave.mailbox import Inbox
@@ -120,8 +121,9 @@ class DurableReader:
         await self.save()  # from now on there is always one to compare with
         self._begun = True
 
-    async def save(self) -> None:
-        """Return when a checkpoint is kept that says all that had been received when this was called."""
+    async def save(self, by: Save | None = None) -> None:
+        """Return when a checkpoint is kept that says all that had been received when this was called. `by` shows one to
+        the broker, which is done by a request of its own where there is nothing better."""
         self._wanted += 1
         mine = self._wanted
         async with self._saving:
@@ -129,21 +131,23 @@ class DurableReader:
                 return
             covers = self._wanted
             try:
-                await self._save_next()
+                await self._save_next(by or self._request)
             except BrokerRefused as refusal:
                 if refusal.code != STALE:
                     raise
                 await self._catch_up()
-                await self._save_next()
+                await self._save_next(by or self._request)
             self._saved = covers
 
-    async def _save_next(self) -> None:
+    async def _request(self, request: SaveRequest) -> StateResponse:
+        return await self._do(lambda: self._calls.save_state(self._inbox.name, request))
+
+    async def _save_next(self, by: Save) -> None:
         assert self._kept is not None
         name, nonce, number = self._inbox.name, os.urandom(32), self._number + 1
         sealed = checkpoint.seal(self._kept.state_key, name, number, self._memory())
-        request = SaveRequest(number=number, sealed=sealed, nonce=nonce)
         self._sent.append((number, state_digest(sealed)))
-        answer = await self._do(lambda: self._calls.save_state(name, request))
+        answer = await by(SaveRequest(number=number, sealed=sealed, nonce=nonce))
         answer.verify(self._admission().broker.identity, mailbox=name, nonce=nonce)
         if (answer.number, answer.digest) != self._sent[-1]:
             raise StateLost(Code.STATE_ROLLED_BACK, f"the broker kept number {answer.number}, not {number}")

@@ -304,6 +304,17 @@ class Ledger:
         """The number of the last settlement that waits for a checkpoint; 0 when none does."""
         return self._unkept[-1][0] if self._unkept else 0
 
+    def cover(self, upto: int, message: pb.Save) -> None:
+        """Put into a checkpoint's message what it covers."""
+        while self._unkept and self._unkept[0][0] <= upto:
+            _, settle, worth = self._unkept.popleft()
+            message.settles.append(settle)
+            self._credit += worth
+
+    def uncover(self, upto: int, message: pb.Save) -> None:
+        """That checkpoint was not kept: what it covered waits for the next."""
+        self._unkept.extendleft((upto, settle, 0) for settle in reversed(message.settles))
+
     def kept(self, upto: int) -> None:
         """A checkpoint that was made after that settlement is kept."""
         while self._unkept and self._unkept[0][0] <= upto:

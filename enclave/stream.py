@@ -256,6 +256,8 @@ class Stream:
                     self._connected.clear()
                     self._lanes.disconnected()
                     self._ledger.disconnected()
+                    if self._keeping is not None:
+                        self._keeping.disconnected()
 
     def _dial(self) -> grpc.aio.Channel:
         if self._credentials is None:
@@ -354,6 +356,9 @@ class Stream:
                 self._connected.set()
                 self._trouble.over()
                 self._news.set()
+            for saved in message.saved:
+                if self._keeping is not None:
+                    self._keeping.saved(saved)
             for result in message.results:
                 self._lanes.answered(result, now_s)
             if message.results:
@@ -375,6 +380,8 @@ class Stream:
         while True:
             now_s = _now_s()
             message = pb.ToBroker()
+            if self._keeping is not None:
+                self._keeping.take(message)
             self._ledger.take(message)
             message.sends.extend(self._lanes.sends(now_s, SEND_OCTETS))
             if (renewal := self._renewal) is not None:

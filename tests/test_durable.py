@@ -295,6 +295,24 @@ async def test_a_broker_that_is_put_back_under_a_living_reader_gets_a_number_abo
 
 
 @pytest.mark.asyncio
+async def test_a_reader_on_a_stream_goes_on_when_the_broker_was_put_back_under_it(place: Stage) -> None:
+    reader = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    old = await place.inside(lambda tx: (tx.marks.get(f"state/{BOX}"), tx.states.get(BOX)))
+    await tell(sender, b"0")
+    assert await some(reader, 1) == [b"0"]
+    await emptied(place)
+    assert reader._durable is not None
+    highest = reader._durable._number
+    await place.inside(lambda tx: _rolled_back((tx, old)))
+    await tell(sender, b"1")
+    assert await some(reader, 1) == [b"1"]
+    await emptied(place)
+    number, _, _ = (await place.inside(lambda tx: tx.marks.get(f"state/{BOX}"))).partition(" ")
+    assert int(number) == highest + 1
+
+
+@pytest.mark.asyncio
 async def test_a_checkpoint_of_somebody_else_is_not_written_over(place: Stage) -> None:
     reader = await place.start()
     assert reader._durable is not None
@@ -418,7 +436,9 @@ async def test_a_broker_that_was_put_back_whole_makes_no_reader_handle_a_frame_t
     second = await place.start(durable=how, stream=True)
     assert second._durable is not None
     assert second._durable.lost is not None
-    sender.time.learn(int(sender.time.now_s()) + 3)  # time is told in whole seconds: now it is surely later
+    later_s = int(max(sender.time.now_s(), second.inbox.refuse_before_ms / 1000)) + 2
+    for who in (sender, second):
+        who.time.learn(later_s)
     await tell(sender, b"3")
     assert await some(second, 1) == [b"3"]
     (dead,) = await place.inside(lambda tx: tx.mail.dead(BOX))

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,11 +14,14 @@ from hypothesis import strategies as st
 
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey
+from broker.errors import BrokerCode
+from broker.wire import stream_pb2 as pb
 from broker.wire.channel import MAX_OUTSTANDING, ChannelBatch
 from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireCode
 from broker.wire.jose import b64u, es256_sign
 from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey, ReceiveResponse
+from broker.wire.state import MAX_STATE, StateResponse, state_digest
 from enclave import passage as limits
 from enclave.channel import LIFE_S, OpenedBatch, Outgoing, ReceivingChannels, SealedBatch, SendingChannel
 from enclave.checkpoint import MAX_PLAIN, Memory, decode, encode
@@ -30,9 +34,11 @@ from enclave.mailbox import Inbox
 from enclave.passage import Passage, runs_of
 from enclave.replay import Window
 from tests.mail_world import change, with_mail
-from tests.stream_world import mail
+from tests.stream_world import PATIENCE_S, mail
 from tests.test_channel import code_of
 from tests.test_enclave_mailbox import NOW_S, Party, Router, party
+from tests.test_stream import ended
+from tests.test_stream import raw as spoken
 
 KINDS = ("ephemeral", "durable")
 BOX = "lab/inbox/b"
@@ -221,8 +227,8 @@ def test_a_frame_is_handled_once_though_the_queue_was_put_back_after_each_of_man
     batches = [kept.seal(b"%d" % number, b"%d'" % number).raw for number in range(6)]
     handled = []
     for upto in range(1, len(batches) + 1):
-        for raw in batches[:upto]:
-            handled += kept.handle(raw, leave=frozenset({2 * upto}))
+        for batch in batches[:upto]:
+            handled += kept.handle(batch, leave=frozenset({2 * upto}))
         kept.restart()
         assert kept.admit() == "ok"
     for raw in batches:
@@ -491,3 +497,67 @@ async def test_a_lost_opening_costs_the_messages_of_its_channel_and_not_the_stre
         assert dead.code == Code.CHANNEL_UNOPENED
         await a.stream.send(b.box, kind="note", plaintext=b"anew")  # the broker knows it no more: another channel
         assert await b.take(1) == [b"anew"]
+
+
+async def saved(call: Any, **how: Any) -> pb.Saved:
+    """What the broker says of a checkpoint."""
+    await call.write(pb.ToBroker(save=pb.Save(**({"nonce": bytes(32)} | how))).SerializeToString())
+    async with asyncio.timeout(PATIENCE_S):
+        while not (answer := pb.FromBroker.FromString(await call.read())).saved:
+            pass
+    (told,) = answer.saved
+    return told
+
+
+@pytest.mark.asyncio
+async def test_a_checkpoint_and_what_it_says_is_done_are_taken_together_or_not_at_all(tmp_path: Path) -> None:
+    async with mail(tmp_path) as net:
+        a, b = await net.pair()
+        await b.stream.close()
+        for text in (b"1", b"2"):
+            await a.stream.send(b.box, kind="note", plaintext=text)
+        async with spoken(net, b.agent, mailbox=b.box) as call:
+            parcels: list[pb.Parcel] = []
+            while len(parcels) < 2:
+                parcels += pb.FromBroker.FromString(await call.read()).parcels
+            one, two = (pb.Settle(lease=parcel.lease) for parcel in parcels)
+            first = await saved(call, number=1, sealed=b"one", settles=[one])
+            assert (first.number, first.digest, first.code) == (1, state_digest(b"one"), "")
+            answer = StateResponse(number=1, digest=first.digest, sealed=b"", signature=first.signature)
+            answer.verify(net.world.broker.identity.key.public_key(), mailbox=b.box, nonce=bytes(32))
+            assert net.waiting() == 1
+            stale = await saved(call, number=1, sealed=b"another", settles=[two])
+            assert (stale.code, stale.status, stale.signature) == (BrokerCode.MAILBOX_CHECKPOINT, 409, b"")
+            assert net.waiting() == 1
+            again = await saved(call, number=1, sealed=b"one", settles=[one])  # its answer may have been lost
+            assert (again.code, again.digest) == ("", first.digest)
+            last = await saved(call, number=2, sealed=b"two", settles=[two])
+            assert (last.code, net.waiting()) == ("", 0)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("save", "code"),
+    [
+        ({"number": 1, "nonce": b"short"}, WireCode.BODY_FIELD_INVALID),
+        ({"number": 0}, WireCode.BODY_FIELD_INVALID),
+        ({"number": 2**63}, WireCode.BODY_FIELD_INVALID),
+        ({"number": 1, "sealed": bytes(MAX_STATE + 1)}, WireCode.BODY_FIELD_INVALID),
+    ],
+)
+async def test_a_checkpoint_out_of_bounds_ends_the_stream(tmp_path: Path, save: dict[str, Any], code: str) -> None:
+    async with mail(tmp_path) as net:
+        b = await net.member("b")
+        await b.stream.close()
+        async with spoken(net, b.agent, mailbox=b.box) as call:
+            await call.write(pb.ToBroker(save=pb.Save(**({"nonce": bytes(32)} | save))).SerializeToString())
+            assert await asyncio.wait_for(ended(call), PATIENCE_S) == code
+
+
+@pytest.mark.asyncio
+async def test_nobody_saves_for_a_mailbox_that_he_does_not_read(tmp_path: Path) -> None:
+    async with mail(tmp_path) as net:
+        agent = await net.world.admitted("a")
+        async with spoken(net, agent) as call:
+            await call.write(pb.ToBroker(save=pb.Save(number=1, nonce=bytes(32))).SerializeToString())
+            assert await asyncio.wait_for(ended(call), PATIENCE_S) == WireCode.BODY_FIELD_INVALID

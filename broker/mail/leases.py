@@ -8,7 +8,7 @@ see becomes a dead letter.
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, final
@@ -268,14 +268,23 @@ class Leases:
 
     # ── taking back ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def answer(self, session: Session, name: str, request: AckRequest) -> AckResponse:
-        """Do what the receiver says about its leases, all in one transaction; those that had ended are named.
+    async def answer(
+        self, session: Session, name: str, request: AckRequest, *, first: Callable[[Transaction], None] | None = None
+    ) -> AckResponse:
+        """Do what the receiver says about its leases, all in one transaction; those that had ended are named. `first`
+        happens before, in the same one.
 
-        Raises BrokerError mailbox.unknown, mailbox.not_owner; lease.lost when every lease had ended.
+        Raises BrokerError mailbox.unknown, mailbox.not_owner; lease.lost when every lease had ended; and as `first`.
         """
         at = self._clock()
         await self.hold(session, name, at)
-        lost = await self._store.transact(lambda tx: self._answered(tx, session, name, request, at))
+
+        def work(tx: Transaction) -> Sequence[str]:
+            if first is not None:
+                first(tx)
+            return self._answered(tx, session, name, request, at)
+
+        lost = await self._store.transact(work)
         if request.nak or request.partly:
             self._bell.ring(name)
         if lost and len(lost) == request.size:

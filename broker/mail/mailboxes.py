@@ -7,7 +7,7 @@ what a sender is told, and how deliveries look: each with the broker's signature
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final, final
 
@@ -260,6 +260,8 @@ class Mailboxes:
             sender_token=taken.past.get(message.lease, ""),
         )
 
-    async def acknowledge(self, session: Session, name: str, request: AckRequest) -> AckResponse:
+    async def acknowledge(
+        self, session: Session, name: str, request: AckRequest, *, first: Callable[[Transaction], None] | None = None
+    ) -> AckResponse:
         """What became of deliveries. Raises as `Leases.answer` does."""
-        return await self._leases.answer(session, name, request)
+        return await self._leases.answer(session, name, request, first=first)

@@ -7,6 +7,7 @@ whoever is shown it is held to the labels of who wrote it.
 """
 
 import json
+from collections.abc import Callable
 from typing import Final, final
 
 from broker.audit import Audit
@@ -80,6 +81,14 @@ class StateDesk:
 
         Raises BrokerError mailbox.name_invalid, mailbox.not_owner, mailbox.checkpoint_stale, generation.moved; Refused.
         """
+        work = await self.saving(session, mailbox, request, correlation_id=correlation_id)
+        await self._store.transact(work)
+        return self.signed(mailbox, request)
+
+    async def saving(
+        self, session: Session, mailbox: str, request: SaveRequest, *, correlation_id: str = ""
+    ) -> Callable[[Transaction], None]:
+        """What keeps it, for a transaction that does more. Raises as `save` does; so does what it returns."""
         await self._permit(session, mailbox, correlation_id)
         digest = state_digest(request.sealed)
 
@@ -99,9 +108,16 @@ class StateDesk:
             if (tx.marks.get(_LABELS + mailbox) or "[]") != labels:
                 tx.marks.put(_LABELS + mailbox, labels)
 
-        await self._store.transact(work)
+        return work
+
+    def signed(self, mailbox: str, request: SaveRequest) -> StateResponse:
+        """The broker's word that this one is kept."""
         return StateResponse.sign(
-            self._identity.key, mailbox=mailbox, number=request.number, digest=digest, nonce=request.nonce
+            self._identity.key,
+            mailbox=mailbox,
+            number=request.number,
+            digest=state_digest(request.sealed),
+            nonce=request.nonce,
         )
 
     async def _permit(self, session: Session, mailbox: str, correlation_id: str, labels: Labels = NOTHING) -> None:

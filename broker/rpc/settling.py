@@ -1,4 +1,4 @@
-"""What an agent says on its stream about deliveries, in the form that leases.py takes. Decides nothing."""
+"""What an agent says on its stream about deliveries, in the form that leases.py and states.py take. Decides nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from typing import Final, Self, final
 
 from broker.wire import stream_pb2 as pb
 from broker.wire.errors import WireCode, WireError
+from broker.wire.fields import MAX_INT, NONCE_LEN
 from broker.wire.leases import MAX_LEASE_TOKEN, AckRequest, Extension, Nak, Partly, Rejection
+from broker.wire.state import MAX_STATE, SaveRequest
 
 MAX_SETTLES: Final = 2048  # in one message
 
@@ -48,3 +50,10 @@ class Settling:
         kept = {one.lease for one in extend}
         named = tuple(one.lease for one in settles)
         return cls(request=request, named=named, ended=tuple(lease for lease in named if lease not in kept))
+
+
+def saving(save: pb.Save) -> SaveRequest:
+    """The checkpoint alone. Raises WireError body.field_invalid."""
+    if len(save.nonce) != NONCE_LEN or len(save.sealed) > MAX_STATE or not 0 < save.number <= MAX_INT:
+        raise WireError(WireCode.BODY_FIELD_INVALID, "save")
+    return SaveRequest(number=save.number, sealed=save.sealed, nonce=save.nonce)

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, final
 
 import grpc
@@ -23,18 +23,21 @@ import grpc
 from broker.calls import REFUSALS
 from broker.errors import BrokerCode, BrokerError
 from broker.mail.drawing import Drawn
+from broker.ports import Transaction
 from broker.reasons import Refusal
 from broker.rest.refusals import as_refusal
 from broker.rpc import doors
-from broker.rpc.settling import Settling
+from broker.rpc.settling import Settling, saving
 from broker.service import Broker
 from broker.sessions import Session
+from broker.status import status_of
 from broker.wire import stream_pb2 as pb
 from broker.wire.channel import MAX_OUTSTANDING, ChannelSend, parsed
 from broker.wire.errors import WireCode, WireError
 from broker.wire.leases import DEFAULT_LEASE_S, MAX_LEASE_S
 from broker.wire.mailbox import SendStatus
 from broker.wire.names import MAX_RESOURCE
+from broker.wire.state import SaveRequest
 from policies.errors import Refused
 
 SERVICE: Final = "cloister.v1.Mail"
@@ -202,9 +205,13 @@ class MailStream:
                 await self._answers_read()
                 await self._flying.acquire()
                 self._spawn(self._send(send.id, await self._begun(send)))
+            if (message.settles or message.HasField("save")) and not self.mailbox:
+                raise WireError(WireCode.BODY_FIELD_INVALID, "settles without a mailbox")
+            if message.HasField("save"):
+                await self._answers_read()
+                await self._flying.acquire()
+                self._spawn(self._save(saving(message.save), Settling.of(message.save.settles)))
             if message.settles:
-                if not self.mailbox:
-                    raise WireError(WireCode.BODY_FIELD_INVALID, "settles without a mailbox")
                 await self._answers_read()
                 await self._flying.acquire()
                 self._spawn(self._settle(Settling.of(message.settles)))
@@ -214,7 +221,7 @@ class MailStream:
 
     async def _answers_read(self) -> None:
         """Until there is room for another answer."""
-        while len(self._next.results) + len(self._next.lost) >= MAX_UNREAD:
+        while len(self._next.results) + len(self._next.lost) + len(self._next.saved) >= MAX_UNREAD:
             self._read_on.clear()
             await self._read_on.wait()
 
@@ -258,16 +265,32 @@ class MailStream:
         self._next.results.append(result)
         self._news.set()
 
-    async def _settle(self, settling: Settling) -> None:
-        session = await self._session()
-        self._leases.difference_update(settling.ended)
+    async def _save(self, request: SaveRequest, settling: Settling) -> None:
+        """Keep a checkpoint, and with it take what it says is done."""
+        saved = pb.Saved(number=request.number)
         try:
-            answer = await self._broker.mailboxes.acknowledge(session, self.mailbox, settling.request)
+            states = self._broker.states
+            keep = await states.saving(await self._session(), self.mailbox, request, correlation_id=self._call_id)
+            await self._settle(settling, keep)
+            signed = states.signed(self.mailbox, request)
+            saved.digest, saved.signature = signed.digest, signed.signature
+        except REFUSALS as error:
+            saved.code = BrokerCode.POLICY_REFUSED if isinstance(error, Refused) else str(error.code)
+            saved.status = status_of(error)
+            self._broker.metrics.refused(saved.code)
+        self._next.saved.append(saved)
+        self._news.set()
+
+    async def _settle(self, settling: Settling, first: Callable[[Transaction], None] | None = None) -> None:
+        session = await self._session()
+        try:
+            answer = await self._broker.mailboxes.acknowledge(session, self.mailbox, settling.request, first=first)
             lost = answer.lost
         except BrokerError as error:
             if error.code is not BrokerCode.LEASE_LOST:
                 raise
             lost = settling.named
+        self._leases.difference_update(settling.ended)
         if self._starved:
             self._broker.drawing.room(self.mailbox)
         if lost:

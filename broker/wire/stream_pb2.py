@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62roker/wire/stream.proto\x12\x0b\x63loister.v1\"\xb2\x01\n\x08ToBroker\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x12.cloister.v1.Hello\x12&\n\x05sends\x18\x02 \x03(\x0b\x32\x17.cloister.v1.StreamSend\x12$\n\x07settles\x18\x03 \x03(\x0b\x32\x13.cloister.v1.Settle\x12\x0e\n\x06\x63redit\x18\x04 \x01(\r\x12%\n\x07renewal\x18\x05 \x01(\x0b\x32\x14.cloister.v1.Renewal\"9\n\x05Hello\x12\x0f\n\x07mailbox\x18\x01 \x01(\t\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x0f\n\x07lease_s\x18\x03 \x01(\r\"I\n\nStreamSend\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07mailbox\x18\x02 \x01(\t\x12\x0f\n\x07opening\x18\x03 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\x0c\"\xa0\x01\n\x06Settle\x12\r\n\x05lease\x18\x01 \x01(\t\x12&\n\x04verb\x18\x02 \x01(\x0e\x32\x18.cloister.v1.Settle.Verb\x12\x0e\n\x06\x65xcept\x18\x03 \x03(\x04\x12\x0f\n\x07\x64\x65lay_s\x18\x04 \x01(\r\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\"0\n\x04Verb\x12\x07\n\x03\x41\x43K\x10\x00\x12\x07\n\x03NAK\x10\x01\x12\n\n\x06\x45XTEND\x10\x02\x12\n\n\x06REJECT\x10\x03\"\'\n\x07Renewal\x12\r\n\x05token\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\t\"\xa8\x02\n\nFromBroker\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.cloister.v1.Welcome\x12*\n\x07results\x18\x02 \x03(\x0b\x32\x19.cloister.v1.StreamResult\x12\x35\n\x07senders\x18\x03 \x03(\x0b\x32$.cloister.v1.FromBroker.SendersEntry\x12,\n\x08openings\x18\x04 \x03(\x0b\x32\x1a.cloister.v1.StreamOpening\x12$\n\x07parcels\x18\x05 \x03(\x0b\x32\x13.cloister.v1.Parcel\x12\x0c\n\x04lost\x18\x06 \x03(\t\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"+\n\x07Welcome\x12\x11\n\tends_at_s\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\t\"O\n\x0cStreamResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x15\n\rretry_after_s\x18\x04 \x01(\r\"c\n\rStreamOpening\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\x02 \x01(\x04\x12\x12\n\nacceptance\x18\x03 \x01(\x0c\x12\x14\n\x0csender_token\x18\x04 \x01(\t\"\xae\x01\n\x06Parcel\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\x05 \x01(\x04\x12\x12\n\nacceptance\x18\x06 \x01(\x0c\x12\x11\n\tremaining\x18\x07 \x03(\x04\x12\x10\n\x08messages\x18\t \x01(\r\x12\x14\n\x0csender_token\x18\x08 \x01(\t2D\n\x04Mail\x12<\n\x06Stream\x12\x15.cloister.v1.ToBroker\x1a\x17.cloister.v1.FromBroker(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62roker/wire/stream.proto\x12\x0b\x63loister.v1\"\xd3\x01\n\x08ToBroker\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x12.cloister.v1.Hello\x12&\n\x05sends\x18\x02 \x03(\x0b\x32\x17.cloister.v1.StreamSend\x12$\n\x07settles\x18\x03 \x03(\x0b\x32\x13.cloister.v1.Settle\x12\x0e\n\x06\x63redit\x18\x04 \x01(\r\x12%\n\x07renewal\x18\x05 \x01(\x0b\x32\x14.cloister.v1.Renewal\x12\x1f\n\x04save\x18\x06 \x01(\x0b\x32\x11.cloister.v1.Save\"9\n\x05Hello\x12\x0f\n\x07mailbox\x18\x01 \x01(\t\x12\x0e\n\x06\x63redit\x18\x02 \x01(\r\x12\x0f\n\x07lease_s\x18\x03 \x01(\r\"I\n\nStreamSend\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07mailbox\x18\x02 \x01(\t\x12\x0f\n\x07opening\x18\x03 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x04 \x01(\x0c\"\xa0\x01\n\x06Settle\x12\r\n\x05lease\x18\x01 \x01(\t\x12&\n\x04verb\x18\x02 \x01(\x0e\x32\x18.cloister.v1.Settle.Verb\x12\x0e\n\x06\x65xcept\x18\x03 \x03(\x04\x12\x0f\n\x07\x64\x65lay_s\x18\x04 \x01(\r\x12\x0c\n\x04\x63ode\x18\x05 \x01(\t\"0\n\x04Verb\x12\x07\n\x03\x41\x43K\x10\x00\x12\x07\n\x03NAK\x10\x01\x12\n\n\x06\x45XTEND\x10\x02\x12\n\n\x06REJECT\x10\x03\"\'\n\x07Renewal\x12\r\n\x05token\x18\x01 \x01(\t\x12\r\n\x05proof\x18\x02 \x01(\t\"[\n\x04Save\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12$\n\x07settles\x18\x04 \x03(\x0b\x32\x13.cloister.v1.Settle\"\xcb\x02\n\nFromBroker\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.cloister.v1.Welcome\x12*\n\x07results\x18\x02 \x03(\x0b\x32\x19.cloister.v1.StreamResult\x12\x35\n\x07senders\x18\x03 \x03(\x0b\x32$.cloister.v1.FromBroker.SendersEntry\x12,\n\x08openings\x18\x04 \x03(\x0b\x32\x1a.cloister.v1.StreamOpening\x12$\n\x07parcels\x18\x05 \x03(\x0b\x32\x13.cloister.v1.Parcel\x12\x0c\n\x04lost\x18\x06 \x03(\t\x12!\n\x05saved\x18\x07 \x03(\x0b\x32\x12.cloister.v1.Saved\x1a.\n\x0cSendersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x05Saved\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\x0c\n\x04\x63ode\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\r\"+\n\x07Welcome\x12\x11\n\tends_at_s\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\t\"O\n\x0cStreamResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12\x15\n\rretry_after_s\x18\x04 \x01(\r\"c\n\rStreamOpening\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\x02 \x01(\x04\x12\x12\n\nacceptance\x18\x03 \x01(\x0c\x12\x14\n\x0csender_token\x18\x04 \x01(\t\"\xae\x01\n\x06Parcel\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x16\n\x0e\x61\x63\x63\x65pted_at_ms\x18\x05 \x01(\x04\x12\x12\n\nacceptance\x18\x06 \x01(\x0c\x12\x11\n\tremaining\x18\x07 \x03(\x04\x12\x10\n\x08messages\x18\t \x01(\r\x12\x14\n\x0csender_token\x18\x08 \x01(\t2D\n\x04Mail\x12<\n\x06Stream\x12\x15.cloister.v1.ToBroker\x1a\x17.cloister.v1.FromBroker(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,29 +34,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FROMBROKER_SENDERSENTRY']._loaded_options = None
   _globals['_FROMBROKER_SENDERSENTRY']._serialized_options = b'8\001'
   _globals['_TOBROKER']._serialized_start=42
-  _globals['_TOBROKER']._serialized_end=220
-  _globals['_HELLO']._serialized_start=222
-  _globals['_HELLO']._serialized_end=279
-  _globals['_STREAMSEND']._serialized_start=281
-  _globals['_STREAMSEND']._serialized_end=354
-  _globals['_SETTLE']._serialized_start=357
-  _globals['_SETTLE']._serialized_end=517
-  _globals['_SETTLE_VERB']._serialized_start=469
-  _globals['_SETTLE_VERB']._serialized_end=517
-  _globals['_RENEWAL']._serialized_start=519
-  _globals['_RENEWAL']._serialized_end=558
-  _globals['_FROMBROKER']._serialized_start=561
-  _globals['_FROMBROKER']._serialized_end=857
-  _globals['_FROMBROKER_SENDERSENTRY']._serialized_start=811
-  _globals['_FROMBROKER_SENDERSENTRY']._serialized_end=857
-  _globals['_WELCOME']._serialized_start=859
-  _globals['_WELCOME']._serialized_end=902
-  _globals['_STREAMRESULT']._serialized_start=904
-  _globals['_STREAMRESULT']._serialized_end=983
-  _globals['_STREAMOPENING']._serialized_start=985
-  _globals['_STREAMOPENING']._serialized_end=1084
-  _globals['_PARCEL']._serialized_start=1087
-  _globals['_PARCEL']._serialized_end=1261
-  _globals['_MAIL']._serialized_start=1263
-  _globals['_MAIL']._serialized_end=1331
+  _globals['_TOBROKER']._serialized_end=253
+  _globals['_HELLO']._serialized_start=255
+  _globals['_HELLO']._serialized_end=312
+  _globals['_STREAMSEND']._serialized_start=314
+  _globals['_STREAMSEND']._serialized_end=387
+  _globals['_SETTLE']._serialized_start=390
+  _globals['_SETTLE']._serialized_end=550
+  _globals['_SETTLE_VERB']._serialized_start=502
+  _globals['_SETTLE_VERB']._serialized_end=550
+  _globals['_RENEWAL']._serialized_start=552
+  _globals['_RENEWAL']._serialized_end=591
+  _globals['_SAVE']._serialized_start=593
+  _globals['_SAVE']._serialized_end=684
+  _globals['_FROMBROKER']._serialized_start=687
+  _globals['_FROMBROKER']._serialized_end=1018
+  _globals['_FROMBROKER_SENDERSENTRY']._serialized_start=972
+  _globals['_FROMBROKER_SENDERSENTRY']._serialized_end=1018
+  _globals['_SAVED']._serialized_start=1020
+  _globals['_SAVED']._serialized_end=1108
+  _globals['_WELCOME']._serialized_start=1110
+  _globals['_WELCOME']._serialized_end=1153
+  _globals['_STREAMRESULT']._serialized_start=1155
+  _globals['_STREAMRESULT']._serialized_end=1234
+  _globals['_STREAMOPENING']._serialized_start=1236
+  _globals['_STREAMOPENING']._serialized_end=1335
+  _globals['_PARCEL']._serialized_start=1338
+  _globals['_PARCEL']._serialized_end=1512
+  _globals['_MAIL']._serialized_start=1514
+  _globals['_MAIL']._serialized_end=1582
 # @@protoc_insertion_point(module_scope)

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToBroker(_message.Message):
-    __slots__ = ("hello", "sends", "settles", "credit", "renewal")
+    __slots__ = ("hello", "sends", "settles", "credit", "renewal", "save")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SENDS_FIELD_NUMBER: _ClassVar[int]
     SETTLES_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     RENEWAL_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     sends: _containers.RepeatedCompositeFieldContainer[StreamSend]
     settles: _containers.RepeatedCompositeFieldContainer[Settle]
     credit: int
     renewal: Renewal
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sends: _Optional[_Iterable[_Union[StreamSend, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[Settle, _Mapping]]] = ..., credit: _Optional[int] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ...) -> None: ...
+    save: Save
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sends: _Optional[_Iterable[_Union[StreamSend, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[Settle, _Mapping]]] = ..., credit: _Optional[int] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("mailbox", "credit", "lease_s")
@@ -74,8 +76,20 @@ class Renewal(_message.Message):
     proof: str
     def __init__(self, token: _Optional[str] = ..., proof: _Optional[str] = ...) -> None: ...
 
+class Save(_message.Message):
+    __slots__ = ("number", "sealed", "nonce", "settles")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    SETTLES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    sealed: bytes
+    nonce: bytes
+    settles: _containers.RepeatedCompositeFieldContainer[Settle]
+    def __init__(self, number: _Optional[int] = ..., sealed: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., settles: _Optional[_Iterable[_Union[Settle, _Mapping]]] = ...) -> None: ...
+
 class FromBroker(_message.Message):
-    __slots__ = ("welcome", "results", "senders", "openings", "parcels", "lost")
+    __slots__ = ("welcome", "results", "senders", "openings", "parcels", "lost", "saved")
     class SendersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -89,13 +103,29 @@ class FromBroker(_message.Message):
     OPENINGS_FIELD_NUMBER: _ClassVar[int]
     PARCELS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    SAVED_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     results: _containers.RepeatedCompositeFieldContainer[StreamResult]
     senders: _containers.ScalarMap[str, str]
     openings: _containers.RepeatedCompositeFieldContainer[StreamOpening]
     parcels: _containers.RepeatedCompositeFieldContainer[Parcel]
     lost: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., results: _Optional[_Iterable[_Union[StreamResult, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., lost: _Optional[_Iterable[str]] = ...) -> None: ...
+    saved: _containers.RepeatedCompositeFieldContainer[Saved]
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., results: _Optional[_Iterable[_Union[StreamResult, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., lost: _Optional[_Iterable[str]] = ..., saved: _Optional[_Iterable[_Union[Saved, _Mapping]]] = ...) -> None: ...
+
+class Saved(_message.Message):
+    __slots__ = ("number", "digest", "signature", "code", "status")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    digest: bytes
+    signature: bytes
+    code: str
+    status: int
+    def __init__(self, number: _Optional[int] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., code: _Optional[str] = ..., status: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("ends_at_s", "nonce")
