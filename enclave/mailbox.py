@@ -270,8 +270,8 @@ class Inbox:
             suite=newest.key.suite,
             key=newest.key.public,
             incarnation=self._incarnation,
-            not_before_s=newest.not_before_s,
-            not_after_s=newest.not_after_s,
+            not_before_s=newest.not_before_s - SKEW_MS // 1000,  # a sender may be behind the broker that made it
+            not_after_s=newest.not_after_s - SKEW_MS // 1000,
             kind="durable",
         )
         self._newest = statement

@@ -347,6 +347,14 @@ def test_the_key_ends_with_the_hour_and_what_it_sealed_lives_as_long_as_mail_may
     assert post.channel.why_dead() != ""
 
 
+def test_who_is_a_moment_behind_the_broker_can_write_to_a_key_that_it_has_just_made() -> None:
+    post = Post("durable")
+    made = replace(post.kept().keys[0], not_before_s=NOW_S + 3, not_after_s=NOW_S + 3 + 24 * 3600)
+    post.key = post.inbox.adopt(replace(post.kept(), keys=(made,)), post.owner.verdict.subject)
+    assert MailboxKey.from_dict(post.key.to_dict()) == post.key
+    assert post.admit(post.opened()) == "ok"
+
+
 def test_a_sender_who_begins_anew_leaves_nothing_behind_in_the_checkpoint(kept: Post) -> None:
     for _ in range(20):
         channel = kept.opened()
