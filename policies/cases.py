@@ -108,7 +108,7 @@ def _read_file(bundle: Bundle, name: str, problems: list[BundleError]) -> list[C
     named = {key: tables.table(key).data for key in tables.data}
     found: list[Case] = []
     for key, data in named.items():
-        _check_facts(Table(document.document, ("facts", key), data), named)
+        _check_facts(Table(document.document, ("facts", key), data), key, named)
     for table in document.tables("case"):
         case = _read_case(bundle, name, table, named)
         if case:
@@ -117,22 +117,30 @@ def _read_file(bundle: Bundle, name: str, problems: list[BundleError]) -> list[C
     return found
 
 
-def _check_facts(table: Table, named: dict[str, Any]) -> None:
+def _check_facts(table: Table, name: str, named: dict[str, Any]) -> None:
     table.known.update(_KINDS)
     table.known.add("like")
     like = table.text("like")
     if like and like not in named:
         table.complain("like", BundleCode.TEST_CASE, f"no [facts.{like}]", suggest(like, named))
-    _try_facts(table, {key: value for key, value in table.data.items() if key in _KINDS}, "")
+    elif like and name in _ancestors(like, named):
+        table.complain("like", BundleCode.TEST_CASE, f"like leads back to [facts.{name}]", "start from another table")
+    for key in [key for key in table.data if key in _KINDS]:
+        try:
+            _value(key, table.data[key])
+        except (TypeError, ValueError) as error:
+            table.complain(key, BundleCode.TEST_CASE, f"{key}: {error}")
     table.done()
 
 
-def _try_facts(table: Table, values: dict[str, Any], key: str) -> None:
-    for name, value in values.items():
-        try:
-            _value(name, value)
-        except (TypeError, ValueError) as error:
-            table.complain(key or name, BundleCode.TEST_CASE, f"{name}: {error}")
+def _ancestors(name: str, named: dict[str, Any]) -> list[str]:
+    """The table of that name, the one that it is like, and so on, until there is none or one for the second time."""
+    found: list[str] = []
+    here: Any = name
+    while isinstance(here, str) and here in named and here not in found:
+        found.append(here)
+        here = named[here].get("like")
+    return found
 
 
 def _read_case(bundle: Bundle, file: str, table: Table, named: dict[str, Any]) -> Case | None:
@@ -216,10 +224,11 @@ def _facts(table: Table, named: dict[str, Any], at: datetime | None) -> Facts | 
         return None
 
 
-def _resolved(name: str, named: dict[str, Any], depth: int = 0) -> dict[str, Any]:
-    table = dict(named.get(name, {}))
-    like = table.pop("like", "")
-    return {**(_resolved(like, named, depth + 1) if like and depth < 8 else {}), **table}
+def _resolved(name: str, named: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for table in reversed(_ancestors(name, named)):
+        found |= named[table]
+    return found
 
 
 def make_facts(values: dict[str, Any], at: datetime) -> Facts:
@@ -241,17 +250,28 @@ def _value(name: str, value: Any) -> Any:
     if name in _TIMES:
         return to_moment(value)
     if name == "launches":
-        return tuple(LaunchFact(**item) if isinstance(item, dict) else LaunchFact(digest=item) for item in value)
+        return tuple(map(_launch, _each(value, (str, dict), "launches is a list of digests, or of tables with one")))
     if name == "event_digests":
-        return tuple(tuple(register) for register in value)
+        need = "event_digests is a list of lists of digests"
+        return tuple(tuple(_each(register, str, need)) for register in _each(value, list, need))
     if kind.startswith("tuple"):
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise TypeError(f"{name} is a list of strings")
-        return tuple(value)
+        return tuple(_each(value, str, f"{name} is a list of strings"))
     wanted: Any = {"int": int, "bool": bool, "bool | None": bool}.get(kind, str)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise TypeError(f"{name} is {wanted.__name__}, not {type(value).__name__}")
     return value
+
+
+def _each(value: Any, kind: type | tuple[type, ...], need: str) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+        raise TypeError(need)
+    return value
+
+
+def _launch(value: str | dict[str, Any]) -> LaunchFact:
+    made = LaunchFact(**value) if isinstance(value, dict) else LaunchFact(digest=value)
+    _each([made.digest, made.name], str, "a launch has a digest and a name, both texts")
+    return made
 
 
 def run_cases(bundle: Bundle, cases: Iterable[Case]) -> tuple[Outcome, ...]:

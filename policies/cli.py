@@ -367,7 +367,7 @@ def sign(
         present = signing.read_signatures(files.get(signing.FILE, b""), [])
         signatures = {who: signature for who, (signature, _) in present.items()}
         signatures[name] = signing.sign(signer, digest)
-        (directory / signing.FILE).write_text(signing.render(sorted(signatures.items())))
+        (directory / signing.FILE).write_text(signing.render(sorted(signatures.items())), encoding="utf-8")
     if as_json:
         print(json.dumps({"ok": True, "digest": bundle.digest, "key": name, "signatures": len(signatures)}))
         return
@@ -389,6 +389,7 @@ def import_corim_command(
 
     with mistakes(as_json=as_json):
         found = import_corim(str(file), file.read_bytes())
+        written = found.to_toml(workload, source or f"CoRIM {found.id} ({file.name})")
     if as_json:
         registers = {name: list(digests) for name, digests in found.registers}
         print(json.dumps({"ok": True, "id": found.id, "signature_verified": False, "registers": registers}))
@@ -398,4 +399,4 @@ def import_corim_command(
             "the manifest is signed, and its signature was not verified: make sure of where it came from",
             file=sys.stderr,
         )
-    print(found.to_toml(workload, source or f"CoRIM {found.id} ({file.name})"), end="")
+    print(written, end="")

@@ -16,6 +16,8 @@ recognised by their length as well, since files exist that label SHA-512 as algo
 from __future__ import annotations
 
 import itertools
+import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,13 +45,24 @@ class Imported:
     signed: bool
 
     def to_toml(self, workload: str, source: str) -> str:
-        """A [[workload]] table for reference-values.toml: one value for each combination of the digests."""
-        lines = ["[[workload]]", f'name = "{workload}"']
+        """A [[workload]] table for reference-values.toml: one value for each combination of the digests.
+
+        Raises BundleError when there are more than anybody would read.
+        """
         names = [name for name, _ in self.registers]
-        for digests in itertools.islice(itertools.product(*(found for _, found in self.registers)), MAX_VALUES):
-            lines += ["", "[[workload.value]]", f'source = "{source}"']
+        count = math.prod(len(found) for _, found in self.registers)
+        if count > MAX_VALUES:
+            raise _bad(source, f"{count} combinations of the digests, at most {MAX_VALUES}", "write the ones that run")
+        lines = ["[[workload]]", f"name = {_quoted(workload)}"]
+        for digests in itertools.product(*(found for _, found in self.registers)):
+            lines += ["", "[[workload.value]]", f"source = {_quoted(source)}"]
             lines += [f'{name} = "{digest}"' for name, digest in zip(names, digests, strict=True)]
         return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """As a basic string of TOML, which escapes like JSON, and U+007F too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def import_corim(name: str, raw: bytes) -> Imported:

@@ -50,7 +50,7 @@ def _of_checkout() -> str:
     project = Path(__file__).parent.parent / "pyproject.toml"
     if not project.is_file():
         return ""
-    points = tomllib.loads(project.read_text())["project"].get("entry-points", {}).get(GROUP, {})
+    points = tomllib.loads(project.read_text("utf-8"))["project"].get("entry-points", {}).get(GROUP, {})
     return str(next(iter(points.values()), ""))
 
 

@@ -39,7 +39,9 @@ def starter(
     if tenant is not None and not SEGMENT.fullmatch(tenant):
         raise BundleError(BundleCode.VALUE, "--tenant", 0, f"{tenant!r} is no name", "letters, digits, '_', '.', '-'")
     root = FOLDER / kind
-    texts = {path.relative_to(root).as_posix(): path.read_text() for path in sorted(root.rglob("*")) if path.is_file()}
+    texts = {
+        path.relative_to(root).as_posix(): path.read_text("utf-8") for path in sorted(root.rglob("*")) if path.is_file()
+    }
     if tenant:
         texts = {name: _rename(name, text, TENANTS[kind], tenant) for name, text in texts.items()}
     if at:

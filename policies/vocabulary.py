@@ -16,7 +16,7 @@ import cedarpy
 from attestation.tcb import TcbStatus
 
 SCHEMA_FILE: Final = "schema.cedarschema"
-SCHEMA_TEXT: Final = (Path(__file__).parent / SCHEMA_FILE).read_text()
+SCHEMA_TEXT: Final = (Path(__file__).parent / SCHEMA_FILE).read_text("utf-8")
 
 _ENTITY: Final = re.compile(r"entity (\w+)[^={;]*=\s*\{(.*?)\};", re.S)
 _ATTRIBUTE: Final = re.compile(r"(\w+)\??:")

@@ -150,6 +150,11 @@ def test_rules_that_no_case_exercises_are_named(run: Ran, tmp_path: Path) -> Non
         ('context = { via', 'context = { vai', "did you mean 'via'"),
         ('rules = ["admit-agents"]', 'rules = ["admit-agent"]', "did you mean 'admit-agents'"),
         ('facts = "good"', 'evidence = "good.json"', "no file tests/good.json"),
+        ("[facts.good]", '[facts.good]\nlike = "good"', "like leads back to [facts.good]"),
+        ("[facts.good]", '[facts.other]\nlike = "good"\n[facts.good]\nlike = "other"', "leads back to"),
+        ("[facts.good]", '[facts.good]\nlaunches = "ab"', "launches is a list"),
+        ("[facts.good]", "[facts.good]\nlaunches = [7]", "launches is a list"),
+        ("[facts.good]", '[facts.good]\nevent_digests = ["ab"]', "event_digests is a list"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_case_is_told_with_line_and_suggestion(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from contextlib import suppress
 from typing import Any
 
@@ -57,6 +58,19 @@ def test_what_is_printed_is_a_workload_that_loads() -> None:
     assert [dict(value.fields) for value in workload.values] == [
         {"mr_td": digest.hex(), "rtmr2": THREE.hex()} for digest in (ONE, TWO)
     ]
+
+
+def test_a_name_from_outside_writes_nothing_but_itself() -> None:
+    name = 'x"\nmr_td = "any"\n# \\ \x7f'
+    text = import_corim("x", corim({2: [[7, ONE]]})).to_toml("agent", name)
+    assert tomllib.loads(text)["workload"][0]["value"] == [{"source": name, "mr_td": ONE.hex()}]
+
+
+def test_more_combinations_than_anybody_reads_are_refused_rather_than_cut() -> None:
+    many = [[7, bytes([number]) * 48] for number in range(9)]
+    found = import_corim("x", corim({2: many}, {14: {1: many}}))
+    with pytest.raises(BundleError, match="81 combinations"):
+        found.to_toml("agent", "x")
 
 
 @pytest.mark.parametrize(
