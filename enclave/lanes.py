@@ -42,7 +42,7 @@ LATER: Final = frozenset(
     "store.unavailable".split()
 )
 # The bytes never will be, but what is in them may be, sealed to the mailbox's present key.
-ANEW: Final = frozenset("channel.forked channel.unknown mailbox.key_stale".split())
+ANEW: Final = frozenset("channel.forked channel.gap channel.unknown mailbox.key_stale".split())
 # One kind of message may be refused where another is not: they are told apart before any fails.
 APART: Final = frozenset("message.labels_lowered policy.refused".split())
 
@@ -222,12 +222,16 @@ class Lane:
             self._taken(flight)
         elif result.code == "mailbox.full" and self._too_large(flight):
             self._anew = True
-        elif result.code in LATER and not self._anew:
+        elif result.code in LATER and not self._anew and not self._bereft(flight, result.code):
             self._not_before_s = max(self._not_before_s, now_s + _pause_s(result, flight))
         else:
             self._refused(flight, result.code)
         if self._anew and not any(flight.asked for flight in self._flying):
             self._begin_anew()
+
+    def _bereft(self, flight: _Flight, code: str) -> bool:
+        """Whether the batch waits for one that was called taken and is not there: nobody will send that again."""
+        return code == "channel.gap" and flight is self._flying[0]
 
     def _too_large(self, flight: _Flight) -> bool:
         """Whether the batch may be larger than the mailbox will ever have room for."""

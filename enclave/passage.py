@@ -10,9 +10,10 @@ What was given back is remembered within bounds: who lets messages fail without 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -144,8 +145,8 @@ class Table:
 
         What has ended goes: nothing under it can be opened again, and its opening is refused as expired. Of a durable
         mailbox a sender's older channels go as soon as nothing of them is left to do, so that checkpoints stay small:
-        who begins another one has nothing under way on them. What was forgotten does not come back: its opening is
-        refused as replayed.
+        who begins another one has nothing under way on them. Where all the room is taken, whoever has the most gives
+        some up. What was forgotten does not come back: its opening is refused as replayed.
         """
         for name in [name for name, one in self.known.items() if one.ends_at_ms <= now_ms or self._over(one, jkt)]:
             del self.known[name]
@@ -159,7 +160,22 @@ class Table:
             else:
                 del self.known[own[0]]
             return True
-        return len(self.before) + len(self.known) < MAX_CHANNELS
+        return len(self.before) + len(self.known) < MAX_CHANNELS or self._cede()
+
+    def _cede(self) -> bool:
+        """Make room among all senders: of whoever has the most a channel on which nothing is left to do, or if there is
+        none the oldest. One that is the only one of its sender goes in the first case alone."""
+        found: list[tuple[str, bool, Callable[[], object]]] = []
+        found += [(old.jkt, not old.holes, partial(self.before.pop, name)) for name, old in self.before.items()]
+        found += [(one.sender.jkt, one.complete, partial(self.known.pop, name)) for name, one in self.known.items()]
+        counts = Counter(jkt for jkt, *_ in found)
+        most = max(counts.values())
+        largest = [entry for entry in found if counts[entry[0]] == most]
+        idle = [entry for entry in largest if entry[1]]
+        if most == 1 and not idle:
+            return False
+        (idle or largest)[0][2]()
+        return True
 
     def _over(self, one: Receiving, jkt: str) -> bool:
         return self._durable and one.complete and one.sender.jkt == jkt

@@ -1,0 +1,69 @@
+"""Nobody who may only send stops a sender, a reader or a mailbox for good, and no reader's crash is for nothing."""
+
+import asyncio
+
+import pytest
+
+from enclave import passage
+from enclave.errors import Code
+from tests.test_channel import Pair
+from tests.test_enclave_mailbox import party
+from tests.test_lanes import Way, firsts
+
+
+@pytest.fixture
+def way() -> Way:
+    return Way()
+
+
+@pytest.mark.asyncio
+async def test_a_gap_that_nothing_can_fill_ends_the_channel_and_not_the_lane(way: Way) -> None:
+    """The broker's disk was put back: it has forgotten batches that it had called taken."""
+    way.post(b"1")
+    way.key()
+    (first,) = way.sends()
+    way.answer(first)
+    way.post(b"2")
+    (second,) = way.sends()
+    way.post(b"3")
+    (third,) = way.sends()
+    way.answer(second, "refused", "channel.gap", 1)
+    way.answer(third, "refused", "channel.gap", 1)
+    way.now_s += 1
+    assert way.sends() == []
+    way.key()
+    (anew,) = way.sends()
+    assert (anew.opening == first.opening, firsts([anew])) == (False, [1])
+    way.answer(anew)
+    assert way.outcomes() == ["taken"] * 3
+
+
+@pytest.mark.asyncio
+async def test_a_gap_before_the_first_answer_of_a_connection_is_waited_out(way: Way) -> None:
+    way.post(b"1")
+    way.key()
+    (first,) = way.sends()
+    way.post(b"2")
+    (second,) = way.sends()
+    way.answer(second, "refused", "channel.gap", 1)
+    way.answer(first)
+    way.now_s += 1
+    assert [send.batch for send in way.sends()] == [second.batch]
+    await asyncio.sleep(0)
+
+
+def test_many_senders_together_cannot_keep_others_from_opening_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been handled makes room, and then whoever has the most: never one who has a single channel."""
+    monkeypatch.setattr(passage, "MAX_CHANNELS", 8)
+    monkeypatch.setattr(passage, "MAX_OF_SENDER", 4)
+    pair = Pair()
+    for name in ("one", "two"):
+        noisy = party(pair.router, name)
+        opened = [pair.opened(noisy) for _ in range(4)]
+        assert {pair.admit(channel, noisy) for channel in opened} == {"ok"}
+    assert pair.admit(pair.opened(pair.a)) == "ok"
+    for name in ("three", "four"):
+        late = party(pair.router, name)
+        assert pair.admit(pair.opened(late), late) == "ok"
+    assert pair.texts(pair.open(pair.seal(b"still heard").raw)) == [b"still heard"]
+    assert pair.admit(opened[0], noisy) == Code.ENVELOPE_REPLAYED  # what made room does not come back
