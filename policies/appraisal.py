@@ -179,6 +179,21 @@ def appraise_age(settings: Settings, facts: Facts, at: datetime, rest: Ageless) 
     )
 
 
+def fresh_until(settings: Settings, facts: Facts, at: datetime, rest: Ageless) -> datetime | None:
+    """`changes` of the whole, where age and validity are beyond question; None where they are not."""
+    if (
+        not facts.verified_at <= at <= facts.valid_until
+        or int((at - facts.verified_at).total_seconds()) > settings.max_age_s
+    ):
+        return None
+    aged = facts.verified_at + timedelta(seconds=settings.max_age_s)
+    moments = [
+        aged if aged > at else aged + timedelta(seconds=1),
+        facts.valid_until if facts.valid_until > at else facts.valid_until + timedelta(microseconds=1),
+    ]
+    return min([*moments, *(moment for moment in rest.moments if moment > at)])
+
+
 def end_moments(settings: Settings) -> list[datetime]:
     """Everything in these settings that ends, whatever facts are judged by them."""
     moments = [value.until for workload in settings.workloads for value in workload.values]

@@ -18,6 +18,7 @@ from policies.appraisal import (
     appraise_age,
     appraise_ageless,
     end_moments,
+    fresh_until,
     platform_addresses,
 )
 from policies.authorisation import Answer, Slice, ask, entities, next_time_change, principal_json, request
@@ -26,7 +27,7 @@ from policies.bundle import LAST, Bundle, Clean, Kept
 from policies.codes import PolicyCode
 from policies.errors import Reason, Refused
 from policies.explain import explain, log_missing, rule_error
-from policies.model import NEVER, Action, Asked, Context, Facts, alike, asked, name_problem
+from policies.model import NEVER, Action, Asked, Context, Facts, asked, name_problem
 from policies.permit import Permit
 from policies.tables import nearest
 
@@ -159,30 +160,25 @@ def _known(bundle: Bundle, facts: Facts, question: Asked, context: Context) -> J
     clean = bundle.memory.clean.get(_kind(facts, question, context))
     if clean is None or not clean.kept.since <= context.at < clean.kept.until:
         return None
-    if not facts.verified_at <= context.at <= facts.valid_until:
-        return None
-    appraised = appraise_age(bundle.settings, facts, context.at, clean.kept.found)
-    if appraised.reasons or appraised.standing != clean.kept.found.standing:
+    found = clean.kept.found
+    changes = fresh_until(bundle.settings, facts, context.at, found)
+    if changes is None:
         return None
     return Judgement(
-        permitted=True,
-        not_after=appraised.changes,
-        rules=clean.rules,
-        standing=appraised.standing,
-        workloads=appraised.workloads,
+        permitted=True, not_after=changes, rules=clean.rules, standing=found.standing, workloads=found.workloads
     )
 
 
 def _remember(bundle: Bundle, facts: Facts, question: Asked, context: Context, answer: Answer) -> None:
     """For `_known`, unless it was the age that decided how the evidence stands."""
     kept = _ageless(bundle, facts, context.at)
-    if appraise_age(bundle.settings, facts, context.at, kept.found).standing == kept.found.standing:
+    if fresh_until(bundle.settings, facts, context.at, kept.found):
         bundle.memory.clean.put(_kind(facts, question, context), Clean(rules=answer.reasons, kept=kept))
 
 
 def _kind(facts: Facts, question: Asked, context: Context) -> tuple[object, ...]:
     """All that a permitted judgement was made of, but for times."""
-    return alike(facts), question, context.via, context.source_ip, context.platform_addresses
+    return facts.alike, question, context.via, context.source_ip, context.platform_addresses
 
 
 def _answer(
@@ -337,15 +333,14 @@ def _appraised(bundle: Bundle, facts: Facts, at: datetime, *, shared: bool) -> A
 
 def _ageless(bundle: Bundle, facts: Facts, at: datetime) -> Kept:
     """Judged once for all agents that are alike, while nothing in the bundle ends; objections for each agent anew."""
-    key = alike(facts)
-    known = bundle.memory.ageless.get(key)
+    known = bundle.memory.ageless.get(facts.alike)
     if known and known.since <= at < known.until:
         return known
     found = appraise_ageless(bundle.settings, facts, at)
     until = min((moment for moment in end_moments(bundle.settings) if moment > at), default=LAST)
     fresh = Kept(since=at, until=until, found=found)
     if not found.before and not found.after:
-        bundle.memory.ageless.put(key, fresh)
+        bundle.memory.ageless.put(facts.alike, fresh)
     return fresh
 
 

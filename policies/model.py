@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, cast, final
 
 if TYPE_CHECKING:
     from attestation.verdict import Verdict
@@ -30,6 +31,23 @@ class LaunchFact:
 
     digest: str
     name: str = ""
+
+
+@final
+class Alike:
+    """Values that are looked up by, often: they are hashed once."""
+
+    __slots__ = ("_hash", "_values")
+
+    def __init__(self, values: tuple[object, ...]) -> None:
+        self._values = values
+        self._hash = hash(values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Alike) and self._values == other._values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +104,11 @@ class Facts:
     verified_at: datetime = NEVER
     valid_until: datetime = NEVER
 
+    @cached_property
+    def alike(self) -> Alike:
+        """All that these facts have in common with those of other agents who must be judged alike."""
+        return Alike(_alike(self))
+
     @classmethod
     def of(cls, verdict: Verdict) -> Self:
         """The facts of a verdict; a pure copy."""
@@ -108,8 +131,7 @@ _OTHER_TEXT: Final = ("tee", "tcb_status", "platform_tcb_status", "module_tcb_st
 _copied: Final = attrgetter(*_COPIED)
 OF_ONE: Final = {"subject", "jkt", "report_data", "quote_digest", "verified_at", "valid_until"}
 """What is one agent's own, and no appraisal asks for but that of its age."""
-alike: Final = attrgetter(*(item.name for item in fields(Facts) if item.name not in OF_ONE))
-"""All that facts have in common with those of other agents who must be judged alike, hashable."""
+_alike: Final = attrgetter(*(item.name for item in fields(Facts) if item.name not in OF_ONE))
 
 
 def compared_of(verdict: Verdict) -> Compared:
