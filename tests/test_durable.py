@@ -313,6 +313,26 @@ async def test_a_reader_on_a_stream_goes_on_when_the_broker_was_put_back_under_i
 
 
 @pytest.mark.asyncio
+async def test_a_state_file_that_cannot_be_written_for_a_while_stops_no_reader(place: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "disk" / "state.json"
+    file.parent.mkdir()
+    reader = await place.start(durable=Durable(state_file=file), stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    before = json.loads(file.read_text())[BOX]
+    file.parent.rename(tmp_path / "gone")
+    await tell(sender, b"0")
+    assert await some(reader, 1) == [b"0"]
+    await emptied(place)
+    (tmp_path / "gone").rename(file.parent)
+    await tell(sender, b"1")
+    assert await some(reader, 1) == [b"1"]
+    await emptied(place)
+    async with asyncio.timeout(PATIENCE_S):
+        while json.loads(file.read_text())[BOX][0] < before[0] + 2:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
 async def test_a_checkpoint_of_somebody_else_is_not_written_over(place: Stage) -> None:
     reader = await place.start()
     assert reader._durable is not None
