@@ -11,7 +11,7 @@ import pytest
 from broker.audit import Kind
 from broker.mail import deadletters
 from broker.ports import Store, Transaction
-from broker.ports.mail import MAX_OUT, MAX_STONES, LeasedMessage, Queued, Quota, TombstoneRecord
+from broker.ports.mail import MAX_OUT, MAX_STONES, BlobRecord, LeasedMessage, Queued, Quota, TombstoneRecord
 from broker.store import memory_mail, sql_mail
 from broker.store.memory import MemoryStore
 from broker.store.sql import SqlStore
@@ -132,6 +132,27 @@ def test_a_batch_that_is_too_large_for_what_is_kept_free_waits_for_its_turn_and_
         do(store, lambda tx, token=first.lease: tx.mail.acknowledge(BOX, token, now_ms=3_000))  # type: ignore[misc]
         held += lease(store, messages=MAX_OUT - out(held))
     assert QUIET in [one.sender for one in held]
+
+
+# ── what lies beside mail ──────────────────────────────────────────────────────────────────────────────────────────
+
+BESIDE = Quota(blob_octets=4 << 20, sender_blob_octets=2 << 20)
+
+
+def put(store: Store, sender: str, octets: int = 10) -> Queued:
+    record = BlobRecord(
+        digest=os.urandom(32), mailbox=BOX, sender=sender, octets=octets, accepted_at_ms=1, expires_at_ms=9_000
+    )
+    return do(store, lambda tx: tx.blobs.put(record, BESIDE))
+
+
+def test_small_payloads_without_number_are_no_way_around_the_quota_and_newcomers_find_room(store: Store) -> None:
+    for sender in FLOOD:
+        while put(store, sender) is Queued.QUEUED:
+            pass
+    assert put(store, QUIET, 300_000) is Queued.QUEUED
+    assert put(store, QUIET, 300_000) is Queued.FULL
+    assert put(store, "agent/acme/another", 10) is Queued.QUEUED
 
 
 # ── what is said about what ended ──────────────────────────────────────────────────────────────────────────────────

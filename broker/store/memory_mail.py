@@ -27,7 +27,7 @@ from broker.ports.mail import (
     WhenFallen,
 )
 from broker.store.memory_stones import MemoryStones
-from broker.store.shares import Load, has_room
+from broker.store.shares import Load, blob_has_room, blob_octets, has_room
 from broker.store.turns import Harvest, beyond, hungry
 from broker.store.undo import Table, Undo
 
@@ -429,9 +429,9 @@ class MemoryBlobs:
             for row in self._rows.rows.values()
             if row.mailbox == record.mailbox and row.expires_at_ms > record.accepted_at_ms
         ]
-        octets = sum(row.octets for row in beside) + record.octets
-        own = sum(row.octets for row in beside if row.sender == record.sender) + record.octets
-        if octets > quota.blob_octets or own > quota.sender_blob_octets:
+        held = sum(blob_octets(row.octets) for row in beside)
+        own = sum(blob_octets(row.octets) for row in beside if row.sender == record.sender)
+        if not blob_has_room(quota, held=held, own=own, more=blob_octets(record.octets)):
             return Queued.FULL
         self._rows.put(record.digest, record)
         return Queued.QUEUED

@@ -15,6 +15,7 @@ from broker.ports.mail import Quota
 
 RESERVE: Final = 8  # an eighth
 SMALL: Final = 128  # a parcel no larger than this part of the quota is small, and so is any single message
+MIN_BLOB: Final = 16 << 10
 SLACK: Final = 16  # room for such a part of a sender's share is made at once, so that not every message has to
 
 
@@ -32,6 +33,18 @@ class Load(NamedTuple):
 def has_room(quota: Quota, *, held: Load, own: Load, more: Load) -> bool:
     """Whether a sender that has `own` of all that is `held` there may add `more`."""
     return _fits(quota, held, more) and (_new(quota, own, more) or _within_share(quota, held, own, more))
+
+
+def blob_has_room(quota: Quota, *, held: int, own: int, more: int) -> bool:
+    """The same for what lies beside a mailbox, in octets as `blob_octets` counts them."""
+    if held + more > quota.blob_octets:
+        return False
+    return own == 0 or own + more <= _share(quota.sender_blob_octets, quota.blob_octets, held - own)
+
+
+def blob_octets(octets: int) -> int:
+    """What a large payload counts: a small one costs a row and a look, too."""
+    return max(octets, MIN_BLOB)
 
 
 def _fits(quota: Quota, held: Load, more: Load) -> bool:

@@ -4,6 +4,7 @@ import sqlite3
 from typing import final
 
 from broker.ports.mail import MAX_ENDED, BlobRecord, Queued, Quota
+from broker.store.shares import MIN_BLOB, blob_has_room, blob_octets
 
 
 @final
@@ -17,11 +18,11 @@ class SqlBlobs:
         if self._db.execute("SELECT 1 FROM blob WHERE digest = ?", (r.digest,)).fetchone() is not None:
             return Queued.DUPLICATE
         (all_octets, own_octets) = self._db.execute(
-            "SELECT coalesce(sum(octets), 0), coalesce(sum(octets) FILTER (WHERE sender = ?), 0) FROM blob "
-            "WHERE mailbox = ? AND expires_at_ms > ?",
-            (r.sender, r.mailbox, r.accepted_at_ms),
+            """SELECT coalesce(sum(max(octets, ?1)), 0), coalesce(sum(max(octets, ?1)) FILTER (WHERE sender = ?2), 0)
+               FROM blob WHERE mailbox = ?3 AND expires_at_ms > ?4""",
+            (MIN_BLOB, r.sender, r.mailbox, r.accepted_at_ms),
         ).fetchone()
-        if all_octets + r.octets > quota.blob_octets or own_octets + r.octets > quota.sender_blob_octets:
+        if not blob_has_room(quota, held=all_octets, own=own_octets, more=blob_octets(r.octets)):
             return Queued.FULL
         self._db.execute(
             """INSERT INTO blob (digest, mailbox, sender, octets, accepted_at_ms, expires_at_ms, body)
