@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attestation.errors import CloisterError
+from broker.errors import BrokerCode
 from simulator import lab as lab_module
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.errors import MEANING, SimulatorCode, SimulatorError
@@ -21,14 +24,20 @@ from simulator.machine import Machine
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def said() -> Iterator[io.StringIO]:
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """A lab takes the loggers of its process for itself."""
     root = logging.getLogger("cloister")
-    before = (list(root.handlers), root.level, root.propagate)
+    handlers, level, propagate = list(root.handlers), root.level, root.propagate
+    yield
+    root.handlers, root.level, root.propagate = handlers, level, propagate
+
+
+@pytest.fixture
+def said() -> io.StringIO:
     stream = io.StringIO()
     speak_to_people(stream)
-    yield stream
-    root.handlers, root.level, root.propagate = before[0], before[1], before[2]
+    return stream
 
 
 def test_a_refusal_is_one_line_with_its_reasons_below(said: io.StringIO) -> None:
@@ -67,8 +76,10 @@ def test_the_text_of_an_exception_is_not_logged(said: io.StringIO) -> None:
         (lambda folder: folder.write_text("a file"), "File exists"),
         (lambda folder: (folder / "policy").mkdir(parents=True), "bundle.file_missing"),
         (lambda folder: _damaged(folder), SimulatorCode.MACHINE_DAMAGED),
+        (lambda folder: _with_key(folder, b"no key"), BrokerCode.CONFIG_INVALID),
+        (lambda folder: _with_key(folder, _pem(ec.generate_private_key(ec.SECP384R1()))), BrokerCode.CONFIG_INVALID),
     ],
-    ids=["file", "policy", "machine"],
+    ids=["file", "policy", "machine", "no key", "key of another kind"],
 )
 def test_a_lab_that_cannot_start_says_why_and_ends_with_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], make: object, code: str
@@ -94,6 +105,15 @@ def _damaged(folder: Path) -> None:
     for file in (folder / "machine").iterdir():
         if file.suffix == ".json":
             file.write_text("{")
+
+
+def _with_key(folder: Path, pem: bytes) -> None:
+    folder.mkdir()
+    (folder / "admin.pem").write_bytes(pem)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 @pytest.mark.parametrize("line", [["nosuch.py"], ["--di", "x"]])
