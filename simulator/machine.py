@@ -191,15 +191,15 @@ class Machine:
         """Evaluation sets and revocations as of a moment."""
         state = self._store.read()
         moment = int(state.clock.read() if at is None else seconds(at))
-        if state.events is not self._events:  # recorded since, here or by another process
-            with self._lock:
+        with self._lock:
+            if state.events is not self._events:  # recorded since, here or by another process
                 self._events, self._ledgers = state.events, {}
                 self._documents.clear()
-        ledger = self._ledgers.get(moment)
-        if ledger is None:
-            if len(self._ledgers) >= _CACHED_LEDGERS:
-                self._ledgers = {}
-            ledger = self._ledgers[moment] = replay(state.events, moment)
+            ledger = self._ledgers.get(moment)
+            if ledger is None:
+                if len(self._ledgers) >= _CACHED_LEDGERS:
+                    self._ledgers = {}
+                ledger = self._ledgers[moment] = replay(state.events, moment)
         return ledger
 
     def documents(

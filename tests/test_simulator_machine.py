@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,11 +23,13 @@ from attestation.pki import TrustRoots
 from attestation.quote import Quote
 from attestation.tcb import ANY_TCB
 from attestation.verifier import NOT_COMPARED, verify_quote
+from simulator import machine as machine_module
 from simulator.errors import SimulatorCode, SimulatorError
 from simulator.faults import exhibit
 from simulator.machine import Machine
 from simulator.pki import NOT_BEFORE, SERIAL_MARK
 from simulator.platform import PPID_MARK
+from simulator.recovery import Event, Ledger, replay
 
 AT = datetime(2026, 7, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -241,6 +243,33 @@ def test_processes_that_change_one_machine_at_once_lose_no_event(tmp_path: Path)
     ]
     assert [process.wait(60) for process in running] == [0, 0]
     assert Machine.open(tmp_path).ledger().revision == 20
+
+
+def test_a_recovery_is_seen_by_everybody_even_while_an_older_state_is_being_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = stopped()
+    begun, recorded = threading.Event(), threading.Event()
+
+    def slow(events: Sequence[Event], at: int) -> Ledger:
+        if threading.current_thread() is reader:
+            begun.set()
+            recorded.wait(0.2)  # with a lock held, the recovery waits for the reader; without, it comes between
+        return replay(events, at)
+
+    def record() -> None:
+        begun.wait(10)
+        machine.recover("revoke-pck", platform=0)
+        machine.ledger()
+        recorded.set()
+
+    reader, recorder = threading.Thread(target=machine.ledger), threading.Thread(target=record)
+    monkeypatch.setattr(machine_module, "replay", slow)
+    for thread in (reader, recorder):
+        thread.start()
+    for thread in (reader, recorder):
+        thread.join(10)
+    assert machine.ledger().revision > 0
 
 
 def test_threads_share_a_machine() -> None:
