@@ -31,6 +31,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self, TypeVar, final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -45,7 +46,7 @@ from attestation.ports import TrustDomain
 from attestation.quote import Quote
 from broker.app import listen, serve
 from broker.config import Admin, Settings
-from broker.errors import MEANING, BrokerError
+from broker.errors import MEANING, BrokerCode, BrokerError
 from broker.rootkey import keyfile
 from broker.service import Broker, begin_attested, build
 from broker.telemetry import log_to
@@ -284,9 +285,12 @@ def _admin(path: Path) -> str:
         pem = fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(pem)
-    key = load_pem_private_key(path.read_bytes(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise SystemExit(f"cloister lab: {path} is not a P-256 key")
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise BrokerError(BrokerCode.CONFIG_INVALID, f"{path} is no P-256 key in PEM without a password")
     return thumbprint(key.public_key())
 
 
