@@ -70,7 +70,7 @@ WRONG: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize("ask", [_purely, _remembering])
-@pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}={value!r:.30}" for name, value in WRONG])
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}-{at}" for at, (name, _) in enumerate(WRONG)])
 def test_a_wrong_argument_is_a_type_error(ask: Callable[..., object], name: str, value: object) -> None:
     with pytest.raises(TypeError, match=name):
         ask(**{name: value})
