@@ -16,8 +16,8 @@ each channel how far it has come, and what of it is still to be done:
     form 3, once                 what was sent before that many ms since 1970 is refused; neither key nor sender
 
 Windows must all fit. Where they do not, the next reader takes what senders left out below their highest numbers for
-done. A channel that does not fit is left out, the shortest are kept: the next reader then refuses its opening as one
-that it had before. What waits so becomes dead letters, and nothing is handled twice.
+done. A channel that does not fit is left out, the shortest and newest are kept: the next reader then refuses its
+opening as one that it had before. What waits so becomes dead letters, and nothing is handled twice.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def encode(memory: Memory) -> bytes:
         room -= len(part) - _ENTRY.size
         parts.append(part if room >= 0 else part[: _ENTRY.size - 1] + bytes([_WHOLE]))
     size = sum(map(len, parts))
-    for part in sorted((_passage(keys.index(one.mailbox_key), one) for one in memory.passages), key=len):
+    for part in sorted((_passage(keys.index(one.mailbox_key), one) for one in reversed(memory.passages)), key=len):
         if (size := size + len(part)) > MAX_PLAIN:
             break
         parts.append(part)

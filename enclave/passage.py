@@ -26,6 +26,7 @@ from broker.wire.jose import p256_from_spki
 
 MAX_CHANNELS: Final = 4096  # that one mailbox receives on
 MAX_OF_SENDER: Final = 64  # of them; the oldest makes room, and does not come back
+MAX_COMPLETE: Final = 3  # channels of one sender to a durable mailbox that are remembered though nothing is left to do
 MAX_SKIPPED: Final = 256  # gaps that are remembered, so that what comes late is told from what was handled
 OPENING_LEN: Final = 16  # bytes of an opening's digest by which it is known again
 MAX_AGAIN: Final = 1024  # messages of one channel that were given back
@@ -144,14 +145,16 @@ class Table:
         """Whether there is room for another channel of that sender.
 
         What has ended goes: nothing under it can be opened again, and its opening is refused as expired. Of a durable
-        mailbox a sender's older channels go as soon as nothing of them is left to do, so that checkpoints stay small:
-        who begins another one has nothing under way on them. Where all the room is taken, whoever has the most gives
-        some up. What was forgotten does not come back: its opening is refused as replayed.
+        mailbox a sender's older channels go, but for a few, as soon as nothing of them is left to do, so that
+        checkpoints stay small: who begins another one has nothing under way on them. Where all the room is taken,
+        whoever has the most gives some up. What was forgotten does not come back: its opening is refused as replayed.
         """
-        for name in [name for name, one in self.known.items() if one.ends_at_ms <= now_ms or self._over(one, jkt)]:
+        for name in [name for name, one in self.known.items() if one.ends_at_ms <= now_ms]:
             del self.known[name]
-        for name in [name for name, old in self.before.items() if old.ends_at_ms <= now_ms or _over(old, jkt)]:
+        for name in [name for name, old in self.before.items() if old.ends_at_ms <= now_ms]:
             del self.before[name]
+        if self._durable:
+            self._forget_complete(jkt)
         older = [name for name, old in self.before.items() if old.jkt == jkt]
         own = [name for name, one in self.known.items() if one.sender.jkt == jkt]
         if len(older) + len(own) >= MAX_OF_SENDER:
@@ -177,9 +180,13 @@ class Table:
         (idle or largest)[0][2]()
         return True
 
-    def _over(self, one: Receiving, jkt: str) -> bool:
-        return self._durable and one.complete and one.sender.jkt == jkt
-
-
-def _over(old: Passage, jkt: str) -> bool:
-    return not old.holes and old.jkt == jkt
+    def _forget_complete(self, jkt: str) -> None:
+        """A sender's channels on which nothing is left to do, but for the newest."""
+        idle: list[Callable[[], object]] = []
+        idle += [
+            partial(self.before.pop, name) for name, old in self.before.items() if old.jkt == jkt and not old.holes
+        ]
+        mine = [name for name, one in self.known.items() if one.sender.jkt == jkt and one.complete]
+        idle += [partial(self.known.pop, name) for name in mine]
+        for forget in idle[:-MAX_COMPLETE]:
+            forget()
