@@ -1,14 +1,18 @@
 """Nobody who may only send stops a sender, a reader or a mailbox for good, and no reader's crash is for nothing."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from enclave import passage
 from enclave.errors import Code
 from tests.test_channel import Pair
+from tests.test_durable import BOX, PATIENCE_S, Stage, place, some, tell
 from tests.test_enclave_mailbox import party
 from tests.test_lanes import Way, firsts
+
+__all__ = ["place"]
 
 
 @pytest.fixture
@@ -67,3 +71,36 @@ def test_many_senders_together_cannot_keep_others_from_opening_channels(monkeypa
         assert pair.admit(pair.opened(late), late) == "ok"
     assert pair.texts(pair.open(pair.seal(b"still heard").raw)) == [b"still heard"]
     assert pair.admit(opened[0], noisy) == Code.ENVELOPE_REPLAYED  # what made room does not come back
+
+
+@pytest.mark.asyncio
+async def test_what_a_durable_reader_was_handling_when_it_died_counts_and_nothing_else_does(place: Stage) -> None:
+    """Else a message that kills its reader would kill each next one; and five such deaths would bury what waits."""
+    first = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    for text in (b"deadly", b"one", b"two"):
+        await tell(sender, text)
+    assert len(await some(first, 3, done=False)) == 3
+    await place.crash(first)
+    await place.start()
+    assert await place.inside(attempts) == [1, 0, 0]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_whose_connection_breaks_has_not_died(place: Stage) -> None:
+    reader = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    await tell(sender, b"long work")
+    assert await some(reader, 1, done=False) == [b"long work"]
+    for _ in range(3):
+        assert reader._stream is not None
+        await reader._stream.close()
+        await reader.connect()
+        async with asyncio.timeout(PATIENCE_S):
+            while (await place.inside(attempts)) != [1]:
+                await asyncio.sleep(0.01)
+
+
+def attempts(tx: Any) -> list[int]:
+    rows = [row for row in tx.mail._parcels.rows.values() if row.new.mailbox == BOX]
+    return [row.attempt for row in sorted(rows, key=lambda row: row.number)]

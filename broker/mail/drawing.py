@@ -1,7 +1,8 @@
 """Mail as a stream hands it on: parcels in order, beside each new channel its opening, and a way to take them back.
 
 Decides nothing about who may read what (leases.py does): it adds the broker's signatures, and recalls what was out when
-a stream ended. A recalled delivery does not count as an attempt: whether it arrived, nobody knows.
+a stream ended. A recalled delivery does not count as an attempt: whether it arrived, nobody knows. But what kills each
+next reader of a durable mailbox must end some time, so what one was handling when it went counts.
 """
 
 import asyncio
@@ -71,6 +72,18 @@ class Drawing:
         now_ms = int(self._clock().timestamp() * 1000)
         if await self._store.transact(lambda tx: tx.mail.recall(name, leases, now_ms=now_ms)):
             self._bell.ring(name)
+
+    async def left(self, name: str, leases: dict[str, str]) -> None:
+        """A stream is gone on which these leases, with their senders, were handed on: recall what was out.
+
+        The reader of a durable mailbox may have died of what it was handling: each sender's first. Those leases end by
+        themselves, or when somebody else opens the mailbox, and count; when the same reader comes back they do not.
+        """
+        box = self._store.read(lambda tx: tx.mail.find(name))
+        at_work = {sender: lease for lease, sender in reversed(leases.items())} if box and box.kind == "durable" else {}
+        recalled = leases.keys() - set(at_work.values())
+        if recalled:
+            await self.recall(name, *recalled)
 
     async def draw(
         self, session: Session, name: str, *, messages: int, lease_s: int, correlation_id: str = ""

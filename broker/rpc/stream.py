@@ -24,6 +24,7 @@ from broker.calls import REFUSALS
 from broker.errors import BrokerCode, BrokerError
 from broker.mail.drawing import Drawn
 from broker.ports import Transaction
+from broker.ports.mail import MAX_OUT
 from broker.reasons import Refusal
 from broker.rest.refusals import as_refusal
 from broker.rpc import doors
@@ -139,7 +140,7 @@ class MailStream:
         self._starved = False  # there is mail, and nothing of it could be drawn
         self._flying = asyncio.Semaphore(MAX_FLYING)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leases: set[str] = set()
+        self._leases: dict[str, str] = {}  # that were given here and not settled, with whose parcel each is for
         self._openings: set[bytes] = set()
         self._tokens: dict[str, str] = {}
         self._full: deque[pb.FromBroker] = deque()
@@ -190,7 +191,7 @@ class MailStream:
         """Recall what is still out, unless a later stream has done so."""
         if self.mailbox and self._leases and self._streams.is_latest(self.mailbox, self):
             with contextlib.suppress(BrokerError):  # a closed store: the leases end by themselves
-                await self._broker.drawing.recall(self.mailbox, *self._leases)
+                await self._broker.drawing.left(self.mailbox, self._leases)
 
     # ── from the agent ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -290,7 +291,8 @@ class MailStream:
             if error.code is not BrokerCode.LEASE_LOST:
                 raise
             lost = settling.named
-        self._leases.difference_update(settling.ended)
+        for lease in settling.ended:
+            self._leases.pop(lease, None)
         if self._starved:
             self._broker.drawing.room(self.mailbox)
         if lost:
@@ -382,7 +384,9 @@ class MailStream:
                 messages=parcel.count,
             )
             self._credit -= parcel.count
-            self._leases.add(found.lease)
+            self._leases[found.lease] = found.sender
+        while len(self._leases) > MAX_OUT:  # of so many some have ended
+            del self._leases[next(iter(self._leases))]
         self._news.set()
 
     # ── who may stay ───────────────────────────────────────────────────────────────────────────────────────────────
