@@ -221,7 +221,7 @@ class _Serving:
         self._source = PcsClient(pcs_url, cache, **options)
         self._early = PcsClient(pcs_url, cache, channel="early", **options)
         self._door = door
-        self._loop = asyncio.new_event_loop()
+        self._loop = _event_loop()
         self._thread = threading.Thread(target=self._run, name="lab-broker")
         self._started = threading.Event()
         self._failure: BaseException | None = None
@@ -276,6 +276,16 @@ class _Serving:
         with suppress(SimulatorError):
             quote = Quote.parse(self._machine.launch("lab", platform=platform).quote(bytes(range(64))))
             await self.broker.collateral.prefetch(quote)
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """As `cloister broker serve` has it: uvloop where there is one."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 def _admin(path: Path) -> str:

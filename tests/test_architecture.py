@@ -29,7 +29,7 @@ ORDER: dict[str, str] = {
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
-        "__init__ model codes errors tables mailrules reference appraisal cedartext vocabulary rules store "
+        "__init__ model codes errors tables mailrules reference settings appraisal cedartext vocabulary rules store "
         "authorisation baseline never readsettings signing bundle explain permit engine decision decided "
         "recording replay forecast faults cases corim diff keys scaffold text cli"
     ),
@@ -132,7 +132,7 @@ THIRD_PARTIES: dict[str, str] = {
     "simulator": "cryptography typer",
     "simulator.guest": "cryptography mfusepy typer",
     "simulator.demo": "cryptography typer httpx2 uvicorn",
-    "simulator.lab": "cryptography typer httpx2 uvicorn",
+    "simulator.lab": "cryptography typer httpx2 uvicorn uvloop",
     "simulator.pytest_plugin": "cryptography pytest httpx2",
     "simulator.strategies": "cryptography hypothesis",
     "cloister": "typer",
