@@ -218,8 +218,8 @@ def verify_quote(
     its last second, both included. `accept`: the TCB states that pass; Revoked never does.
 
     Raises VerificationFailed: the code of the first failing check, and in `checks` every check that could run. Raises
-    TypeError or ValueError for arguments that no caller should pass: a naive `at`, an expected REPORT_DATA that is not
-    64 bytes or all zero.
+    TypeError or ValueError for arguments that no caller should pass: of another type, a naive `at`, a text in place of
+    a set of states, an expected REPORT_DATA that is not 64 bytes or all zero.
     """
     call = _Call(quote, collateral, report_data, at)
     accept, allow = frozenset(accept), frozenset(allow)
