@@ -45,6 +45,8 @@ from policies.permit import Permit
 EPOCH_S: Final = 24 * 3600
 KEEP_S: Final = 4 * 24 * 3600 + 3600  # the longest life of a message, and some
 GRANT_LIFE_S: Final = 60
+STATE_NUMBER: Final = "state/"  # marks beside the checkpoint of a durable mailbox's reader (states.py)
+STATE_LABELS: Final = "state-labels/"
 _MARK: Final = "keys/"
 _STATE: Final = "~state"  # no segment of a name begins like this
 
@@ -278,6 +280,9 @@ class KeyDesk:
         tx.marks.drop(f"{_MARK}{of}/{name}")
         if of is Place.MAILBOX:
             tx.mail.lapse(name)
+            tx.states.drop(name)  # whatever it says was sealed to keys that are no more
+            for mark in (STATE_NUMBER, STATE_LABELS):
+                tx.marks.drop(mark + name)
         return kept
 
     async def purge(self) -> None:

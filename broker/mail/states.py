@@ -16,6 +16,7 @@ from broker.generation import Generation
 from broker.identity import Identity
 from broker.mail.edges import Edges
 from broker.mail.labels import NOTHING, Labels, Ratchets, held
+from broker.mail.mailkeys import STATE_LABELS, STATE_NUMBER
 from broker.ports import Clock, Store, Transaction
 from broker.sessions import Session
 from broker.wire.names import is_resource
@@ -23,14 +24,12 @@ from broker.wire.state import SaveRequest, StateRequest, StateResponse, state_di
 from policies.model import Receive
 
 MAX_AHEAD: Final = 1 << 32  # so that no reader can use all numbers up
-_MARK: Final = "state/"
-_LABELS: Final = "state-labels/"
 _NOTHING: Final = state_digest(b"")
 
 
 def newest(tx: Transaction, mailbox: str) -> tuple[int, bytes]:
     """Number and digest of the newest checkpoint; number 0 when there was never one."""
-    found = tx.marks.get(_MARK + mailbox)
+    found = tx.marks.get(STATE_NUMBER + mailbox)
     if found is None:
         return 0, _NOTHING
     number, _, digest = found.partition(" ")
@@ -65,7 +64,7 @@ class StateDesk:
     ) -> StateResponse:
         """The newest checkpoint with the proof of its number. Raises BrokerError mailbox.name_invalid; Refused."""
         (number, digest), sealed, marks = self._store.read(
-            lambda tx: (newest(tx, mailbox), tx.states.get(mailbox), tx.marks.get(_LABELS + mailbox))
+            lambda tx: (newest(tx, mailbox), tx.states.get(mailbox), tx.marks.get(STATE_LABELS + mailbox))
         )
         labels = frozenset(json.loads(marks)) if marks else NOTHING
         await self._permit(session, mailbox, correlation_id, labels)
@@ -79,7 +78,8 @@ class StateDesk:
     ) -> StateResponse:
         """Keep the next checkpoint, durably.
 
-        Raises BrokerError mailbox.name_invalid, mailbox.not_owner, mailbox.checkpoint_stale, generation.moved; Refused.
+        Raises BrokerError mailbox.name_invalid, mailbox.not_owner, mailbox.kind_mismatch, mailbox.checkpoint_stale,
+        generation.moved; Refused.
         """
         work = await self.saving(session, mailbox, request, correlation_id=correlation_id)
         await self._store.transact(work)
@@ -97,16 +97,18 @@ class StateDesk:
             box = tx.mail.find(mailbox)
             if box is None or box.owner != session.subject:
                 raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{mailbox} is not {session.subject}'s")
+            if box.kind != "durable":
+                raise BrokerError(BrokerCode.MAILBOX_KIND, f"{mailbox} is not durable")
             number, known = newest(tx, mailbox)
             if (number, known) == (request.number, digest):
                 return  # the answer was lost, and this is the same again
             if not number < request.number <= number + MAX_AHEAD:
                 raise BrokerError(BrokerCode.MAILBOX_CHECKPOINT, f"{mailbox}: {request.number} after {number}")
             tx.states.put(mailbox, request.sealed)
-            tx.marks.put(_MARK + mailbox, f"{request.number} {digest.hex()}")
+            tx.marks.put(STATE_NUMBER + mailbox, f"{request.number} {digest.hex()}")
             labels = json.dumps(sorted(held(tx, session.subject)))
-            if (tx.marks.get(_LABELS + mailbox) or "[]") != labels:
-                tx.marks.put(_LABELS + mailbox, labels)
+            if (tx.marks.get(STATE_LABELS + mailbox) or "[]") != labels:
+                tx.marks.put(STATE_LABELS + mailbox, labels)
 
         return work
 

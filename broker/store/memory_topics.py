@@ -116,3 +116,6 @@ class MemoryStates:
 
     def get(self, mailbox: str) -> bytes:
         return self._rows.get(mailbox) or b""
+
+    def drop(self, mailbox: str) -> None:
+        self._rows.drop(mailbox)

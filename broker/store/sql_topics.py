@@ -148,3 +148,6 @@ class SqlStates:
     def get(self, mailbox: str) -> bytes:
         row = self._db.execute("SELECT sealed FROM reader_state WHERE mailbox = ?", (mailbox,)).fetchone()
         return row[0] if row else b""
+
+    def drop(self, mailbox: str) -> None:
+        self._db.execute("DELETE FROM reader_state WHERE mailbox = ?", (mailbox,))
