@@ -308,7 +308,7 @@ def verify_proof(evidence: Evidence, *, client_nonce: bytes) -> None:
         raise VerificationFailed(Code.EVIDENCE_PROOF, "the identity key did not sign this exchange")
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def _shared(text: str) -> bytes:
     return from_b64url(text)
 

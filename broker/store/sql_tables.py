@@ -71,7 +71,16 @@ class _Agents:
         self._db.execute(
             "INSERT OR REPLACE INTO agent VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
-                *(r.subject, r.tenant, r.jkt, r.state, json.dumps(r.codes), r.evidence, r.collateral, r.generation),
+                *(
+                    r.subject,
+                    r.tenant,
+                    r.jkt,
+                    r.state,
+                    json.dumps(r.codes) if r.codes else "[]",
+                    r.evidence,
+                    r.collateral,
+                    r.generation,
+                ),
                 *(r.admitted_at_s, r.judged_at_s, r.expires_at_s, int(r.simulated), r.tcb_status, r.facts),
             ),
         )

@@ -15,8 +15,9 @@ from typing import Final, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation import es256
 from broker.wire.errors import WireCode, WireError
-from broker.wire.jose import b64u, es256_valid, jwk, key_from_jwk, sign_compact, split_compact, thumbprint
+from broker.wire.jose import b64u, es256_valid, jwk, p256_from_spki, sign_compact, spki_from_jwk, split_compact
 
 TYP: Final = "dpop+jwt"
 MAX_PROOF: Final = 4096  # characters
@@ -82,12 +83,13 @@ def parse(text: str) -> Proof:
         header, claims, signing_input, signature = split_compact(text, max_len=MAX_PROOF)
         if header.get("typ") != TYP:
             raise ValueError("typ must be dpop+jwt")
-        key = key_from_jwk(header.get("jwk"))
+        shown = spki_from_jwk(header.get("jwk"))
+        key = p256_from_spki(shown)
     except ValueError as error:
         raise WireError(WireCode.DPOP_MALFORMED, str(error)) from None
     proof = Proof(
         key=key,
-        jkt=thumbprint(key),
+        jkt=es256.thumbprint(shown),
         htm=_text(claims, "htm", 16),
         htu=_text(claims, "htu", MAX_URL),
         iat=_integer(claims, "iat"),

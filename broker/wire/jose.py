@@ -22,6 +22,7 @@ __all__ = [
     "p256_from_spki",
     "sign_compact",
     "spki",
+    "spki_from_jwk",
     "split_compact",
     "thumbprint",
     "unb64u",
@@ -43,9 +44,14 @@ def jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
 
 def key_from_jwk(members: object) -> ec.EllipticCurvePublicKey:
     """Raises ValueError unless it is a public P-256 JWK; a private part (`d`) is refused, not ignored."""
+    return p256_from_spki(spki_from_jwk(members))
+
+
+def spki_from_jwk(members: object) -> bytes:
+    """The same key as a DER SubjectPublicKeyInfo."""
     if not isinstance(members, dict):
         raise ValueError("not a JWK")
-    return p256_from_spki(es256.from_jwk(members))
+    return es256.from_jwk(members)
 
 
 def thumbprint(key: ec.EllipticCurvePublicKey) -> str:
