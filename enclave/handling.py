@@ -32,6 +32,7 @@ T = TypeVar("T")
 MAX_OUTSTANDING: Final = 64
 MAX_WAITED: Final = 1024  # while an answer is waited for: it may stand behind what is not handled until it has come
 STOP_PATIENCE_S: Final = 5.0
+SLOW_AFTER: Final = 3  # extensions of its lease
 FIRST_PAUSE_S: Final = 0.5
 MAX_PAUSE_S: Final = 30.0
 _NOTHING: Final = object()
@@ -63,7 +64,9 @@ class Handling:
         self._remembered = Remembered()
         self._queues: defaultdict[str, deque[Received]] = defaultdict(deque)
         self._held: dict[str, Received] = {}  # by lease
-        self._under_way: dict[tuple[bytes, str], asyncio.Task[Any]] = {}  # handlers, by the question and who asked
+        # What handles, by the question and who asked.
+        self._under_way: dict[tuple[bytes, str], tuple[asyncio.Task[Any], Declared]] = {}
+        self._slow: dict[tuple[bytes, str], int] = {}  # how often they were seen under way
         self._working: set[asyncio.Task[None]] = set()
         self._room = asyncio.Event()
         self._stopping = False
@@ -99,9 +102,19 @@ class Handling:
         """Extend what is held, three times in a lease, so that one lost request loses nothing."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
+            self._tell_of_slow_ones()
             if self._held:
                 with suppress(CloisterError):  # what is lost is delivered again, and recognised
                     await self._mail.keep(list(self._held.values()))
+
+    def _tell_of_slow_ones(self) -> None:
+        """Once for each: a handler that hangs says nothing by itself."""
+        for question, (_, declared) in self._under_way.items():
+            self._slow[question] = times = self._slow.get(question, 0) + 1
+            if times == SLOW_AFTER:
+                seconds = round(SLOW_AFTER * LEASE_S / 3)
+                log.warning("%s has not ended for %d s; `deadline_s` would bound it", declared.name, seconds)
+        self._slow = {question: times for question, times in self._slow.items() if question in self._under_way}
 
     async def close(self) -> None:
         """Take nothing new, let running handlers finish for a while, then break them off and give back what is left.
@@ -138,9 +151,9 @@ class Handling:
 
     def _call_off(self, state: Received) -> None:
         """Break off the handling of what nobody wants an answer to; what waits in a queue is passed over there."""
-        task = self._under_way.get((state.in_reply_to, state.sender))
-        if task is not None and self._waiting.called_off(state.in_reply_to, state.sender):
-            task.cancel()
+        found = self._under_way.get((state.in_reply_to, state.sender))
+        if found is not None and self._waiting.called_off(state.in_reply_to, state.sender):
+            found[0].cancel()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -186,7 +199,7 @@ class Handling:
         """Carry it out, for as long as who asked wants it; what comes afterwards is not cancelled any more."""
         question, task = (received.msg_id, received.sender), asyncio.current_task()
         assert task is not None
-        self._under_way[question] = task
+        self._under_way[question] = task, declared
         try:
             await self._carry_out(declared, context, received, message)
         finally:

@@ -84,7 +84,7 @@ def mistakes(*, as_json: bool) -> Iterator[None]:
 
 
 def _status(error: BundleError) -> int:
-    if error.detail.startswith("no such"):
+    if error.detail.startswith("no such") or error.file.startswith("--"):
         return USAGE
     return MALFORMED if error.code is BundleCode.RECORDING else REFUSED
 

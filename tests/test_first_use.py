@@ -116,7 +116,10 @@ def test_a_refusal_by_the_broker_is_told_with_all_that_it_says(
     assert [text for text in wanted if text not in err] == []
 
 
-@pytest.mark.parametrize("line", [["nosuch"], ["run"], ["lab", "--nosuch"], ["sim"], ["verify"], ["policy", "nosuch"]])
+@pytest.mark.parametrize(
+    "line",
+    [["nosuch"], ["run"], ["lab", "--nosuch"], ["sim"], ["verify"], ["policy", "nosuch"]],
+)
 def test_wrong_usage_ends_with_two_and_writes_nothing_to_stdout(
     line: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from attestation.errors import CloisterError
-from enclave import Agent, Context, Durable, Retry, main, telling
+from enclave import Agent, Context, Durable, Retry, handling, main, telling
 from enclave.context import BlockingContext
 from enclave.errors import AgentError, Code, TransportFailed
 from simulator.agent_fixture import Agents
@@ -312,6 +312,35 @@ def test_a_handler_that_fails_is_told_with_its_line_and_what_happens_next(
     assert all(f"ValueError at {__file__}:" in told and "in divide; " in told for told in failures)
     assert failures[-1].endswith(str(Code.MESSAGE_HANDLER))
     assert CANARY not in caplog.text  # though everything else is logged: a host reads what an agent logs
+
+
+def test_a_handler_that_hangs_is_told_of_once(
+    world: BrokerUnderTest, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handling, "LEASE_S", 0.03)
+    monkeypatch.setattr(handling, "STOP_PATIENCE_S", 0.01)
+    agent, caller = Agent("hanging"), Agent("waiting")
+
+    @agent.on_message(Ask)
+    async def hang(ctx: Context, message: Ask) -> None:
+        await asyncio.Event().wait()
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.getMessage().startswith("hang has not ")]
+
+    async def story() -> None:
+        await start(world, agent, caller)
+        await caller.context().send("hanging", Ask(number=0))
+        life = agent._living()
+        assert life.handling is not None
+        while max(life.handling._slow.values(), default=0) < 3 * handling.SLOW_AFTER:
+            await asyncio.sleep(0.01)
+        await caller.stop()
+        await agent.stop()
+
+    with caplog.at_level(logging.WARNING, logger="cloister.agent"):
+        run(story())
+    assert len(told()) == 1
 
 
 def test_the_whole_traceback_is_the_authors_own_lines() -> None:

@@ -80,7 +80,7 @@ def test_init_takes_measurements_from_a_quote_and_overwrites_nothing(run: Ran, t
     assert status == 1
     assert "nothing was written" in told
     assert run("init", tmp_path / "c", "--quote", tmp_path / "b" / "bundle.toml")[0] == 3
-    assert run("init", tmp_path / "d", "--kind", "prod")[0] == 1
+    assert run("init", tmp_path / "d", "--kind", "prod")[0] == 2
 
 
 def test_check_lists_every_mistake_with_its_place(run: Ran, tmp_path: Path) -> None:
