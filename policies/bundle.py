@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from policies import signing
-from policies.appraisal import Ageless, Appraised, Settings
+from policies.appraisal import Ageless, Appraised
 from policies.authorisation import Answer, RuleSet
 from policies.codes import BundleCode
 from policies.errors import BundleError, raise_all
@@ -26,6 +26,7 @@ from policies.never import check_rules
 from policies.readsettings import read_settings
 from policies.reference import FILE as REFERENCES
 from policies.rules import read_rules
+from policies.settings import Settings
 from policies.signing import Signers
 from policies.store import Bounded
 from policies.tables import read_toml, suggest

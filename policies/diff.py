@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from policies.appraisal import Platforms, TcbRule
 from policies.bundle import MAIN, Bundle
 from policies.cases import read_cases
 from policies.engine import judge
@@ -19,6 +18,7 @@ from policies.explain import scope_text
 from policies.reference import FILE as REFERENCES
 from policies.reference import Value
 from policies.rules import Rule
+from policies.settings import Platforms, TcbRule
 
 WIDER: Final = "wider"
 NARROWER: Final = "narrower"

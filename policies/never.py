@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from policies.appraisal import Settings
 from policies.codes import BundleCode
 from policies.errors import BundleError
 from policies.model import name_problem
 from policies.rules import Condition, Json, Rule, Scope, literal, path_of, walk
+from policies.settings import Settings
 from policies.tables import suggest
 from policies.vocabulary import DOMAINS, HEX
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from policies.appraisal import Grace, Grant, Platforms, Settings, TcbRule
 from policies.codes import BundleCode
 from policies.mailrules import read_mail_rules
 from policies.model import SEGMENT
 from policies.reference import ANY, ATTRIBUTES, PINNED_FOR_LAUNCHES, REGISTERS, Value, Workload
+from policies.settings import Grace, Grant, Platforms, Settings, TcbRule
 from policies.tables import Table, nearest
 from policies.vocabulary import ACCEPTABLE_STATES, ALLOWANCES, ROLES, SUITES
 
