@@ -321,7 +321,7 @@ class ReceivingChannels:
         seen for the first time that is all of them.
 
         Raises WireError channel.*; TokenRefused token.*; EnvelopeRefused channel.*, envelope.acceptance_invalid,
-        envelope.sent_in_future, envelope.sender_mismatch.
+        envelope.sent_in_future, envelope.sender_mismatch, standing.unknown, peer.*.
         """
         batch = ChannelBatch.from_bytes(raw)
         known = self._known.get(batch.channel)
@@ -382,7 +382,10 @@ class ReceivingChannels:
         return skipped
 
     def _still_admitted(self, known: Receiving, senders: Mapping[str, str], broker: Broker) -> None:
-        """The sender's admission by the broker's newest token for it: the same agent with the same key, now."""
+        """The sender's admission by the broker's newest token for it: the same agent with the same key, now; and it has
+        not fallen since."""
+        if self._inbox.standing is not None:
+            self._inbox.standing.require(known.sender.subject)
         token = senders.get(known.sender.subject, known.token)
         if token == known.token and self._time.now_ms() < known.token_end_ms:
             return

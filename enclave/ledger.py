@@ -10,7 +10,7 @@ there are checkpoints (`keeps`), nothing is called done before one says so (`kep
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, final
@@ -18,18 +18,18 @@ from typing import Final, NamedTuple, final
 from attestation.errors import CloisterError
 from attestation.verdict import Verdict
 from broker.wire import stream_pb2 as pb
-from broker.wire.channel import frame_id
+from broker.wire.channel import ChannelBatch, channel_of, frame_id
 from broker.wire.envelope import Envelope, Header
 from broker.wire.leases import CODE, MAX_LEASE_S
 from broker.wire.mailbox import Delivery
 from enclave.channel import ReceivingChannels
-from enclave.errors import Code
+from enclave.errors import Code, EnvelopeRefused
 from enclave.mailbox import Inbox
 from enclave.openings import Openings
 from enclave.session import Broker
 
 log: Final = logging.getLogger("cloister.agent")
-RETRY_S: Final = 5
+RETRY_S: Final = 5  # and twice as long each further time: there are only so many attempts
 MAX_REJECTED: Final = 4096  # that are remembered until they come alone
 # Not the message's fault: it may be opened when it comes again.
 PASSING: Final = frozenset(
@@ -39,6 +39,10 @@ PASSING: Final = frozenset(
     }
 )
 MAX_CODE: Final = 128
+PUT_OFF_S: Final = 60.0  # how long what is behind a batch that was put off waits for it
+MAX_PUT_OFF: Final = 1024
+MAX_TOKENS: Final = 4096  # of senders; beyond, those that came long ago are forgotten
+TOKEN_S: Final = 600.0  # which is longer than any of them lives
 _Key = tuple[bytes, int]
 _new: Final = tuple.__new__  # a named tuple's own constructor takes three times as long
 
@@ -93,6 +97,8 @@ class Ledger:
         self._entries: dict[_Key, _Entry] = {}
         self._headers: dict[_Key, Header] = {}
         self._senders: dict[str, str] = {}
+        self._told_s: dict[str, float] = {}  # when each of their tokens came, oldest first
+        self._put_off: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # channel → first number, and until when
         self._rejected: dict[tuple[_Key, int], str] = {}
         self._openings = Openings()
         self._settles: list[pb.Settle] = []
@@ -103,7 +109,7 @@ class Ledger:
 
     def delivered(self, message: pb.FromBroker, broker: Broker, now_s: float) -> Iterator[Incoming]:
         """What of it is to be handled now, in order."""
-        self._senders.update(message.senders)
+        self._learn(message.senders, now_s)
         self._openings.retry(lambda opening: self._admit(opening, broker), now_s)
         for opening in message.openings:
             if not self._admit(opening, broker):
@@ -114,7 +120,15 @@ class Ledger:
             try:
                 yield from opened(parcel, senders, broker, now_s)
             except CloisterError as error:
-                self._refused(parcel, str(error.code))
+                self._refused(parcel, str(error.code), now_s)
+
+    def _learn(self, senders: Mapping[str, str], now_s: float) -> None:
+        self._senders.update(senders)
+        for subject in senders:
+            self._told_s.pop(subject, None)
+            self._told_s[subject] = now_s
+        while len(self._told_s) > MAX_TOKENS and self._told_s[oldest := next(iter(self._told_s))] < now_s - TOKEN_S:
+            del self._told_s[oldest], self._senders[oldest]
 
     def _admit(self, opening: pb.StreamOpening, broker: Broker) -> bool:
         """Whether the opening has been judged; one that cannot be yet is tried again with the next delivery."""
@@ -134,6 +148,7 @@ class Ledger:
         return True
 
     def _batch(self, parcel: pb.Parcel, senders: Mapping[str, str], broker: Broker, now_s: float) -> Iterator[Incoming]:
+        self._in_turn(parcel, now_s)
         opened = self._channels.open(
             parcel.content,
             parcel.accepted_at_ms,
@@ -155,6 +170,26 @@ class Ledger:
                 continue
             said = (shape.type, shape.label_set, shape.in_reply_to, shape.reply_to, sender.subject, sender)
             yield _new(Incoming, (frame_id(channel, seq), *said, plaintext, attempt, key, seq))
+
+    def _in_turn(self, parcel: pb.Parcel, now_s: float) -> None:
+        """What was put off comes before what is behind it. Raises EnvelopeRefused channel.outstanding."""
+        channel = channel_of(parcel.content)
+        if channel not in self._put_off:
+            return
+        waits_for, until_s = self._put_off[channel]
+        first = ChannelBatch.from_bytes(parcel.content).first_seq
+        if first > waits_for and now_s < until_s:
+            raise EnvelopeRefused(Code.CHANNEL_OUTSTANDING, f"{first} of {channel.hex()}, before {waits_for}")
+        if first >= waits_for:
+            del self._put_off[channel]
+
+    def _put_it_off(self, parcel: pb.Parcel, now_s: float) -> None:
+        batch = ChannelBatch.from_bytes(parcel.content)
+        if batch.channel in self._put_off and batch.first_seq > self._put_off[batch.channel][0]:
+            return  # it is one that waits
+        self._put_off[batch.channel] = batch.first_seq, now_s + PUT_OFF_S
+        if len(self._put_off) > MAX_PUT_OFF:
+            self._put_off.popitem(last=False)
 
     def _envelope(
         self, parcel: pb.Parcel, senders: Mapping[str, str], broker: Broker, now_s: float
@@ -222,10 +257,13 @@ class Ledger:
         self._close(key, entry)
         return rejected
 
-    def _refused(self, parcel: pb.Parcel, code: str) -> None:
+    def _refused(self, parcel: pb.Parcel, code: str, now_s: float) -> None:
         log.warning("message refused: %s", code)
         later = code in PASSING or (code == Code.CHANNEL_UNOPENED and len(self._openings) > 0)
-        verb, delay_s = (pb.Settle.NAK, RETRY_S) if later else (pb.Settle.REJECT, 0)
+        delay_s = RETRY_S << min(max(parcel.attempt - 1, 0), 3) if later else 0
+        verb = pb.Settle.NAK if later else pb.Settle.REJECT
+        if later and parcel.kind == "batch":
+            self._put_it_off(parcel, now_s)
         if code == Code.ENVELOPE_REPLAYED:
             verb = pb.Settle.ACK  # handled before, under a lease that was lost
         self._tell(pb.Settle(lease=parcel.lease, verb=verb, delay_s=delay_s, code=code), parcel.messages)
@@ -346,7 +384,8 @@ class Ledger:
         """The leases have ended. What is in hand is credited to the next connection when it comes again."""
         self._settles, self._credit = [], 0
         self._unkept.clear()
-        self._senders, self._openings = {}, Openings()
+        self._senders, self._told_s, self._openings = {}, {}, Openings()
+        self._put_off.clear()
         for entry in self._entries.values():
             entry.credit = 0
 

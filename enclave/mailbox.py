@@ -225,7 +225,7 @@ class Inbox:
         self._time = time
         self._suite = suite
         self._judge = judge
-        self._standing = standing  # without one a sender's token is believed for its whole life
+        self.standing = standing  # without one a sender's token is believed for its whole life
         self.durable: Final = durable
         self._incarnation = NO_INCARNATION if durable else os.urandom(INCARNATION_LEN)
         self._epochs: dict[bytes, _Epoch] = {}
@@ -349,8 +349,8 @@ class Inbox:
         """
         if token is not None:
             sender = peer_verdict(token, broker, self._time)
-            if self._standing is not None:
-                self._standing.require(sender.subject)
+            if self.standing is not None:
+                self.standing.require(sender.subject)
             return sender
         if not delivery.sender_token:
             raise EnvelopeRefused(Code.ENVELOPE_SENDER, "no admission of its sender came with it")
