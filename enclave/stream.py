@@ -53,6 +53,8 @@ FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 10.0
 IDLE_S: Final = LEASE_S / 4
 OPTIONS: Final = (
+    ("grpc.http2.lookahead_bytes", 1 << 19),  # two messages of batches, so that neither end waits for leave to send
+    ("grpc.http2.max_frame_size", 1 << 19),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.keepalive_time_ms", 20_000),

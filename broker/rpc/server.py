@@ -22,6 +22,8 @@ SERVICES: Final[tuple[Callable[[Broker], tuple[grpc.GenericRpcHandler, ...]], ..
 MAX_CALLS: Final = 4096  # at once, streams included
 MAX_METADATA: Final = 64 * 1024  # an admission token is a few KiB
 OPTIONS: Final = (
+    ("grpc.http2.lookahead_bytes", 1 << 19),  # of a stream, unread: less than one message may have
+    ("grpc.http2.max_frame_size", 1 << 19),
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_EVIDENCE_BODY),
     ("grpc.max_metadata_size", MAX_METADATA),
