@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any, Final, final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from attestation.errors import CloisterError
 from broker.wire import api_pb2, channel
@@ -420,7 +421,7 @@ class Stream:
             admission = await self._admit(None)
             found = await self._lookup(lane.mailbox)
             lane.found(found, partial(self._open, lane.mailbox, found, admission), _now_s())
-        except (CloisterError, WireError) as error:
+        except CloisterError as error:
             lane.fail(error)
         finally:
             self._looking.pop(lane.mailbox, None)
@@ -439,10 +440,10 @@ def _now_s() -> float:
 
 
 def _problem(raw: bytes) -> api_pb2.Problem | None:
-    """The problem in a call's status details."""
-    status = channel.parsed(api_pb2.Status, raw, MAX_MESSAGE)
-    for detail in status.details:
-        problem = api_pb2.Problem()
-        problem.ParseFromString(detail.value)
-        return problem
+    """The problem in a call's status details; none where they cannot be read, since nobody signs them."""
+    try:
+        for detail in channel.parsed(api_pb2.Status, raw, MAX_MESSAGE).details:
+            return api_pb2.Problem.FromString(detail.value)
+    except (WireError, DecodeError):
+        return None
     return None

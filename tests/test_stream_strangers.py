@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from broker.rpc.stream import METHOD
 from broker.wire import api_pb2
 from broker.wire import stream_pb2 as pb
 from broker.wire.errors import WireCode
+from enclave import stream
 from tests.grpc_client import dialled
-from tests.stream_world import PATIENCE_S, Mail, mail
+from tests.stream_world import PATIENCE_S, Mail, Member, mail
 from tests.test_stream import ended, raw
 
 SETTLE = pb.ToBroker(settles=[pb.Settle(lease="made-up")]).SerializeToString()
@@ -149,3 +151,49 @@ async def test_a_connection_that_does_not_speak_is_closed(tmp_path: Path, monkey
             while await reader.read(1024):
                 pass
         writer.close()
+
+
+# ── what stands between an agent and its broker ────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def garbling(details: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """Something that ends each stream with those details; its address, and when it was called a second time."""
+    calls: list[object] = []
+    called_again = asyncio.Event()
+
+    async def end(_: object, context: Any) -> None:
+        calls.append(context)
+        if len(calls) > 1:
+            called_again.set()
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "", (("grpc-status-details-bin", details),))
+
+    service, _, name = METHOD.removeprefix("/").partition("/")
+    handlers: dict[str, Any] = {name: grpc.stream_stream_rpc_method_handler(end)}
+    middle = grpc.aio.server(handlers=(grpc.method_handlers_generic_handler(service, handlers),))
+    port = middle.add_insecure_port("127.0.0.1:0")
+    await middle.start()
+    try:
+        yield f"127.0.0.1:{port}", called_again
+    finally:
+        await middle.stop(None)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "details",
+    [b"\xff", api_pb2.Status(details=[{"type_url": "x", "value": b"\xff"}]).SerializeToString()],
+    ids=["status", "problem"],
+)
+async def test_an_agent_goes_on_when_what_ended_its_stream_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, details: bytes
+) -> None:
+    monkeypatch.setattr(stream, "FIRST_PAUSE_S", 0.01)
+    async with mail(tmp_path) as net, garbling(details) as (target, called_again):
+        agent = await net.world.admitted("agent")
+        connecting = Member(net.world, agent, target, "acme/mail/agent").made()
+        await connecting.start()
+        try:
+            await asyncio.wait_for(called_again.wait(), PATIENCE_S)
+        finally:
+            await connecting.close()
