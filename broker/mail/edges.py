@@ -36,6 +36,7 @@ class Answer:
     refusal: Refused | None
     entry: Entry | None
     until: datetime = AT_ONCE
+    owed: bool = False  # it was looked at, and nobody has written it to the log
 
     @property
     def says(self) -> tuple[str, ...]:
@@ -62,20 +63,33 @@ class Edges:
         """Permit or refusal; ask again for every message."""
         key = (session.generation, session.record.evidence.hex(), session.subject, action)
         known = self._known.get(key)
-        if known is not None and at < known.until:
+        if known is not None and at < known.until and not known.owed:
             self._known.move_to_end(key)
             return known.given()
         fresh = _decide(session, action, at)
-        self._known[key] = fresh
-        self._known.move_to_end(key)
-        if len(self._known) > MAX_EDGES:
-            self._known.popitem(last=False)
-        if known is not None and known.says == fresh.says:
+        self._keep(key, fresh)
+        if known is not None and known.says == fresh.says and not known.owed:
             return fresh.given()
         unlisted = self._listed.left_out(session.subject, at)
         if unlisted is None:
             return fresh.given()
         return replace(fresh.given(), entry=_entry(session, action, at, correlation_id, fresh, unlisted))
+
+    def permits(self, session: Session, action: Asked, at: datetime) -> bool:
+        """The answer alone, for a look at what somebody may do: the log hears of it when he asks."""
+        key = (session.generation, session.record.evidence.hex(), session.subject, action)
+        known = self._known.get(key)
+        if known is None or at >= known.until:
+            fresh = _decide(session, action, at)
+            owed = known is None or known.owed or known.says != fresh.says
+            self._keep(key, known := replace(fresh, owed=owed))
+        return known.permit is not None
+
+    def _keep(self, key: _Key, answer: Answer) -> None:
+        self._known[key] = answer
+        self._known.move_to_end(key)
+        if len(self._known) > MAX_EDGES:
+            self._known.popitem(last=False)
 
     def forget(self) -> None:
         """After the generation rose: none of the answers will be asked for again."""

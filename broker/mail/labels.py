@@ -131,7 +131,7 @@ class Ratchets:
         known = {sender: self.of(sender) for sender in set(senders) - {session.subject}}
         allowed, heard = {session.subject}, self.of(session.subject)
         for sender, labels in sorted(known.items()):
-            read = not labels or self._edges.ask(session, Receive(mailbox, labels), at).refusal is None
+            read = not labels or self._edges.permits(session, Receive(mailbox, labels), at)
             if read and fits(heard, labels):
                 allowed.add(sender)
                 heard |= labels

@@ -153,7 +153,7 @@ class TopicDesk:
     def _reads(self, session: Session | None, topic: str, at: datetime) -> bool:
         if session is None or session.record.expires_at_s <= at.timestamp():
             return False
-        return self._edges.ask(session, Receive(topic, kind="topic"), at).refusal is None
+        return self._edges.permits(session, Receive(topic, kind="topic"), at)
 
     def _roll(self, tx: Transaction, topic: str, at: datetime) -> Ring:
         """A new key; old ones to which nothing that waits is sealed are destroyed."""
@@ -271,8 +271,7 @@ class TopicDesk:
         shown = [
             (message, labels)
             for message, labels in labelled
-            if message.sender in senders
-            and self._edges.ask(session, Receive(topic, labels, kind="topic"), at).refusal is None
+            if message.sender in senders and await self._may_see(session, topic, labels, at)
         ]
         shown = list(_bearable(held, shown))
         if found and not shown:  # nothing here is for this reader, nor will be
@@ -288,6 +287,12 @@ class TopicDesk:
             },
             missed=reader.missed,
         )
+
+    async def _may_see(self, session: Session, topic: str, labels: Labels, at: datetime) -> bool:
+        answer = self._edges.ask(session, Receive(topic, labels, kind="topic"), at)
+        if (entry := answer.entry) is not None:
+            await self._store.transact(lambda tx: self._audit.append(tx, entry))
+        return answer.refusal is None
 
     def _delivery(self, message: TopicMessage) -> Delivery:
         stated = Delivery.message(message.topic, message.digest, message.accepted_at_ms)
