@@ -7,6 +7,7 @@ transaction of the act (`expect`), and decides again. What is judged again, and 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, TypeVar, final
 
@@ -64,16 +65,17 @@ class Generation:
     async def rise(
         self, why: str, work: Callable[[Transaction], T], *, at: datetime, entry: Entry | None = None
     ) -> tuple[T, Receipt]:
-        """Do `work` and raise the number, in one transaction with an entry that says why."""
+        """Do `work` and raise the number, in one transaction with an entry that says why and to what."""
+        told = entry or Entry(kind=Kind.GENERATION_CHANGED, at=at, more={"why": why})
 
-        def unit(tx: Transaction) -> tuple[T, int]:
+        def unit(tx: Transaction) -> tuple[T, int, int, bytes]:
             done = work(tx)
             following = stored(tx) + 1
             tx.marks.put(MARK, str(following))
-            return done, following
+            return done, following, *self._audit.append(tx, replace(told, generation=following))
 
-        told = entry or Entry(kind=Kind.GENERATION_CHANGED, at=at, generation=self.current + 1, more={"why": why})
-        (done, following), receipt = await self._audit.record(told, unit)
+        done, following, index, raw = await self._store.transact(unit)
+        receipt = self._audit.receipt(index, raw)
         self.current = max(self.current, following)
         for listener in self._listeners:
             listener()

@@ -356,7 +356,6 @@ class Sessions:
         second: str = "",
     ) -> None:
         """End an agent's rights for good: its key is never admitted again. Raises BrokerError agent.unknown."""
-        generation = self._generation.current + 1
 
         def work(tx: Transaction) -> None:
             record = tx.agents.get(subject)
@@ -371,7 +370,6 @@ class Sessions:
             at=at,
             subject=subject,
             codes=(BrokerCode.AGENT_REVOKED,),
-            generation=generation,
             more={"why": why[:256], "by": by, "second": second},
         )
         await self._generation.rise("revocation", work, at=at, entry=entry)

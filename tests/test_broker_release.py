@@ -232,6 +232,16 @@ async def test_a_decision_of_an_earlier_generation_releases_nothing(world: World
 
 
 @pytest.mark.asyncio
+async def test_changes_at_one_moment_are_told_with_the_number_that_each_made(world: World) -> None:
+    generation, at = world.broker.generation, world.broker.clock()
+    before = generation.current
+    told = await asyncio.gather(*(generation.rise("test", lambda _: None, at=at) for _ in range(4)))
+    numbers = [json.loads(receipt.entry)["generation"] for _, receipt in told]
+    assert sorted(numbers) == [before + 1, before + 2, before + 3, before + 4]
+    assert generation.current == before + 4
+
+
+@pytest.mark.asyncio
 async def test_what_changes_under_way_is_judged_anew_and_not_told(world: World) -> None:
     agent = await world.admitted()
 
