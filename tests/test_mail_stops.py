@@ -1,16 +1,22 @@
 """Nobody who may only send stops a sender, a reader or a mailbox for good, and no reader's crash is for nothing."""
 
 import asyncio
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from broker.mail.drawing import MAX_PARCELS
+from broker.rpc import stream
+from broker.wire import stream_pb2 as pb
 from enclave import passage
 from enclave.errors import Code
+from tests.broker_world import World
 from tests.test_channel import Pair
 from tests.test_durable import BOX, PATIENCE_S, Stage, place, some, tell
 from tests.test_enclave_mailbox import party
 from tests.test_lanes import Way, firsts
+from tests.test_mail_attacks import Deaf
 
 __all__ = ["place"]
 
@@ -104,3 +110,25 @@ async def test_a_reader_whose_connection_breaks_has_not_died(place: Stage) -> No
 def attempts(tx: Any) -> list[int]:
     rows = [row for row in tx.mail._parcels.rows.values() if row.new.mailbox == BOX]
     return [row.attempt for row in sorted(rows, key=lambda row: row.number)]
+
+
+@pytest.mark.asyncio
+async def test_who_reads_no_mail_is_handed_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies ready for a reader that does not read lies in the broker's memory."""
+    monkeypatch.setattr(stream, "FULL", 1)
+    world = await World.make(tmp_path)
+    deaf, sender = await world.admitted("deaf"), await world.admitted("sender")
+    await deaf.open("acme/mail/b")
+    key = (await sender.find("acme/mail/b")).key
+    for _ in range(4):
+        await sender.send(*[sender.envelope(key) for _ in range(32)])
+    hello = pb.Hello(mailbox="acme/mail/b", credit=1024, lease_s=30)
+    made = stream.MailStream(stream.Streams(world.broker), world.broker, cast("Any", Deaf()), deaf.token, hello, "")
+    await made.welcome()
+    running = asyncio.create_task(made.run())
+    for _ in range(400):  # turns of the loop, far more than every look into the mailbox takes
+        await asyncio.sleep(0)
+    assert 0 < len(made._full) <= stream.MAX_FULL + MAX_PARCELS
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await world.broker.close()

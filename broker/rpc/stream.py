@@ -45,6 +45,7 @@ SERVICE: Final = "cloister.v1.Mail"
 METHOD: Final = f"/{SERVICE}/Stream"
 MAX_MESSAGE: Final = 8 << 20
 FULL: Final = 1 << 18  # bytes of parcels in a message, after which the next one begins: it is read while that is made
+MAX_FULL: Final = 16  # such messages that wait to be written, beyond which nothing more is drawn
 MAX_FLYING: Final = 64  # batches of one stream that are being written
 MAX_STREAMS: Final = 8  # of one agent
 MAX_UNREAD: Final = 4096  # answers that lie ready; an agent that does not read them is not read either
@@ -136,7 +137,7 @@ class MailStream:
         self.subject = ""
         self._lease_s = hello.lease_s or DEFAULT_LEASE_S
         self._credit = min(hello.credit, MAX_OUTSTANDING)
-        self._credited = asyncio.Event()
+        self._credited = asyncio.Event()  # or what lay ready was written
         self._starved = False  # there is mail, and nothing of it could be drawn
         self._flying = asyncio.Semaphore(MAX_FLYING)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -318,6 +319,7 @@ class MailStream:
             self._read_on.set()
             while self._full:
                 await self._context.write(self._full.popleft().SerializeToString())
+                self._credited.set()
 
     def _begin_next(self) -> None:
         self._full.append(self._next)
@@ -325,7 +327,7 @@ class MailStream:
 
     async def _deliver(self) -> None:
         while not self._broker.bell.stopping:
-            while self._credit <= 0:
+            while self._credit <= 0 or len(self._full) >= MAX_FULL:
                 self._credited.clear()
                 await self._credited.wait()
             session = await self._session()
