@@ -4,7 +4,7 @@ Decides what a well-formed, authentic and current token is: compact form, ES256,
 and nothing else, the key chosen by `kid` from the reader's own map, canonical base64url, unambiguous JSON, exact
 `typ`, `iss` and `aud`, integer times, a short life. What the claims say is left to the caller.
 
-Signatures are `es256`'s; everything lenient about JWT is settled here before they are looked at.
+The library does the signature; everything lenient about JWT is settled here before it is asked.
 Sources: RFC 7515 (JWS), RFC 7519 (JWT), RFC 8725 (best current practices).
 """
 
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import lru_cache
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
+from jwt.api_jws import PyJWS
 
-from attestation import es256
-from attestation.encoding import b64url, compact_json, from_b64url, strict_json
+from attestation.encoding import compact_json, from_b64url, strict_json
 from attestation.errors import Code, TokenRefused
 
 MAX_TOKEN: Final = 64 << 10
@@ -30,6 +30,8 @@ LAST_S: Final = 253_402_300_799
 """The last Unix second that a datetime can hold."""
 SKEW_S: Final = 60
 _ALGORITHM: Final = "ES256"
+_JWS: Final = PyJWS(algorithms=[_ALGORITHM])
+_ES256: Final = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1)
 
 Keys = Mapping[str, ec.EllipticCurvePublicKey]
 """kid → public key on P-256."""
@@ -50,11 +52,12 @@ def write(claims: Mapping[str, Any], *, typ: str, key: ec.EllipticCurvePrivateKe
 
 def write_payload(payload: bytes, *, typ: str, key: ec.EllipticCurvePrivateKey, kid: str) -> str:
     """The same for claims that are JSON already, as `compact_json` would have written them."""
+    if not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("tokens are signed with a P-256 key")
     try:
-        signed = f"{_header(typ, kid)}.{b64url(payload)}"
-    except ValueError as error:
+        token = _JWS.encode(payload, key, algorithm=_ALGORITHM, headers={"kid": kid, "typ": typ})
+    except UnicodeEncodeError as error:
         raise TokenRefused(Code.TOKEN_CLAIMS, f"the header cannot be written: {error}") from error
-    token = f"{signed}.{b64url(es256.sign(key, signed.encode('ascii')))}"
     if len(token) > MAX_TOKEN:
         raise TokenRefused(Code.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {MAX_TOKEN}")
     return token
@@ -73,17 +76,12 @@ def read(
         raise ValueError(f"clocks may differ by 0 to {MAX_LIFE_S} s")
     head, body, signature = _parts(token)
     key = _key(_object(head, "header"), typ, keys)
-    if not es256.verify(key, signature, f"{head}.{body}".encode()):
+    if not _ES256.verify(f"{head}.{body}".encode(), key, signature):
         raise TokenRefused(Code.TOKEN_SIGNATURE, "the signature does not verify")
     claims = _object(body, "payload")
     _check_parties(claims, issuer, audience)
     _check_times(claims, at.timestamp(), skew_s)
     return claims
-
-
-@lru_cache(maxsize=64)
-def _header(typ: str, kid: str) -> str:
-    return b64url(compact_json({"alg": _ALGORITHM, "kid": kid, "typ": typ}))
 
 
 def text(claims: Mapping[str, Any], name: str, *, most: int = 512) -> str:

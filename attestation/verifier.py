@@ -290,8 +290,11 @@ class Verifier:
     def check_chain(self, quote: Quote, *, at: datetime) -> PckFacts:
         """Whether the quote's PCK chain alone is good at `at`: a cheap first question, before collateral is fetched.
 
-        CRLs, quoting enclave and quote are not looked at. Raises VerificationFailed: chain.*.
+        CRLs, quoting enclave and quote are not looked at. Raises VerificationFailed: chain.*; TypeError for what is no
+        Quote, or a naive `at`.
         """
+        if type(quote) is not Quote:
+            raise TypeError("quote comes from Quote.parse()")
         moment = unix_seconds(at)
         chain = self._chain(quote, None)
         ledger = Ledger()

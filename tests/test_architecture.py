@@ -118,6 +118,7 @@ LAZY: dict[tuple[str, str], str] = {
 # Third parties, by the top-level name that is imported; again the longest prefix decides.
 THIRD_PARTIES: dict[str, str] = {
     "attestation": "cryptography",
+    "attestation.tokens": "cryptography jwt",
     "policies": "cryptography cedarpy",
     "policies.cli": "cryptography cedarpy typer",
     "policies.corim": "cryptography cbor2",

@@ -118,3 +118,9 @@ def test_roots_are_read_from_bytes(pem: Any) -> None:
 
 def test_a_moment_of_any_zone_will_do() -> None:
     assert _purely(at=moment(GIVEN.at).astimezone(UTC)) is not None
+
+
+@pytest.mark.parametrize("quote", [GIVEN.raw, None, _LikeAQuote()], ids=["bytes", "nothing", "a look-alike"])
+def test_a_chain_is_checked_of_a_quote_alone(quote: Any) -> None:
+    with pytest.raises(TypeError, match="quote"):
+        VERIFIER.check_chain(quote, at=GOOD["at"])
