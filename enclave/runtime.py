@@ -14,6 +14,7 @@ import random
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, final
+from weakref import WeakValueDictionary
 
 import grpc
 import httpx2
@@ -21,6 +22,7 @@ import httpx2
 from attestation.errors import AttestationError, CloisterError, TokenRefused
 from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
+from attestation.recent import Recent
 from attestation.verdict import Verdict
 from broker.wire.blob import BLOB_TYPE
 from broker.wire.envelope import Envelope, Header
@@ -49,6 +51,7 @@ log: Final = logging.getLogger("cloister.agent")
 TAKEN_PATIENCE_S: Final = 45.0  # a little longer than a broker keeps a mailbox for an owner who fell silent
 CLOSE_PATIENCE_S: Final = 2.0
 KEY_CACHE_S: Final = 30.0
+MAX_MET: Final = 1024  # mailboxes; a sender names where he wants his answer, so there is no end of them
 WAIT_S: Final = 10
 STREAM_PATIENCE_S: Final = 5.0
 STANDING_S: Final = 30.0  # half of the age at which a list is too old
@@ -99,8 +102,8 @@ class Runtime(Company):
                 do=self._authorised,
             )
         self.svids = SvidKeeper(self)
-        self._sending: dict[str, asyncio.Lock] = {}
-        self._found: dict[str, tuple[float, MailboxInfo]] = {}
+        self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody sends
+        self._found: Recent[tuple[float, MailboxInfo]] = Recent(MAX_MET)
         self._stream: Stream | None = None
         self._fetching = Fetching(
             self.inbox,
@@ -113,7 +116,7 @@ class Runtime(Company):
         )
         self._carried = transport is not None
         self._keeping: asyncio.Task[None] | None = None
-        self._met: set[str] = set()  # mailboxes that were written to before
+        self._met: Recent[bool] = Recent(MAX_MET)  # mailboxes that were written to before
         self._published = False
 
     # --- secrets ---
@@ -244,7 +247,7 @@ class Runtime(Company):
                     sent = await self._post(mailbox, plaintext, how, announce)
                 return sent if isinstance(sent, bytes) else await sent
             except (BrokerRefused, TokenRefused, WireError) as error:
-                self._found.pop(mailbox, None)
+                self._found.drop(lambda name: name == mailbox)
                 behind = error.code == LOWERED and await self._catch_up()
                 if last or not (behind or error.code in KEY_CODES):
                     raise
@@ -257,8 +260,8 @@ class Runtime(Company):
         """The message's id, or who will have it: whoever writes often to a mailbox does so on a channel."""
         admission = await self._admitted()
         found = await self._mailbox(mailbox)
-        large, often = blobs.is_large(plaintext), mailbox in self._met
-        self._met.add(mailbox)
+        large, often = blobs.is_large(plaintext), self._met.get(mailbox) is not None
+        self._met.put(mailbox, True)
         takes = found.streams or found.key.kind == "durable"  # whoever reads it next, by whichever way, takes channels
         if self._stream is not None and often and not large and takes:
             self._outbox.verify_key(found, mailbox, admission)
@@ -304,10 +307,10 @@ class Runtime(Company):
 
     async def _mailbox(self, name: str) -> MailboxInfo:
         now = asyncio.get_running_loop().time()
-        until, found = self._found.get(name, (0.0, None))
+        until, found = self._found.get(name) or (0.0, None)
         if found is None or now > until:
             found = await self._authorised(lambda: self._calls.mailbox(name))
-            self._found[name] = (now + KEY_CACHE_S, found)
+            self._found.put(name, (now + KEY_CACHE_S, found))
         return found
 
     async def receive(self, limit: int) -> list[Received]:

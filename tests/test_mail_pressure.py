@@ -16,6 +16,8 @@ from broker.store import memory_mail, sql_mail
 from broker.store.memory import MemoryStore
 from broker.store.sql import SqlStore
 from broker.wire.leases import AckRequest, Rejection
+from enclave import runtime
+from simulator.broker_fixture import BrokerUnderTest
 from tests.broker_world import World
 from tests.test_broker_stores import KEY, agent, box, message
 
@@ -233,3 +235,32 @@ async def test_dead_letters_without_end_do_not_fill_the_log(tmp_path: Path, monk
     assert world.kinds().count(Kind.MAIL_DIED) == 3
     assert len(world.broker.store.read(lambda tx: tx.mail.tombstones("acme/mail/b"))) == 10
     await world.broker.close()
+
+
+@pytest.mark.asyncio
+async def test_an_agent_that_answers_wherever_it_is_asked_to_remembers_few_mailboxes(
+    broker: BrokerUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "MAX_MET", 2)
+    agents = [
+        runtime.Runtime(
+            domain=broker.machine.launch("pressure"),
+            trust=broker.trust,
+            broker_url=broker.url,
+            mailbox=f"lab/mail/{at}",
+        )
+        for at in range(4)
+    ]
+    try:
+        for each in agents:
+            await each.attest()
+            await each.publish()
+        sender, *others = agents
+        for number in (1, 2, 3, 1):
+            await sender.send(f"lab/mail/{number}", kind="note", plaintext=b"x")
+        assert len(sender._met) == len(sender._found) == 2
+        assert len(sender._sending) == 0
+        assert [len(await other.receive(16)) for other in others] == [2, 1, 1]
+    finally:
+        for each in agents:
+            await each.close()
