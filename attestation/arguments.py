@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from attestation.appraisal import Allowance
 from attestation.pki import TrustRoots
+from attestation.quote import Quote
 from attestation.tcb import TcbStatus
 
 if TYPE_CHECKING:
@@ -73,3 +74,9 @@ def demand_known(accept: frozenset[object], allow: frozenset[object]) -> None:
 def demand_roots(roots: TrustRoots) -> None:
     if type(roots) is not TrustRoots:
         raise TypeError("roots are TrustRoots")
+
+
+def demand_quote(quote: Quote) -> None:
+    """What looks like a quote could show one body and have signed another."""
+    if type(quote) is not Quote:
+        raise TypeError("quote comes from Quote.parse()")

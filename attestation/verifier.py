@@ -30,7 +30,15 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from attestation import checks as step
 from attestation.appraisal import Allowance, Claims, Findings, TcbState, appraise
-from attestation.arguments import NOT_COMPARED, NotCompared, demand_known, demand_roots, expected_of, unix_seconds
+from attestation.arguments import (
+    NOT_COMPARED,
+    NotCompared,
+    demand_known,
+    demand_quote,
+    demand_roots,
+    expected_of,
+    unix_seconds,
+)
 from attestation.certificates import ECDSA_SHA256
 from attestation.chains import PckChain, judge_pck_chain
 from attestation.checks import Check, Ledger, Unmet, in_order
@@ -293,8 +301,7 @@ class Verifier:
         CRLs, quoting enclave and quote are not looked at. Raises VerificationFailed: chain.*; TypeError for what is no
         Quote, or a naive `at`.
         """
-        if type(quote) is not Quote:
-            raise TypeError("quote comes from Quote.parse()")
+        demand_quote(quote)
         moment = unix_seconds(at)
         chain = self._chain(quote, None)
         ledger = Ledger()

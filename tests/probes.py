@@ -153,10 +153,14 @@ put(
 put("chain.pck_extension", "claimed platform: other items", _claimed(sets("sgx", platform=False)))
 
 
+def _roots(m: Modules) -> Any:
+    return m["pki"].TrustRoots.from_pem(_GOOD.root_pem)
+
+
 def _chain_alone(change: Callable[[World], None], at: float = AT) -> Callable[[Modules], object]:
     def ask(m: Modules) -> None:
         given = Attack("", change, "").world().input()
-        verifier = m["verifier"].Verifier(m["pki"].TrustRoots.from_pem(_GOOD.root_pem))
+        verifier = m["verifier"].Verifier(_roots(m))
         verifier.check_chain(Quote.parse(given.raw), at=moment(at))
 
     return ask
@@ -265,6 +269,13 @@ put(
     "TypeError",
     "a quote as bytes",
     lambda m: _ask_with(m, _GOOD.raw, m["collateral"].Collateral.from_json(_GOOD.collateral_text)),
+)
+put(
+    "TypeError",
+    "a chain of bytes",
+    lambda m: m["verifier"].Verifier(_roots(m)).check_chain(_GOOD.raw, at=moment(AT)),
+        m["verifier"].Verifier(m["pki"].TrustRoots.from_pem(_GOOD.root_pem)).check_chain(_GOOD.raw, at=moment(AT))
+    ),
 )
 put("TypeError", "collateral as a dict", lambda m: _ask_with(m, _GOOD_QUOTE, _GOOD.collateral))
 put(

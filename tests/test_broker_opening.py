@@ -155,7 +155,7 @@ def test_a_root_key_is_moved_by_command_and_the_log_says_so(tmp_path: Path) -> N
     assert keyfile.load(root).id == before
     with place.serving() as process:
         wait_open(process)
-        assert place.run("broker", "rewrap", str(place.folder), status=1)["code"] == BrokerCode.CONFIG_INVALID
+        assert place.run("broker", "rewrap", str(place.folder), status=2)["code"] == BrokerCode.CONFIG_INVALID
         found = place.run("audit", "show", "--kind", "root.rewrapped")["entries"]
         assert [item["entry"]["to"] for item in found] == ["shares", "passphrase", "key-file"]
 
@@ -163,7 +163,7 @@ def test_a_root_key_is_moved_by_command_and_the_log_says_so(tmp_path: Path) -> N
 @pytest.mark.parametrize("options", [("--shares", "5/3"), ("--shares", "x"), ("--tpm", "--shares", "2/3")])
 def test_a_way_to_keep_the_root_key_that_makes_no_sense_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
     place = Place(folder=tmp_path / "broker", port=1)
-    told = place.run("broker", "init", str(place.folder), *options, status=1)
+    told = place.run("broker", "init", str(place.folder), *options, status=2)
     assert told["code"] == BrokerCode.CONFIG_INVALID
 
 
