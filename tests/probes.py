@@ -153,14 +153,14 @@ put(
 put("chain.pck_extension", "claimed platform: other items", _claimed(sets("sgx", platform=False)))
 
 
-def _roots(m: Modules) -> Any:
+def _good_roots(m: Modules) -> Any:
     return m["pki"].TrustRoots.from_pem(_GOOD.root_pem)
 
 
 def _chain_alone(change: Callable[[World], None], at: float = AT) -> Callable[[Modules], object]:
     def ask(m: Modules) -> None:
         given = Attack("", change, "").world().input()
-        verifier = m["verifier"].Verifier(_roots(m))
+        verifier = m["verifier"].Verifier(_good_roots(m))
         verifier.check_chain(Quote.parse(given.raw), at=moment(at))
 
     return ask
@@ -270,7 +270,11 @@ put(
     "a quote as bytes",
     lambda m: _ask_with(m, _GOOD.raw, m["collateral"].Collateral.from_json(_GOOD.collateral_text)),
 )
-put("TypeError", "a chain of bytes", lambda m: m["verifier"].Verifier(_roots(m)).check_chain(_GOOD.raw, at=moment(AT)))
+put(
+    "TypeError",
+    "a chain of bytes",
+    lambda m: m["verifier"].Verifier(_good_roots(m)).check_chain(_GOOD.raw, at=moment(AT)),
+)
 put("TypeError", "collateral as a dict", lambda m: _ask_with(m, _GOOD_QUOTE, _GOOD.collateral))
 put(
     "TypeError",
