@@ -58,11 +58,17 @@ class Sample:
     def yardstick(self) -> Callable[[], object]:
         """The independent verifier on the same input, its collateral already loaded."""
         collateral = dcap_qvl.QuoteCollateralV3.from_json(self.collateral_json)
+        return lambda: self._theirs(collateral)
+
+    def yardstick_from_text(self) -> Callable[[], object]:
+        """The same, its collateral read anew each time."""
+        return lambda: self._theirs(dcap_qvl.QuoteCollateralV3.from_json(self.collateral_json))
+
+    def _theirs(self, collateral: dcap_qvl.QuoteCollateralV3) -> object:
         seconds = int(self.at.timestamp())
         if self.root_der is None:
-            return lambda: dcap_qvl.verify(self.raw, collateral, seconds)
-        root = self.root_der
-        return lambda: dcap_qvl.verify_with_root_ca(self.raw, collateral, root, seconds)
+            return dcap_qvl.verify(self.raw, collateral, seconds)
+        return dcap_qvl.verify_with_root_ca(self.raw, collateral, self.root_der, seconds)
 
 
 def load() -> tuple[str, list[Sample]]:
