@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,33 +11,13 @@ from enclave import Agent, Context
 from enclave.replies import MAX_CALLED_OFF, STATE, StreamState, Waiting
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.machine import Machine
-
-PATIENCE_S = 30.0
-
-
-@dataclass
-class Ask:
-    number: int
-
-
-@dataclass
-class Reply:
-    number: int
+from tests.agent_world import Ask, Reply, run, start
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerUnderTest]:
     with BrokerUnderTest(Machine.create(seed="cancel"), tmp_path_factory.mktemp("cancel")) as running:
         yield running
-
-
-async def start(world: BrokerUnderTest, *agents: Agent) -> None:
-    for agent in agents:
-        await agent.start(domain=world.machine.launch(agent.name), trust=world.trust, broker_url=world.url)
-
-
-def run(story: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(story, PATIENCE_S))
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:

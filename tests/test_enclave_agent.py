@@ -4,7 +4,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,19 +17,9 @@ from enclave.messages import MessageType
 from enclave.replies import WINDOW, Inflow, StreamEnd
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.machine import Machine
+from tests.agent_world import PATIENCE_S, Ask, Reply
 
 QUICK = Retry(attempts=3, first_s=0, most_s=0)
-PATIENCE_S = 30.0
-
-
-@dataclass
-class Ask:
-    number: int
-
-
-@dataclass
-class Reply:
-    number: int
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,35 +21,16 @@ from simulator.agent_fixture import Agents
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.lab import Lab
 from simulator.machine import Machine
+from tests.agent_world import PATIENCE_S, Ask, Reply, run, start
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE_S = 30.0
 CANARY = "canary-7d1f"
-
-
-@dataclass
-class Ask:
-    number: int
-
-
-@dataclass
-class Reply:
-    number: int
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerUnderTest]:
     with BrokerUnderTest(Machine.create(seed="hooks"), tmp_path_factory.mktemp("hooks")) as running:
         yield running
-
-
-async def start(world: BrokerUnderTest, *agents: Agent) -> None:
-    for agent in agents:
-        await agent.start(domain=world.machine.launch(agent.name), trust=world.trust, broker_url=world.url)
-
-
-def run(story: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(story, PATIENCE_S))
 
 
 def code_of(work: Callable[[], object]) -> tuple[str, str]:
