@@ -1,7 +1,7 @@
 """What a check is: a step of the verification with a name, a code and its outcome.
 
 Decides the list of steps and their order, which is also the order in which a refusal is reported: the first failing
-check names the refusal. What each step demands is decided where it runs (`chains`, `revocation`, `documents`,
+check names the refusal. What each step demands is decided where it runs (`endorsements`, `chains`, `quoting`,
 `appraisal`, `verifier`).
 """
 

@@ -1,6 +1,7 @@
 """Collateral files, and the two documents inside: what is read is what was written."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -135,3 +136,27 @@ def test_every_real_collateral_set_is_endorsed_by_intels_root() -> None:
         assert found.tcb_info.fmspc.hex() in path.name
         assert found.ok
     assert old == 1  # one set of 2023 is TCB info version 2
+
+
+TCB_INFO = Collateral.from_json(TEXT).tcb_info
+PLACES = [match.span() for match in re.finditer(r'"[A-Za-z0-9]+":(?:"[^"]*"|[0-9]+)', TCB_INFO)]
+
+
+@given(
+    at=st.integers(0, len(PLACES) - 1),
+    end=st.sampled_from([None, "0", '""', '"::"', '{"a":{}}', "null"]),
+    space=st.sampled_from(["", " ", "\n"]),
+    escaped=st.booleans(),
+)
+def test_a_name_that_occurs_twice_is_seen_at_every_place_whatever_else_stands_there(
+    at: int, end: str | None, space: str, escaped: bool
+) -> None:
+    """Counting colons spares looking at each object; so no text may hide a second name behind colons of its own."""
+    start, stop = PLACES[at]
+    name, _, value = TCB_INFO[start:stop].partition(":")
+    name = f'"\\u{ord(name[1]):04x}{name[2:]}' if escaped else name
+    twice = f"{TCB_INFO[:stop]},{name}{space}:{space}{value if end is None else end}{TCB_INFO[stop:]}"
+    assert json.loads(twice)
+    with pytest.raises(Unmet):
+        parse_tcb_info(twice)
+    assert parse_tcb_info(TCB_INFO).levels
