@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from simulator.ending import Ending
 from simulator.errors import SimulatorCode, SimulatorError
 
 if TYPE_CHECKING:
@@ -247,10 +246,7 @@ def _pcs_options(parser: argparse.ArgumentParser) -> None:
 def _pcs(options: argparse.Namespace) -> int:
     from simulator.pcs_server import PcsServer, Trouble
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with PcsServer(_open(options), host=options.host, port=options.port) as server:
+    with Ending() as ending, PcsServer(_open(options), host=options.host, port=options.port) as server:
         server.trouble = Trouble(
             delay_s=options.delay,
             rate_limit=options.rate_limit,
@@ -259,7 +255,7 @@ def _pcs(options: argparse.Namespace) -> int:
             mixed=options.mixed,
         )
         _show(options, {"pcs_url": server.url, "simulated": True}, one_line=True)
-        stop.wait()
+        ending.wait()
     return 0
 
 

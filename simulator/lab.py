@@ -19,7 +19,6 @@ import asyncio
 import hashlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +27,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Self, TypeVar, final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -56,6 +55,7 @@ from enclave.labs import noted
 from enclave.trustfile import render
 from policies.errors import BundleError
 from policies.scaffold import starter, write
+from simulator.ending import Ending
 from simulator.errors import SimulatorError
 from simulator.lablog import speak_to_people
 from simulator.machine import Machine
@@ -325,14 +325,8 @@ def main(arguments: Sequence[str]) -> int:
         log_to(sys.stderr, "WARNING")
     else:
         speak_to_people()
-    stop = threading.Event()
-
-    def end(number: int, _: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
     with ExitStack() as stack:
+        ending = stack.enter_context(Ending())
         folder = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cloister-lab-")))
         try:
             lab = stack.enter_context(Lab(folder))
@@ -346,7 +340,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             print(_welcome(lab, kept=options.dir is not None), flush=True)
         stack.enter_context(_running(lab, options.agents))
-        stop.wait()
+        ending.wait()
     return 0
 
 

@@ -74,8 +74,8 @@ ORDER: dict[str, str] = {
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
         "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "
-        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies residence lablog lab demo cli "
-        "broker_fixture agent_fixture hostile pytest_plugin"
+        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies residence lablog ending lab demo "
+        "cli broker_fixture agent_fixture hostile pytest_plugin"
     ),
     "simulator/guest": (
         "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox cli"
