@@ -9,11 +9,12 @@ given a value may have kept it.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final, final
 
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import Clock, Store, Transaction
+from broker.ports import AgentState, Clock, Store, Transaction
 from broker.ports.releases import Lease
 from broker.rights import Act, Admin
 from broker.vault import Vault
@@ -67,10 +68,11 @@ class Leasing:
         """Close every lease that has ended; how many there were."""
         now_s = int(self._clock().timestamp())
         ended = self._store.read(lambda tx: tx.releases.ended(now_s=now_s, limit=SWEEP_MOST))
+        closed = 0
         for lease in ended:
             why = "time" if lease.ends_at_s <= now_s else "agent"
-            await self._close(lease, why, by="", correlation_id="")
-        return len(ended)
+            closed += await self._close(lease, why, by="", correlation_id="")
+        return closed
 
     async def end(self, admin: Admin, wanted: LeaseEnd, *, second: str = "", correlation_id: str = "") -> Lease:
         """Raises BrokerError admin.*, secret.unknown."""
@@ -83,31 +85,50 @@ class Leasing:
             await self._close(lease, "administrator", by=admin.jkt, second=second, correlation_id=correlation_id)
         return replace(lease, closed=True)
 
-    async def _close(self, lease: Lease, why: str, *, by: str, correlation_id: str, second: str = "") -> None:
-        """Close it, and rotate the secret if this is still its newest version: all or nothing, with the entry."""
+    async def _close(self, lease: Lease, why: str, *, by: str, correlation_id: str, second: str = "") -> bool:
+        """Close it, and rotate the secret if this is still its newest version: all or nothing, with the entry.
+
+        False, and nothing happens, when it does not have to be closed any more.
+        """
         at = self._clock()
-        terms = self._store.read(lambda tx: terms_of(tx, lease.name))
-        newest = self._store.read(lambda tx: tx.secrets.get(lease.name))
-        current = newest is not None and newest.version == lease.version and not newest.destroyed
-        drawn = current and terms is not None and terms.draw
 
-        def work(tx: Transaction) -> None:
+        def work(tx: Transaction) -> str:
+            if not _still(tx, lease, why):
+                return ""
             tx.releases.put_lease(replace(lease, closed=True))
-            found = tx.secrets.get(lease.name)
-            if drawn and found is not None and found.version == lease.version and not found.destroyed:
-                self._vault.put(tx, lease.name, None, labels=None, at_s=int(at.timestamp()))
+            outcome = self._rotated(tx, lease, at)
+            entry = Entry(
+                kind=Kind.LEASE_ENDED,
+                at=at,
+                subject=lease.subject,
+                tenant=tenant_of(lease.name),
+                resource=lease.name,
+                codes=(BrokerCode.SECRET_LEASE,),
+                correlation_id=correlation_id,
+                more={"version": lease.version, "why": why, "by": by, "second": second, "rotation": outcome},
+            )
+            self._audit.append(tx, entry)
+            return outcome
 
-        outcome = "rotated" if drawn else "due" if current else "replaced before"
-        entry = Entry(
-            kind=Kind.LEASE_ENDED,
-            at=at,
-            subject=lease.subject,
-            tenant=tenant_of(lease.name),
-            resource=lease.name,
-            codes=(BrokerCode.SECRET_LEASE,),
-            correlation_id=correlation_id,
-            more={"version": lease.version, "why": why, "by": by, "second": second, "rotation": outcome},
-        )
-        await self._audit.record(entry, work)
+        outcome = await self._store.transact(work)
         if outcome == "due":
             logger.warning("secret.rotation_due", extra={"resource": lease.name, "version": lease.version})
+        return bool(outcome)
+
+    def _rotated(self, tx: Transaction, lease: Lease, at: datetime) -> str:
+        """What becomes of the secret whose lease has just been closed, as the log says it."""
+        newest, terms = tx.secrets.get(lease.name), terms_of(tx, lease.name)
+        if newest is None or newest.version != lease.version or newest.destroyed:
+            return "replaced before"
+        if terms is None or not terms.draw:
+            return "due"
+        self._vault.put(tx, lease.name, None, labels=None, at_s=int(at.timestamp()))
+        return "rotated"
+
+
+def _still(tx: Transaction, lease: Lease, why: str) -> bool:
+    """Whether it is open, and the agent for whose fall it is to be closed has not risen meanwhile."""
+    if tx.releases.lease(lease.name, lease.version, lease.subject) != lease:
+        return False
+    agent = tx.agents.get(lease.subject) if why == "agent" else None
+    return agent is None or agent.state is not AgentState.ADMITTED
