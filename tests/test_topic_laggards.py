@@ -165,10 +165,10 @@ def test_alone_a_sender_fills_what_the_quota_says() -> None:
 def test_what_is_let_go_makes_room_and_is_wanted_by_nobody(
     rows: list[tuple[int, str]], sender: str, size: int, up_to: int
 ) -> None:
-    numbered = [(number, octets, owner) for number, (octets, owner) in enumerate(rows, start=1)]
-    gone = let_go(ROOM, numbered, sender, size, up_to=up_to)
+    numbered = [(number, Load(1, octets), owner) for number, (octets, owner) in enumerate(rows, start=1)]
+    gone = let_go(ROOM, numbered, sender, Load(1, size), up_to=up_to)
     left = [row for row in numbered if row[0] not in (gone or ())]
     assert all(number <= up_to for number in gone or ())
     if gone is not None:
-        own = Load(sum(row[2] == sender for row in left), sum(row[1] for row in left if row[2] == sender))
-        assert has_room(ROOM, held=Load(len(left), sum(row[1] for row in left)), own=own, more=Load(1, size))
+        own = Load(sum(row[2] == sender for row in left), sum(row[1].octets for row in left if row[2] == sender))
+        assert has_room(ROOM, held=Load(len(left), sum(row[1].octets for row in left)), own=own, more=Load(1, size))

@@ -1,7 +1,8 @@
 """What is kept of topics and of readers' checkpoints, as Protocols.
 
-Decides the shape of a topic: each message lies there once, and every reader has a place up to which it is done. Who may
-read or write, and under which keys, is decided by topics.py. Nothing here is opened or verified.
+Decides the shape of a topic: each parcel, a single envelope or a batch of a channel, lies there once, and every
+reader has a place up to which it is done. Who may read or write, and under which keys, is decided by topics.py. Nothing
+here is opened or verified.
 
 Times are integers: `_s` seconds, `_ms` milliseconds since 1970.
 """
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, final
 
-from broker.ports.mail import Queued, Quota
+from broker.ports.mail import NO_LIMIT, Queued, Quota
 
 MAX_PAGE: Final = 64
 BEHIND_MS: Final = 60_000  # a reader that has not read what was taken in so long ago holds up nobody
@@ -19,7 +20,10 @@ BEHIND_MS: Final = 60_000  # a reader that has not read what was taken in so lon
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicMessage:
-    """One envelope. `number` counts upwards inside the store and is given by it."""
+    """One envelope, or one batch of a channel, whose `count` messages come and go together.
+
+    `number` counts upwards inside the store and is given by it.
+    """
 
     topic: str
     sender: str
@@ -29,6 +33,8 @@ class TopicMessage:
     accepted_at_ms: int
     expires_at_ms: int
     envelope: bytes = field(repr=False)
+    kind: str = "envelope"  # or "batch"
+    count: int = 1
     number: int = 0
 
 
@@ -62,14 +68,26 @@ class Topics(Protocol):
     def reader(self, topic: str, subject: str) -> TopicReader | None: ...
     def readers(self, topic: str) -> Sequence[TopicReader]: ...
     def leave(self, topic: str, subject: str) -> bool: ...
-    def page(self, topic: str, *, after: int, now_ms: int, limit: int = MAX_PAGE) -> Sequence[TopicMessage]:
-        """In order, without what has expired."""
+    def page(
+        self,
+        topic: str,
+        *,
+        after: int,
+        now_ms: int,
+        limit: int = MAX_PAGE,
+        messages: int = NO_LIMIT,
+        octets: int = NO_LIMIT,
+    ) -> Sequence[TopicMessage]:
+        """In order, without what has expired: no more than that, but for the first one, however large it is."""
 
     def advance(self, topic: str, subject: str, place: int) -> bool:
         """Move a reader forwards, never back and never behind the newest message; False when it is none."""
 
     def keys(self, topic: str) -> frozenset[bytes]:
-        """Thumbprints of the keys that waiting messages are sealed to."""
+        """Thumbprints of the keys that waiting messages, or the openings of their channels, are sealed to."""
+
+    def channels(self, topic: str, sender: str) -> frozenset[bytes]:
+        """First halves of the names of the sender's channels of which a batch lies there."""
 
     def expire(self, *, now_ms: int) -> int:
         """Drop what has expired; how many there were."""

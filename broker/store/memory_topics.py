@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
-from broker.ports.mail import Queued, Quota
+from broker.ports.mail import NO_LIMIT, Queued, Quota
 from broker.ports.topics import BEHIND_MS, MAX_PAGE, TopicMessage, TopicReader
-from broker.store.shares import Load, has_room, let_go
+from broker.store.shares import Load, first_of, has_room, let_go
 from broker.store.undo import Table, Undo
 
 
@@ -40,8 +40,7 @@ class MemoryTopics:
     def _full(self, message: TopicMessage, quota: Quota) -> bool:
         waiting = self._of(message.topic)
         own = [one for one in waiting if one.sender == message.sender]
-        more = Load(1, len(message.envelope))
-        return not has_room(quota, held=_load(waiting), own=_load(own), more=more)
+        return not has_room(quota, held=_load(waiting), own=_load(own), more=_load([message]))
 
     def _prune(self, topic: str, now_ms: int) -> None:
         done = min((reader.place for reader in self.readers(topic)), default=self._next)
@@ -52,13 +51,14 @@ class MemoryTopics:
     def _make_room(self, message: TopicMessage, quota: Quota) -> bool:
         oldest_ms = message.accepted_at_ms - BEHIND_MS
         timely = [reader.place for reader in self.readers(message.topic) if not self._behind(reader, oldest_ms)]
-        rows = [(one.number, len(one.envelope), one.sender) for one in self._of(message.topic)]
+        counts = {one.number: one.count for one in self._of(message.topic)}
+        rows = [(one.number, _load([one]), one.sender) for one in self._of(message.topic)]
         up_to = min(timely, default=self._next)
-        gone = let_go(quota, rows, message.sender, len(message.envelope), up_to=up_to)
+        gone = let_go(quota, rows, message.sender, _load([message]), up_to=up_to)
         for number in gone or ():
             self._messages.drop(number)
         for reader in self.readers(message.topic) if gone else ():
-            missed = reader.missed + sum(number > reader.place for number in gone or ())
+            missed = reader.missed + sum(counts[number] for number in gone or () if number > reader.place)
             self._readers.put((reader.topic, reader.subject), replace(reader, missed=missed))
         return gone is not None
 
@@ -82,8 +82,18 @@ class MemoryTopics:
     def leave(self, topic: str, subject: str) -> bool:
         return self._readers.drop((topic, subject))
 
-    def page(self, topic: str, *, after: int, now_ms: int, limit: int = MAX_PAGE) -> Sequence[TopicMessage]:
-        return [one for one in self._of(topic) if one.number > after and one.expires_at_ms > now_ms][:limit]
+    def page(
+        self,
+        topic: str,
+        *,
+        after: int,
+        now_ms: int,
+        limit: int = MAX_PAGE,
+        messages: int = NO_LIMIT,
+        octets: int = NO_LIMIT,
+    ) -> Sequence[TopicMessage]:
+        alive = (one for one in self._of(topic) if one.number > after and one.expires_at_ms > now_ms)
+        return first_of(alive, limit=limit, most=Load(messages, octets))
 
     def advance(self, topic: str, subject: str, place: int) -> bool:
         known = self._readers.get((topic, subject))
@@ -95,6 +105,9 @@ class MemoryTopics:
     def keys(self, topic: str) -> frozenset[bytes]:
         return frozenset(message.key for message in self._of(topic))
 
+    def channels(self, topic: str, sender: str) -> frozenset[bytes]:
+        return frozenset(one.msg_id[:8] for one in self._of(topic) if (one.sender, one.kind) == (sender, "batch"))
+
     def expire(self, *, now_ms: int) -> int:
         ended = [number for number, message in self._messages.rows.items() if message.expires_at_ms <= now_ms]
         for number in ended:
@@ -103,7 +116,7 @@ class MemoryTopics:
 
 
 def _load(messages: Sequence[TopicMessage]) -> Load:
-    return Load(len(messages), sum(len(one.envelope) for one in messages))
+    return Load(sum(one.count for one in messages), sum(len(one.envelope) for one in messages))
 
 
 @final

@@ -9,9 +9,11 @@ Pure.
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import Final, NamedTuple, final
 
 from broker.ports.mail import Quota
+from broker.ports.topics import TopicMessage
 
 RESERVE: Final = 8  # an eighth
 SMALL: Final = 128  # a parcel no larger than this part of the quota is small, and so is any single message
@@ -68,29 +70,41 @@ def _share(alone: int, most: int, others: int) -> int:
 
 
 def let_go(
-    quota: Quota, rows: Iterable[tuple[int, int, str]], sender: str, size: int, *, up_to: int
+    quota: Quota, rows: Iterable[tuple[int, Load, str]], sender: str, more: Load, *, up_to: int
 ) -> list[int] | None:
-    """Which of the messages numbered `up_to` or less must go so that a sender can add one; None where none helps.
+    """Which of the parcels numbered `up_to` or less must go so that a sender can add one more; None where none helps.
 
-    `rows` are numbers, sizes and senders of everything there, oldest first.
+    `rows` are numbers, loads and senders of everything there, oldest first.
     """
-    lanes: dict[str, deque[tuple[int, int]]] = {}
+    lanes: dict[str, deque[tuple[int, Load]]] = {}
     loads: dict[str, Load] = {}
-    for number, octets, owner in rows:
-        loads[owner] = loads.get(owner, Load()).plus(Load(1, octets))
+    for number, load, owner in rows:
+        loads[owner] = loads.get(owner, Load()).plus(load)
         if number <= up_to:
-            lanes.setdefault(owner, deque()).append((number, octets))
+            lanes.setdefault(owner, deque()).append((number, load))
     held = Load(sum(load.messages for load in loads.values()), sum(load.octets for load in loads.values()))
     part = Load(min(quota.sender_messages, quota.messages) // SLACK, min(quota.sender_octets, quota.octets) // SLACK)
-    room = Load(1, size).plus(part)
+    room = more.plus(part)
     gone: list[int] = []
     while not has_room(quota, held=held, own=loads.get(sender, Load()), more=room):
         lane = max((name for name, waiting in lanes.items() if waiting), key=loads.__getitem__, default=None)
         if lane is None:
             break
-        number, octets = lanes[lane].popleft()
-        loads[lane] = loads[lane].plus(Load(1, octets), -1)
-        held = held.plus(Load(1, octets), -1)
+        number, load = lanes[lane].popleft()
+        loads[lane] = loads[lane].plus(load, -1)
+        held = held.plus(load, -1)
         gone.append(number)
-    enough = has_room(quota, held=held, own=loads.get(sender, Load()), more=Load(1, size))
+    enough = has_room(quota, held=held, own=loads.get(sender, Load()), more=more)
     return gone if enough else None
+
+
+def first_of(messages: Iterable[TopicMessage], *, limit: int, most: Load) -> list[TopicMessage]:
+    """As many of them as that; the first one in any case. What is behind them is not looked at."""
+    found: list[TopicMessage] = []
+    held = Load()
+    for message in islice(messages, limit):
+        held = held.plus(Load(message.count, len(message.envelope)))
+        if found and (held.messages > most.messages or held.octets > most.octets):
+            break
+        found.append(message)
+    return found

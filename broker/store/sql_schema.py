@@ -188,4 +188,31 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             mailbox TEXT, sender TEXT, stones INTEGER NOT NULL, at_ms INTEGER NOT NULL, PRIMARY KEY (mailbox, sender))
             WITHOUT ROWID""",
     ),
+    (
+        # A topic holds batches of channels, too. Numbers go on where they were: readers have their places by them.
+        "DROP TRIGGER topic_in",
+        "DROP TRIGGER topic_out",
+        "DROP INDEX topic_next",
+        "DROP INDEX topic_end",
+        "ALTER TABLE topic_message RENAME TO topic_before",
+        """CREATE TABLE topic_message (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, sender TEXT NOT NULL, msg_id BLOB NOT NULL,
+            digest BLOB NOT NULL, key BLOB NOT NULL, accepted_at_ms INTEGER NOT NULL, expires_at_ms INTEGER NOT NULL,
+            kind TEXT NOT NULL, count INTEGER NOT NULL, envelope BLOB NOT NULL, UNIQUE (topic, sender, msg_id))""",
+        """INSERT INTO topic_message SELECT id, topic, sender, msg_id, digest, key, accepted_at_ms, expires_at_ms,
+            'envelope', 1, envelope FROM topic_before""",
+        "DELETE FROM sqlite_sequence WHERE name = 'topic_message'",
+        "INSERT INTO sqlite_sequence SELECT 'topic_message', seq FROM sqlite_sequence WHERE name = 'topic_before'",
+        "DROP TABLE topic_before",
+        "CREATE INDEX topic_next ON topic_message (topic, id)",
+        "CREATE INDEX topic_end ON topic_message (expires_at_ms)",
+        """CREATE TRIGGER topic_in AFTER INSERT ON topic_message BEGIN
+            INSERT INTO topic_lane VALUES (new.topic, new.sender, new.count, length(new.envelope))
+            ON CONFLICT DO UPDATE SET messages = messages + excluded.messages, octets = octets + excluded.octets;
+            END""",
+        """CREATE TRIGGER topic_out AFTER DELETE ON topic_message BEGIN
+            UPDATE topic_lane SET messages = messages - old.count, octets = octets - length(old.envelope)
+                WHERE topic = old.topic AND sender = old.sender;
+            DELETE FROM topic_lane WHERE topic = old.topic AND sender = old.sender AND messages = 0; END""",
+    ),
 )

@@ -5,9 +5,9 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, final
 
-from broker.ports.mail import Queued, Quota
+from broker.ports.mail import NO_LIMIT, Queued, Quota
 from broker.ports.topics import BEHIND_MS, MAX_PAGE, TopicMessage, TopicReader
-from broker.store.shares import Load, has_room, let_go
+from broker.store.shares import Load, first_of, has_room, let_go
 
 _EVERYTHING: Final = 2**63 - 1
 _READERS: Final = "SELECT topic, subject, place, epoch, joined_at_ms, missed FROM topic_reader WHERE topic = ?"
@@ -23,12 +23,18 @@ def _message(row: Sequence[Any]) -> TopicMessage:
         key=row[5],
         accepted_at_ms=row[6],
         expires_at_ms=row[7],
-        envelope=row[8],
+        kind=row[8],
+        count=row[9],
+        envelope=row[10],
     )
 
 
 def _reader(row: Sequence[Any]) -> TopicReader:
     return TopicReader(topic=row[0], subject=row[1], place=row[2], epoch=row[3], joined_at_ms=row[4], missed=row[5])
+
+
+def _load(message: TopicMessage) -> Load:
+    return Load(message.count, len(message.envelope))
 
 
 @final
@@ -50,9 +56,12 @@ class SqlTopics:
                 return Queued.FULL
         self._db.execute(
             """INSERT INTO topic_message
-               (topic, sender, msg_id, digest, key, accepted_at_ms, expires_at_ms, envelope)
-               VALUES (?,?,?,?,?,?,?,?)""",
-            (m.topic, m.sender, m.msg_id, m.digest, m.key, m.accepted_at_ms, m.expires_at_ms, m.envelope),
+               (topic, sender, msg_id, digest, key, accepted_at_ms, expires_at_ms, kind, count, envelope)
+               VALUES (?,?,?,?,?,?,?,?,?,?)""",
+            (
+                *(m.topic, m.sender, m.msg_id, m.digest, m.key),
+                *(m.accepted_at_ms, m.expires_at_ms, m.kind, m.count, m.envelope),
+            ),
         )
         return Queued.QUEUED
 
@@ -63,7 +72,7 @@ class SqlTopics:
                FROM topic_lane WHERE topic = ?""",
             (m.sender, m.sender, m.topic),
         ).fetchone()
-        return not has_room(quota, held=Load(*row[:2]), own=Load(*row[2:]), more=Load(1, len(m.envelope)))
+        return not has_room(quota, held=Load(*row[:2]), own=Load(*row[2:]), more=_load(m))
 
     def _make_room(self, m: TopicMessage, quota: Quota) -> bool:
         timely = self._db.execute(
@@ -71,14 +80,15 @@ class SqlTopics:
                FROM topic_message AS m WHERE m.topic = r.topic AND m.id > r.place ORDER BY id LIMIT 1), ?) > ?""",
             (m.topic, m.accepted_at_ms, m.accepted_at_ms - BEHIND_MS),
         ).fetchone()[0]
-        rows = self._db.execute(
-            "SELECT id, length(envelope), sender FROM topic_message WHERE topic = ? ORDER BY id", (m.topic,)
+        found = self._db.execute(
+            "SELECT id, count, length(envelope), sender FROM topic_message WHERE topic = ? ORDER BY id", (m.topic,)
         )
-        up_to = _EVERYTHING if timely is None else timely
-        gone = let_go(quota, rows.fetchall(), m.sender, len(m.envelope), up_to=up_to)
-        missed = [(m.topic, number) for number in gone or ()]
-        self._db.executemany("UPDATE topic_reader SET missed = missed + 1 WHERE topic = ? AND place < ?", missed)
-        self._db.executemany("DELETE FROM topic_message WHERE topic = ? AND id = ?", missed)
+        rows = [(row[0], Load(row[1], row[2]), row[3]) for row in found]
+        gone = let_go(quota, rows, m.sender, _load(m), up_to=_EVERYTHING if timely is None else timely)
+        counts = {number: load.messages for number, load, _ in rows}
+        missed = [(counts[number], m.topic, number) for number in gone or ()]
+        self._db.executemany("UPDATE topic_reader SET missed = missed + ? WHERE topic = ? AND place < ?", missed)
+        self._db.executemany("DELETE FROM topic_message WHERE id = ?", [(number,) for number in gone or ()])
         return gone is not None
 
     def _prune(self, topic: str, now_ms: int) -> None:
@@ -114,13 +124,22 @@ class SqlTopics:
         done = self._db.execute("DELETE FROM topic_reader WHERE topic = ? AND subject = ?", (topic, subject))
         return done.rowcount == 1
 
-    def page(self, topic: str, *, after: int, now_ms: int, limit: int = MAX_PAGE) -> Sequence[TopicMessage]:
+    def page(
+        self,
+        topic: str,
+        *,
+        after: int,
+        now_ms: int,
+        limit: int = MAX_PAGE,
+        messages: int = NO_LIMIT,
+        octets: int = NO_LIMIT,
+    ) -> Sequence[TopicMessage]:
         rows = self._db.execute(
-            """SELECT id, topic, sender, msg_id, digest, key, accepted_at_ms, expires_at_ms, envelope FROM topic_message
-               WHERE topic = ? AND id > ? AND expires_at_ms > ? ORDER BY id LIMIT ?""",
+            """SELECT id, topic, sender, msg_id, digest, key, accepted_at_ms, expires_at_ms, kind, count, envelope
+               FROM topic_message WHERE topic = ? AND id > ? AND expires_at_ms > ? ORDER BY id LIMIT ?""",
             (topic, after, now_ms, limit),
         )
-        return [_message(row) for row in rows]
+        return first_of(map(_message, rows), limit=limit, most=Load(messages, octets))
 
     def advance(self, topic: str, subject: str, place: int) -> bool:
         done = self._db.execute(
@@ -132,6 +151,14 @@ class SqlTopics:
     def keys(self, topic: str) -> frozenset[bytes]:
         rows = self._db.execute("SELECT DISTINCT key FROM topic_message WHERE topic = ?", (topic,))
         return frozenset(row[0] for row in rows)
+
+    def channels(self, topic: str, sender: str) -> frozenset[bytes]:
+        rows = self._db.execute(
+            """SELECT DISTINCT substr(msg_id, 1, 8) FROM topic_message
+               WHERE topic = ? AND sender = ? AND kind = 'batch'""",
+            (topic, sender),
+        )
+        return frozenset(bytes(row[0]) for row in rows)
 
     def expire(self, *, now_ms: int) -> int:
         return self._db.execute("DELETE FROM topic_message WHERE expires_at_ms <= ?", (now_ms,)).rowcount
