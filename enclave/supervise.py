@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +29,7 @@ from enclave.main import BROKER_VARIABLE, TRUST_VARIABLE
 # Where service managers, too, take ids for users that exist only while something runs.
 FREE_IDS: Final = range(61184, 65520)
 TRUST_NAME: Final = "trust"
+PATIENCE_S: Final = 8.0  # an agent in order needs about five for its handlers, and a moment for its mailbox
 
 
 @final
@@ -33,11 +37,14 @@ class Signals:
     """SIGTERM and SIGINT to the launcher, from before the copy is made until after it is removed. A context manager.
 
     Before the agent runs they end the launcher, which cleans up; then they go on to the agent, which stops in its own
-    order; after its end they are ignored, so that nothing interrupts the removal of the copy.
+    order; after its end they are ignored, so that nothing interrupts the removal of the copy. An agent that has not
+    ended some seconds after the first is killed by the next.
     """
 
     def __init__(self) -> None:
-        self.asked = False  # somebody wants the agent to end
+        self._asked_s: float | None = None
+        self._told = False
+        self._news: socket.socket | None = None  # the numbers of signals, as the interpreter writes them
         self._child: subprocess.Popen[bytes] | None = None
         self._starting = False
         self._pending = 0
@@ -51,6 +58,31 @@ class Signals:
             self._child.send_signal(self._pending)
         return self._child
 
+    def wait(self, child: subprocess.Popen[bytes]) -> int:
+        """Its exit status, once it has ended. A signal that comes at the moment before a wait, or to another thread,
+        does not interrupt that wait; its number lies in the socket."""
+        if self._news is None:
+            return child.wait()
+        while (status := child.poll()) is None:
+            if select.select([self._news], [], [], self._patience_s())[0]:
+                self._news.recv(64)
+                continue
+            self._told = True
+            late = f"the agent has not ended for {PATIENCE_S:g} s; asked once more to end, it is killed"
+            print(f"cloister: {late}", file=sys.stderr)
+        return status
+
+    @property
+    def asked(self) -> bool:
+        """Somebody wants the agent to end."""
+        return self._asked_s is not None
+
+    def _patience_s(self) -> float | None:
+        """For how long nothing is to be said."""
+        if self._asked_s is None or self._told:
+            return None
+        return max(0.0, self._asked_s + PATIENCE_S - time.monotonic())
+
     def interrupt(self) -> None:
         """End the agent, as SIGTERM to this process would, and go on."""
         if self._child is not None:
@@ -62,19 +94,29 @@ class Signals:
         self._child, self._starting = None, False
 
     def __enter__(self) -> Self:
+        self._news, self._writing = socket.socketpair()
+        self._writing.setblocking(False)
+        self._news_before = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)  # its number wakes `wait`
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._news_before)
+        assert self._news is not None
+        self._news.close()
+        self._writing.close()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.asked = True
+        now_s = time.monotonic()
+        self._asked_s = now_s if self._asked_s is None else self._asked_s
         if self._child is not None:
+            late = now_s >= self._asked_s + PATIENCE_S
             with suppress(ProcessLookupError):
-                self._child.send_signal(number)
+                self._child.send_signal(signal.SIGKILL if late else number)
         elif self._starting:
             self._pending = number
         else:
@@ -120,10 +162,11 @@ def run(
             **_as_user(uid),
         )
 
-    child = (signals or Signals()).start(begin)
+    signals = signals or Signals()
+    child = signals.start(begin)
     server.start()
     try:
-        status = child.wait()
+        status = signals.wait(child)
     finally:
         if child.poll() is None:
             child.kill()

@@ -1,18 +1,24 @@
-"""Until somebody wants a serving command to end: SIGTERM and SIGINT are heard whenever they come.
+"""Until somebody wants a serving command to end: SIGTERM and SIGINT are heard whenever they come; and how others end.
 
-Decides how they are waited for. A wait for a lock is deaf to a signal that comes in the moment before it begins, or
-that another thread takes, until the next one comes; and a handler that sets an event which its own thread is about to
-wait for waits for itself. What the interpreter writes into a pipe, by whichever thread, stays there until it is read.
+Decides how they are waited for, and how long an agent may take. A wait for a lock is deaf to a signal that comes in
+the moment before it begins, or that another thread takes, until the next one comes; and a handler that sets an event
+which its own thread is about to wait for waits for itself. What the interpreter writes into a pipe, by whichever
+thread, stays there until it is read.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Final, Self, final
 
 ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+PATIENCE_S: Final = (10.0, 5.0)  # to end in order; then, when asked once more, at once
 
 
 @final
@@ -42,3 +48,18 @@ class Ending:
 
 def _pass(number: int, _: FrameType | None) -> None:
     """The interpreter has written the number into the pipe; it does so only for signals that have a handler."""
+
+
+def end(launchers: Sequence[subprocess.Popen[Any]]) -> None:
+    """Let them end their agents: in order; where that takes too long a launcher that is asked again kills its agent;
+    and a launcher that does not end then is killed itself."""
+    for patience_s in PATIENCE_S:
+        for launcher in launchers:
+            launcher.terminate()
+        end_s = time.monotonic() + patience_s
+        for launcher in launchers:
+            with suppress(subprocess.TimeoutExpired):
+                launcher.wait(max(0.0, end_s - time.monotonic()))
+    for launcher in launchers:
+        launcher.kill()
+        launcher.wait()

@@ -55,7 +55,7 @@ from enclave.labs import noted
 from enclave.trustfile import render
 from policies.errors import BundleError
 from policies.scaffold import starter, write
-from simulator.ending import Ending
+from simulator.ending import Ending, end
 from simulator.errors import SimulatorError
 from simulator.lablog import speak_to_people
 from simulator.machine import Machine
@@ -370,10 +370,7 @@ def _running(lab: Lab, agents: Sequence[Path]) -> Iterator[None]:
             started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr))
         yield
     finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
+        end(started)
 
 
 def _welcome(lab: Lab, *, kept: bool) -> str:

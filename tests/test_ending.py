@@ -1,21 +1,27 @@
 """A command that serves ends at the first signal, in whichever moment and thread it comes."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from simulator.ending import Ending
+import pytest
+
+from simulator import ending
+from simulator.ending import Ending, end
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60
+TIMES = int(os.environ.get("CLOISTER_SIGNALS", "2"))  # of each command; some hundred find what is rare
 
 # The signal is taken by a thread that is not the main one, while that waits.
 ELSEWHERE = """
 import signal, threading
-from simulator.ending import Ending
+from simulator import ending
+from simulator.ending import Ending, end
 with Ending() as ending:
     def other():
         waiting.wait(0.2)
@@ -56,3 +62,47 @@ def test_other_signals_end_no_wait() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert heard.is_set()
+
+
+def test_a_launcher_that_does_not_end_is_asked_twice_and_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf = "import signal; signal.signal(signal.SIGTERM, lambda *_: print(flush=True)); print(flush=True)"
+    command = [sys.executable, "-c", f"{deaf}\nwhile True: signal.pause()"]
+    monkeypatch.setattr(ending, "PATIENCE_S", (0.5, 0.5))
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        launcher.stdout.readline()
+        end([launcher])
+        assert launcher.returncode == -signal.SIGKILL
+        assert launcher.stdout.read() == b"\n\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("lab", "--json"), ("sim", "pcs", "--json")], ids=["lab", "pcs"])
+def test_it_ends_whenever_it_is_asked(command: tuple[str, ...], tmp_path: Path) -> None:
+    """As soon as it serves, and at any moment before."""
+    machine = () if command[0] == "lab" else ("--machine", str(tmp_path / "machine"))
+    chance, scratch = random.Random(15), tmp_path / "scratch"
+    scratch.mkdir()
+    for number in range(TIMES):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cloister", *command, *machine],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(scratch), "XDG_STATE_HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        try:
+            if number % 2:
+                process.wait(chance.uniform(0, 2))
+        except subprocess.TimeoutExpired:
+            pass
+        else:
+            process.stdout.readline()
+        try:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+        assert process.returncode in (0, -signal.SIGTERM)  # before it has begun to serve, nothing has to be put away
+    assert list(scratch.iterdir()) == []

@@ -26,13 +26,13 @@ def main(arguments: Sequence[str]) -> int:
     from simulator.demo.process import DemoFailed, interruption
     from simulator.demo.story import tell
 
+    for number in (signal.SIGTERM, signal.SIGINT):  # first: whatever is made from here on is cleaned up
+        signal.signal(number, interruption.handle)
     with (
         tempfile.TemporaryDirectory(prefix="cloister-demo-") as folder,
         Path(folder, "broker.log").open("w", encoding="utf-8") as log,
     ):
         log_to(log, "DEBUG")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, interruption.handle)
         try:
             tell(Narrator(as_json=options.json), Path(folder))
         except (AdminError, DemoFailed, OSError) as error:

@@ -12,15 +12,19 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Self, final
 
+from simulator.ending import end
+
 HOME: Final = Path(__file__).resolve().parent.parent.parent
 PATIENCE_S: Final = 30.0
+LOOK_S: Final = 0.5
 _END: Final = {"event": "end"}
 
 
@@ -85,13 +89,21 @@ class AgentProcess:
         """The next event of that name that `accept` takes; others are passed over. Raises DemoFailed."""
         while True:
             try:
-                found = self._events.get(timeout=PATIENCE_S)
+                found = self._next()
             except queue.Empty:
                 raise DemoFailed(f"{self.name} did not come to {event!r} in {PATIENCE_S:g} s\n{self.words}") from None
             if found is _END:
                 raise DemoFailed(f"{self.name} ended before {event!r}\n{self.words}")
             if found["event"] == event and accept(found):
                 return found
+
+    def _next(self) -> dict[str, Any]:
+        """In short waits: one that has begun a moment after a signal is not interrupted by it. Raises queue.Empty."""
+        end_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end_s:
+            with suppress(queue.Empty):
+                return self._events.get(timeout=LOOK_S)
+        raise queue.Empty
 
     def wait(self) -> int:
         """Exit status of a process that ends by itself. Raises DemoFailed."""
@@ -112,13 +124,7 @@ class AgentProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        end([self._process])
         for reader in self._readers:
             reader.join(5)
         for stream in (self._process.stdout, self._process.stderr):

@@ -1,0 +1,58 @@
+"""The launcher hears every signal, passes it on, and ends an agent that does not end."""
+
+import io
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from enclave import supervise
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_S = 60
+
+# The launcher's signal is taken by a thread that is not the main one, which waits for the agent meanwhile.
+ELSEWHERE = """
+import signal, subprocess, sys, threading
+from enclave.supervise import Signals
+with Signals() as signals:
+    def other():
+        threading.Event().wait(0.2)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    child = signals.start(lambda: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+    threading.Thread(target=other, daemon=True).start()
+    assert signals.wait(child) == -signal.SIGTERM
+"""
+DEAF = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.sigwait([signal.SIGUSR1])"
+)
+
+
+def test_a_signal_that_another_thread_takes_goes_on_to_the_agent() -> None:
+    subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=ROOT, check=True, timeout=LIMIT_S)
+
+
+class Saying(io.StringIO):
+    """Where the launcher's sentence goes; whoever reads it asks again."""
+
+    def write(self, text: str) -> int:
+        if "asked once more" in text:
+            signal.raise_signal(signal.SIGTERM)
+        return super().write(text)
+
+
+def test_an_agent_that_does_not_end_is_told_of_and_killed_by_the_next_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Saying())
+    with supervise.Signals() as signals:
+        child = signals.start(lambda: subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE))
+        assert child.stdout is not None
+        child.stdout.readline()
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # so soon it is only passed on
+        assert child.poll() is None
+        monkeypatch.setattr(supervise, "PATIENCE_S", 0.0)
+        assert signals.wait(child) == -signal.SIGKILL
+        child.stdout.close()
+    assert signals.asked
