@@ -54,6 +54,7 @@ class CollateralCache:
         self._failed: dict[str, tuple[float, CollateralUnavailable]] = {}
         self._fetching: dict[str, asyncio.Task[None]] = {}
         self._ended: set[str] = set()  # families whose set somebody found too old
+        self._keeping = asyncio.Lock()  # what came is compared with what is at hand, one set after the other
 
     def find(self, quote: Quote) -> Collateral | None:
         """What is at hand for the platform that the quote claims. Raises MalformedEvidence chain.*."""
@@ -139,7 +140,8 @@ class CollateralCache:
         except Exception as error:  # noqa: BLE001  # a source may be anybody's; whatever it does, nobody is admitted
             self._fail(family, CollateralUnavailable(Code.COLLATERAL_UNREACHABLE, type(error).__name__))
             return
-        await self._keep(family, quote, found)
+        async with self._keeping:
+            await self._keep(family, quote, found)
 
     def _fail(self, family: str, error: CollateralUnavailable) -> None:
         logger.warning("collateral.fetch_failed", extra={"family": family, "code": error.code, "why": error.detail})

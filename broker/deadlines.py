@@ -1,15 +1,16 @@
-"""Deadlines that cost nothing where nobody waits.
+"""Deadlines that cost nothing where nobody waits, and acts that go on when nobody waits any more.
 
 Decides how a coroutine is held to its time: most requests are answered without waiting for anything, and for them no
-timer is made. How long something may take is decided by whoever asks.
+timer is made. How long something may take, and what must not be left half done, is decided by whoever asks.
 """
 
 import asyncio
 import types
 from collections.abc import Coroutine, Generator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+_finishing: Final[set[asyncio.Task[Any]]] = set()  # a loop alone does not keep its tasks
 
 
 class Overdue(Exception):
@@ -30,6 +31,14 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         if deadline.expired():
             raise Overdue from None
         raise
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns or raises. Whoever waits may be cancelled; the work is not: what it has begun it finishes."""
+    task = asyncio.get_running_loop().create_task(work)
+    _finishing.add(task)
+    task.add_done_callback(_finishing.discard)
+    return await asyncio.shield(task)
 
 
 @types.coroutine

@@ -14,6 +14,7 @@ from typing import Final, TypeVar, final
 from broker.archive import keep_policies
 from broker.audit import Audit, Entry, Kind
 from broker.bundles import Bundles
+from broker.deadlines import to_its_end
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import Store, Transaction
 from broker.wire.log import Receipt
@@ -65,8 +66,14 @@ class Generation:
     async def rise(
         self, why: str, work: Callable[[Transaction], T], *, at: datetime, entry: Entry | None = None
     ) -> tuple[T, Receipt]:
-        """Do `work` and raise the number, in one transaction with an entry that says why and to what."""
+        """Do `work` and raise the number, in one transaction with an entry that says why and to what.
+
+        Whoever asks may go meanwhile: a number that was raised is heard of here in any case.
+        """
         told = entry or Entry(kind=Kind.GENERATION_CHANGED, at=at, more={"why": why})
+        return await to_its_end(self._rise(told, work))
+
+    async def _rise(self, told: Entry, work: Callable[[Transaction], T]) -> tuple[T, Receipt]:
 
         def unit(tx: Transaction) -> tuple[T, int, int, bytes]:
             done = work(tx)

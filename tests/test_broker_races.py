@@ -2,16 +2,26 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 
+from attestation.collateral import Collateral
+from attestation.quote import Quote
+from broker.collateral import CollateralCache
+from broker.generation import stored
+from broker.ports import Transaction
+from broker.wire import api_pb2 as pb
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.terms import LeaseEnd, SecretTerms
-from tests.broker_world import World
+from tests.broker_world import World, write_bundle
+from tests.grpc_client import BY_NAME, dialled
 
 SECRET = "acme/open/a"
 LEASE_S = 300
@@ -61,3 +71,111 @@ async def test_a_value_that_comes_while_a_lease_ends_is_not_called_a_rotation(wo
     newest = world.broker.store.read(lambda tx: tx.secrets.get(SECRET))
     assert newest is not None
     assert newest.version == 2
+
+
+# ── collateral ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Held:
+    """The store's writer is busy until `release`: what is asked for meanwhile waits, and nothing else does."""
+
+    def __init__(self, world: World) -> None:
+        self._gate = threading.Event()
+        self._task = asyncio.ensure_future(world.broker.store.transact(lambda _: self._gate.wait()))
+
+    async def release(self) -> None:
+        self._gate.set()
+        await self._task
+
+
+async def turns(most: int = 20) -> None:
+    """As many turns of the loop as what is ready needs."""
+    for _ in range(most):
+        await asyncio.sleep(0)
+
+
+class Sets:
+    """A source that gives one set after the other, whoever asks."""
+
+    def __init__(self, *found: Collateral) -> None:
+        self.left = list(found)
+
+    def fetch(self, _: Quote) -> Collateral:
+        return self.left.pop(0)
+
+
+@pytest.mark.asyncio
+async def test_an_older_set_that_comes_beside_a_newer_one_does_not_take_its_place(world: World) -> None:
+    broker, source = world.broker, world.machine.as_source()
+    (family, quote), *_ = broker.collateral.quotes.items()
+    found = []
+    for _ in range(2):
+        world.machine.clock.advance(3600)
+        world.machine.recover("publish")
+        world.machine.recover("promote")
+        found.append(source.fetch(quote))
+    older, newer = found
+    both = Sets(newer, older)
+    cache = CollateralCache(both, broker.store, broker.generation, broker.clock)
+    held = Held(world)
+    asking = asyncio.gather(cache.refresh(), cache.refresh())
+    while both.left:
+        await turns()
+    await held.release()
+    await asking
+    assert cache.families == {family: newer.digest.hex()}
+    assert CollateralCache(source, broker.store, broker.generation, broker.clock).families == cache.families
+
+
+# ── acts that nobody waits for any more ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_a_generation_that_rises_when_nobody_waits_any_more_is_heard_of(world: World) -> None:
+    broker, heard = world.broker, []
+    broker.generation.on_change(lambda: heard.append(broker.generation.current))
+    held = Held(world)
+    rising = asyncio.ensure_future(broker.generation.rise("a test", lambda _: None, at=broker.clock()))
+    await turns()
+    rising.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await rising
+    await held.release()
+    await broker.store.transact(lambda _: None)
+    await turns()
+    assert broker.generation.current == broker.store.read(stored)
+    assert heard == [broker.generation.current]
+
+
+@pytest.mark.asyncio
+async def test_policies_that_are_reloaded_when_nobody_waits_any_more_are_in_force(world: World) -> None:
+    write_bundle(world.settings.bundles[0], version=2)
+    async with dialled(world) as client:
+        await client.call("Admin.GetStatus", pb.Asked(), by="admin")  # for the nonce
+        held, raw = Held(world), pb.Asked().SerializeToString()
+        twin = BY_NAME["Admin.ReloadPolicies"]
+        method: Any = client.channel.unary_unary(twin.full_method)
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        transact = world.broker.store.transact
+
+        async def told_of(work: Callable[[Transaction], Any]) -> Any:
+            loop.call_soon(begun.set)
+            return await transact(work)
+
+        world.broker.store.transact = told_of  # type: ignore[method-assign]
+        calling = method(raw, metadata=client.proofs(twin, raw, "admin"), timeout=30)
+        await begun.wait()
+        calling.cancel()
+        await asyncio.wait([asyncio.ensure_future(_ended(calling))])
+        await held.release()
+        await transact(lambda _: None)
+        await turns()
+    in_force = {bundle.tenant: bundle.digest for bundle in world.broker.sessions._judge.bundles.all}
+    noted = world.broker.store.read(lambda tx: tx.marks.get("policy/acme"))
+    assert noted == f"2 {in_force['acme']}"
+
+
+async def _ended(calling: Any) -> None:
+    with suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
+        await calling
