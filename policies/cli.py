@@ -23,8 +23,9 @@ from policies.cases import coverage, read_cases, run_cases
 from policies.codes import BundleCode
 from policies.diff import WIDER, diff, flips
 from policies.errors import BundleError
-from policies.keys import private_key, public_key
+from policies.keys import manifest_signer, private_key, public_key
 from policies.model import parse_action
+from policies.readsettings import WORKLOAD_NAME
 from policies.scaffold import measurements_of, starter, write
 from policies.signing import Signers
 from policies.tables import to_moment
@@ -377,26 +378,41 @@ def sign(
 
 @app.command("import-corim")
 def import_corim_command(
-    file: Annotated[Path, typer.Argument(help="A CoRIM (CBOR, unsigned or COSE_Sign1).")],
+    file: Annotated[Path, typer.Argument(help="A CoRIM (CBOR): COSE_Sign1, or unsigned.")],
     workload: Annotated[str, typer.Option(help="The name that rules will use.")],
+    signer: Annotated[
+        Path | None, typer.Option(help="Public key or certificate (PEM) of whoever must have signed it.")
+    ] = None,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="Take a file that nobody signed.")] = False,
+    environment: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of the environment that is meant (class-id, vendor, model …); may be repeated."),
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Provenance; the file's name and manifest id unless given.")
     ] = None,
+    at: At = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the TDX reference values of a CoRIM. They come as a [[workload]] for reference-values.toml."""
-    from policies.corim import import_corim
+    from policies.corim import UNSIGNED, import_corim, parse_environment
 
+    if (signer is None) != unsigned:
+        raise _usage("name the key or certificate that must have signed the manifest (--signer FILE), or --unsigned")
+    if not WORKLOAD_NAME.fullmatch(workload):
+        raise _usage(f"--workload {workload!r} is no name: letters, digits, '_', '.', '-', at most 64")
+    when = moment(at)
     with mistakes(as_json=as_json):
-        found = import_corim(str(file), file.read_bytes())
-        written = found.to_toml(workload, source or f"CoRIM {found.id} ({file.name})")
+        meant = parse_environment(environment or [])
+        key = manifest_signer(signer, at=when) if signer else UNSIGNED
+        found = import_corim(str(file), file.read_bytes(), signer=key, environment=meant, at=when)
     if as_json:
-        registers = {name: list(digests) for name, digests in found.registers}
-        print(json.dumps({"ok": True, "id": found.id, "signature_verified": False, "registers": registers}))
+        values = [dict(value) for value in found.values]
+        shown = {"id": found.id, "signature_verified": found.verified, "values": values, "left_out": found.left_out}
+        print(json.dumps({"ok": True, **shown, "until": found.until and found.until.isoformat()}))
         return
-    if found.signed:
-        print(
-            "the manifest is signed, and its signature was not verified: make sure of where it came from",
-            file=sys.stderr,
-        )
-    print(written, end="")
+    for what in found.left_out:
+        print(f"left out, since no reference value can say it: {what}", file=sys.stderr)
+    if not found.verified:
+        print("nobody signed this manifest: make sure of where it came from", file=sys.stderr)
+    print(found.to_toml(workload, source or f"CoRIM {found.id} ({file.name})"), end="")

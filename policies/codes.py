@@ -49,7 +49,8 @@ class PolicyCode(StrEnum):
 
 
 class BundleCode(StrEnum):
-    """What is wrong with a bundle. `bundle.*` is found while loading, before anything is judged."""
+    """What is wrong with a bundle. `bundle.*` is found while loading, before anything is judged; `manifest.*` when a
+    CoRIM is imported into one."""
 
     MISSING_FILE = "bundle.file_missing"
     UNKNOWN_FILE = "bundle.file_unknown"
@@ -73,6 +74,12 @@ class BundleCode(StrEnum):
     SIGNATURE = "bundle.signature_invalid"
     TEST_CASE = "bundle.test_case"
     RECORDING = "bundle.recording"
+    MANIFEST_UNSIGNED = "manifest.unsigned"
+    MANIFEST_SIGNATURE = "manifest.signature_invalid"
+    MANIFEST_HEADER = "manifest.header_not_understood"
+    MANIFEST_VALIDITY = "manifest.not_in_force"
+    MANIFEST_PROFILE = "manifest.profile_unknown"
+    MANIFEST_ENVIRONMENT = "manifest.environment_not_meant"
 
 
 # code → (what happened, what to do)
@@ -181,6 +188,30 @@ MEANING: Final[dict[str, tuple[str, str]]] = {
     BundleCode.SIGNATURE: ("A signature is not one over this bundle.", "Sign again after the last change."),
     BundleCode.TEST_CASE: ("A test case is not usable.", "See the hint."),
     BundleCode.RECORDING: ("Recorded evidence is not readable.", "See docs/policies.md for the format."),
+    BundleCode.MANIFEST_UNSIGNED: (
+        "Nobody signed the CoRIM.",
+        "Ask for the signed file; `--unsigned` takes this one as it is.",
+    ),
+    BundleCode.MANIFEST_SIGNATURE: (
+        "The CoRIM's signature is not one of the named key, or no key is named.",
+        "Name the signer's key or certificate with `--signer`; if it is the right one, the file was changed.",
+    ),
+    BundleCode.MANIFEST_HEADER: (
+        "What the CoRIM's signer wrote about the signature can't be understood, is missing, or contradicts itself.",
+        "See the detail; ask the signer for a COSE_Sign1 with the manifest in it.",
+    ),
+    BundleCode.MANIFEST_VALIDITY: (
+        "The CoRIM, its signature or the signer's certificate is not in force.",
+        "Ask for a newer one.",
+    ),
+    BundleCode.MANIFEST_PROFILE: (
+        "The CoRIM is of a profile that is not known here, so what it means is not known either.",
+        "Ask for one of Intel's profile, or of none.",
+    ),
+    BundleCode.MANIFEST_ENVIRONMENT: (
+        "No environment of the CoRIM is the one that was named, or it is no trust domain.",
+        "Name the one that is your trust domain with `--environment`; the hint lists those that are there.",
+    ),
     DecisionCode.MALFORMED: ("The file is not a decision.", "Ask for it again: `cloister audit bundle INDEX`."),
     DecisionCode.TOO_LARGE: (
         "The decision does not fit into a file of 64 KiB.",

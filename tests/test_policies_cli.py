@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -286,14 +287,32 @@ def test_what_does_not_load_is_not_signed(run: Ran, tmp_path: Path) -> None:
 
 
 def test_a_corim_is_printed_as_reference_values(run: Ran, tmp_path: Path) -> None:
-    cbor2 = pytest.importorskip("cbor2")
-    comid = {4: {0: [[{0: {}}, [{1: {2: [[7, b"\x01" * 48]]}}]]]}}
-    path = tmp_path / "image.corim"
-    path.write_bytes(cbor2.dumps(cbor2.CBORTag(501, {0: "i", 1: [cbor2.CBORTag(506, cbor2.dumps(comid))]})))
-    status, told = run("import-corim", path, "--workload", "agent")
+    pytest.importorskip("cbor2")
+    from tests.corim_files import good, signed
+
+    key = ec.derive_private_key(7, ec.SECP256R1())
+    path, signer = tmp_path / "image.corim", tmp_path / "signer.pem"
+    signer.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    path.write_bytes(signed(good(), key))
+    environment = ("--environment", "vendor=acme", "--environment", "model=td-image")
+    call = ("import-corim", path, "--workload", "agent", *environment)
+    status, told = run(*call, "--signer", signer)
     assert status == 0
     assert f'mr_td = "{"01" * 48}"' in told
-    assert run("import-corim", tmp_path / "none", "--workload", "agent")[0] == 2
+    status, told = run(*call, "--signer", signer, "--json")
+    shown = json.loads(told)
+    assert (status, shown["signature_verified"], shown["values"][0]["rtmr1"]) == (0, True, "02" * 48)
+    assert run(*call, "--unsigned")[0] == 1
+    path.write_bytes(good())
+    assert run(*call, "--signer", signer)[0] == 1
+    status, told = run(*call, "--unsigned")
+    assert (status, "nobody signed this manifest" in told) == (0, True)
+    assert run(*call)[0] == run(*call, "--unsigned", "--signer", signer)[0] == 2
+    assert run(*call, "--unsigned", "--environment", "shape=round")[0] == 2
+    assert run("import-corim", path, "--workload", "a b", "--unsigned")[0] == 2
+    status, told = run("import-corim", path, "--workload", "agent", "--unsigned")
+    assert (status, "--environment vendor=acme --environment model=td-image" in told) == (1, True)
+    assert run("import-corim", tmp_path / "none", "--workload", "agent", "--unsigned")[0] == 2
 
 
 def test_a_command_that_is_none_is_a_usage_error(run: Ran) -> None:
