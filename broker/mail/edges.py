@@ -4,6 +4,8 @@ Decides how long an answer lasts: within one generation, until the permit's end,
 when a rule read the time. An answer that is new is written to the log with the first message that rests on it; the same
 answer again is not. Types and labels are words of the sender's choice, so of one who asks about more and more of them
 not every answer is written (sparing.py).
+
+A message that calls a tool is both: sent to a mailbox, and a call. Whoever sends it needs a permit for each.
 """
 
 from collections import OrderedDict
@@ -15,33 +17,42 @@ from broker.audit import Entry, Kind
 from broker.mail.sparing import Sparing
 from broker.reasons import codes_of, told
 from broker.sessions import Session
+from broker.wire.tools import tool_called
 from policies.engine import decide
 from policies.errors import Refused
-from policies.model import Context, Declassify, Receive, Send
+from policies.model import CallTool, Context, Declassify, Receive, Send
 from policies.permit import Permit
 
 MAX_EDGES: Final = 16_384
 MAX_LISTED: Final = 1024  # answers about one agent that the log hears of at once; later ones at leisure
 AT_ONCE: Final = datetime.min.replace(tzinfo=UTC)
 Asked = Send | Receive | Declassify
+Judged = Asked | CallTool
 _Key = tuple[int, str, str, Asked]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The policy's answer for one edge, to be asked for again from `until` on. `entry` is for the log, if it is new."""
+    """The policy's answer for one edge, to be asked for again from `until` on. `entry` is for the log, if it is new.
+
+    `about` is what was refused, or else what was asked; `call` the second permit that a call of a tool takes.
+    """
 
     permit: Permit | None
     refusal: Refused | None
     entry: Entry | None
+    about: Judged
     until: datetime = AT_ONCE
     owed: bool = False  # it was looked at, and nobody has written it to the log
+    call: Permit | None = None
 
     @property
     def says(self) -> tuple[str, ...]:
         """What two answers that are the same have in common."""
-        return codes_of(self.refusal) if self.refusal else ("", *(self.permit.rules if self.permit else ()))
+        if self.refusal:
+            return codes_of(self.refusal)
+        return ("", *(rule for permit in (self.permit, self.call) if permit for rule in permit.rules))
 
     def given(self) -> "Answer":
         """For one who asks: with a refusal of his own to raise. One that is raised holds the frames of its way, with
@@ -97,22 +108,37 @@ class Edges:
 
 
 def _decide(session: Session, action: Asked, at: datetime) -> Answer:
+    sent = _judge(session, action, at)
+    tool = tool_called(action.mailbox, action.message_type) if isinstance(action, Send) else None
+    if tool is None or action.kind != "mailbox":
+        return sent
+    called = _judge(session, CallTool(tool, action.labels), at)
+    until = min(sent.until, called.until)
+    if sent.permit is not None and called.permit is not None:
+        return replace(sent, call=called.permit, until=until)
+    objections = dict.fromkeys(reason for one in (sent, called) if one.refusal for reason in one.refusal.reasons)
+    refusal = Refused(tuple(objections), not_after=until if until > AT_ONCE else None)
+    return replace(sent if sent.refusal else called, permit=None, refusal=refusal, until=until)
+
+
+def _judge(session: Session, action: Judged, at: datetime) -> Answer:
     try:
         permit = decide(session.bundle, session.verdict, action, context=Context(at=at))
     except Refused as error:
-        return Answer(permit=None, refusal=error.with_traceback(None), entry=None, until=error.not_after or AT_ONCE)
+        until = error.not_after or AT_ONCE
+        return Answer(permit=None, refusal=error.with_traceback(None), entry=None, about=action, until=until)
     until = permit.not_after if permit.cacheable else AT_ONCE
-    return Answer(permit=permit, refusal=None, entry=None, until=until)
+    return Answer(permit=permit, refusal=None, entry=None, about=action, until=until)
 
 
 def _entry(session: Session, action: Asked, at: datetime, correlation_id: str, answer: Answer, unlisted: int) -> Entry:
-    permit, error = answer.permit, answer.refusal
+    permit, error, about = answer.permit, answer.refusal, answer.about
     return Entry(
         kind=Kind.EDGE_REFUSED if error else Kind.EDGE_PERMITTED,
         at=at,
         subject=session.subject,
         tenant=session.record.tenant,
-        resource=action.mailbox,
+        resource=about.tool if isinstance(about, CallTool) else about.mailbox,
         codes=codes_of(error) if error else (),
         policy=session.bundle.digest,
         evidence=session.record.evidence.hex(),
@@ -120,10 +146,11 @@ def _entry(session: Session, action: Asked, at: datetime, correlation_id: str, a
         generation=session.generation,
         correlation_id=correlation_id,
         more={
-            "action": action.action,
+            "action": about.action,
             "type": "" if isinstance(action, Receive) else action.message_type,
             "labels": sorted(action.labels),
             "reasons": told(error) if error else [],
+            **({"tool": answer.call.resource, "call_permit": answer.call.digest.hex()} if answer.call else {}),
             **({"unlisted": unlisted} if unlisted else {}),
         },
     )

@@ -1,0 +1,37 @@
+"""How a call of a served tool is named, on the wire and in policies: enough to judge who calls what, and no more.
+
+    the server's mailbox      <tenant>/mail/<rest>
+    the type of the message   cloister.tool:<name>
+    resource of `CallTool`    <tenant>/tools/<rest>/<name>
+
+Decides that a call shows in a message's type, so that a router can judge it without its arguments, and that a tool has
+one name in policies and a name one tool: only mailboxes under `mail/` serve any. What calls itself a call and names no
+tool that there can be is asked about under the type itself, which is no name of anything, so that no policy permits it.
+"""
+
+import re
+from typing import Final
+
+from broker.wire.names import is_resource
+
+CALL: Final = "cloister.tool:"
+NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+
+
+def call_type(tool: str) -> str:
+    """The type of messages that call the tool of that name."""
+    return CALL + tool
+
+
+def tool_name(mailbox: str, tool: str) -> str | None:
+    """What policies call the tool of that name at that mailbox; None where there can be none."""
+    tenant, folder, *rest = mailbox.split("/") if is_resource(mailbox) else ("", "")
+    name = "/".join((tenant, "tools", *rest, tool))
+    return name if folder == "mail" and rest and NAME.fullmatch(tool) and is_resource(name) else None
+
+
+def tool_called(mailbox: str, type_: str) -> str | None:
+    """What policies call the tool that a message of this type calls there; None when it calls none."""
+    if not type_.startswith(CALL):
+        return None
+    return tool_name(mailbox, type_[len(CALL) :]) or type_
