@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from broker.foundation import Records
+from broker.mail.acceptance import Acceptances
 from broker.mail.bell import Bell
 from broker.mail.blobs import Blobs
 from broker.mail.channels import Channels
@@ -55,6 +56,7 @@ class _Common:
     quota: Quota
     edges: Edges
     labels: Ratchets
+    accepted: Acceptances
     bell: Bell
     dead: DeadLetters
     vouchers: Vouchers
@@ -65,15 +67,14 @@ def assemble(records: Records, *, sessions: Sessions, vault: Vault, quota: Quota
     common = _common(records, sessions, quota)
     records.generation.on_change(common.edges.forget)
     leases, router, keys = _leases(common), _router(common), _keys(common, vault)
-    mailboxes = _mailboxes(common, leases)
     return Mail(
         labels=common.labels,
         bell=common.bell,
         router=router,
         channels=_channels(common),
-        mailboxes=mailboxes,
+        mailboxes=_mailboxes(common, leases),
         leases=leases,
-        drawing=Drawing(store=records.store, leases=leases, mailboxes=mailboxes, bell=common.bell, clock=records.clock),
+        drawing=_drawing(common, leases),
         dead=common.dead,
         blobs=_blobs(common, router, leases),
         keys=keys,
@@ -90,6 +91,7 @@ def _common(records: Records, sessions: Sessions, quota: Quota) -> _Common:
         quota=quota,
         edges=edges,
         labels=Ratchets(store=records.store, audit=records.audit, edges=edges),
+        accepted=Acceptances(store=records.store, identity=records.identity),
         bell=bell,
         dead=DeadLetters(
             store=records.store,
@@ -152,12 +154,22 @@ def _mailboxes(common: _Common, leases: Leases) -> Mailboxes:
         audit=common.records.audit,
         generation=common.records.generation,
         sessions=common.sessions,
-        identity=common.records.identity,
+        accepted=common.accepted,
         leases=leases,
         dead=common.dead,
         bell=common.bell,
         clock=common.records.clock,
         quota=common.quota,
+    )
+
+
+def _drawing(common: _Common, leases: Leases) -> Drawing:
+    return Drawing(
+        store=common.records.store,
+        leases=leases,
+        accepted=common.accepted,
+        bell=common.bell,
+        clock=common.records.clock,
     )
 
 

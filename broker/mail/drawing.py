@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, final
 
+from broker.mail.acceptance import Acceptances
 from broker.mail.bell import Bell
 from broker.mail.leases import Leases, Wanted
-from broker.mail.mailboxes import Mailboxes
 from broker.ports import Clock, Store
 from broker.ports.mail import LeasedMessage
 from broker.sessions import Session
@@ -55,10 +55,10 @@ class Drawn:
 class Drawing:
     """Draws mail for streams."""
 
-    def __init__(self, *, store: Store, leases: Leases, mailboxes: Mailboxes, bell: Bell, clock: Clock) -> None:
+    def __init__(self, *, store: Store, leases: Leases, accepted: Acceptances, bell: Bell, clock: Clock) -> None:
         self._store = store
         self._leases = leases
-        self._mailboxes = mailboxes
+        self._accepted = accepted
         self._bell = bell
         self._clock = clock
 
@@ -113,11 +113,11 @@ class Drawing:
     def _parcel(self, name: str, message: LeasedMessage, past: dict[str, str]) -> Parcel:
         return Parcel(
             message=message,
-            acceptance=self._mailboxes.acceptance(name, message.digest, message.accepted_at_ms),
+            acceptance=self._accepted.of(name, message.digest, message.accepted_at_ms),
             channel=channel_of(message.envelope) if message.kind == "batch" else b"",
             sender_token=past.get(message.lease, ""),
         )
 
     def openings(self, name: str, parcel: Parcel) -> Iterator[OpeningDelivery]:
         """Of the channel on which it came, unless that is lost."""
-        return self._mailboxes.openings(name, {parcel.channel: bool(parcel.sender_token)})
+        return self._accepted.openings(name, {parcel.channel: bool(parcel.sender_token)})

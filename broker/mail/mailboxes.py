@@ -7,7 +7,7 @@ what a sender is told, and how deliveries look: each with the broker's signature
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Final, final
 
@@ -15,7 +15,7 @@ from attestation.evidence import SEALING_KEY_SIZES
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
-from broker.identity import Identity
+from broker.mail.acceptance import Acceptances
 from broker.mail.bell import Bell
 from broker.mail.deadletters import DeadLetters
 from broker.mail.leases import HOLD_MS, LEFT_MS, Leases, Taken, Wanted
@@ -26,7 +26,7 @@ from broker.sessions import Session, Sessions
 from broker.wire.channel import channel_of
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode, WireError
-from broker.wire.jose import es256_sign, p256_from_spki
+from broker.wire.jose import p256_from_spki
 from broker.wire.leases import AckRequest, AckResponse
 from broker.wire.mailbox import (
     BatchDelivery,
@@ -55,7 +55,7 @@ class Mailboxes:
         audit: Audit,
         generation: Generation,
         sessions: Sessions,
-        identity: Identity,
+        accepted: Acceptances,
         leases: Leases,
         dead: DeadLetters,
         bell: Bell,
@@ -66,7 +66,7 @@ class Mailboxes:
         self._audit = audit
         self._generation = generation
         self._sessions = sessions
-        self._identity = identity
+        self._accepted = accepted
         self._leases = leases
         self._dead = dead
         self._bell = bell
@@ -204,36 +204,8 @@ class Mailboxes:
         )
 
     def _openings(self, name: str, batches: Sequence[LeasedMessage], taken: Taken) -> Iterator[OpeningDelivery]:
-        return self.openings(name, {channel_of(message.envelope): message.lease in taken.past for message in batches})
-
-    def openings(self, name: str, channels: Mapping[bytes, bool]) -> Iterator[OpeningDelivery]:
-        """Of channels whose batches were taken, and whether their senders have fallen: then with what proved them.
-
-        One that is lost is left out: what came on its channel cannot be opened any more, and the receiver says so.
-        """
-
-        def query(tx: Transaction) -> list[tuple[bytes, int, str]]:
-            found = [
-                (tx.channels.opening(one), tx.channels.get(one) if fell else None) for one, fell in channels.items()
-            ]
-            return [
-                (opening[0], opening[1], (record and tx.mail.token_at(record.sender, opening[1] // 1000)) or "")
-                for opening, record in found
-                if opening is not None
-            ]
-
-        for raw, accepted_at_ms, token in self._store.read(query):
-            envelope = Envelope.from_bytes(raw)
-            yield OpeningDelivery(
-                envelope=envelope,
-                accepted_at_ms=accepted_at_ms,
-                acceptance=self.acceptance(name, envelope.digest, accepted_at_ms),
-                sender_token=token,
-            )
-
-    def acceptance(self, name: str, digest: bytes, accepted_at_ms: int) -> bytes:
-        """The broker's word that it took that parcel in for that mailbox at that time."""
-        return es256_sign(self._identity.key, Delivery.message(name, digest, accepted_at_ms))
+        fell = {channel_of(message.envelope): message.lease in taken.past for message in batches}
+        return self._accepted.openings(name, fell)
 
     def _delivery(self, name: str, message: LeasedMessage, taken: Taken) -> Delivery:
         envelope = Envelope.from_bytes(message.envelope)
@@ -243,7 +215,7 @@ class Mailboxes:
             lease=message.lease,
             attempt=message.attempt,
             accepted_at_ms=message.accepted_at_ms,
-            acceptance=self.acceptance(name, digest, message.accepted_at_ms),
+            acceptance=self._accepted.of(name, digest, message.accepted_at_ms),
             sender_token=taken.past.get(message.lease, ""),
         )
 
@@ -255,7 +227,7 @@ class Mailboxes:
             lease=message.lease,
             attempt=message.attempt,
             accepted_at_ms=message.accepted_at_ms,
-            acceptance=self.acceptance(name, message.digest, message.accepted_at_ms),
+            acceptance=self._accepted.of(name, message.digest, message.accepted_at_ms),
             remaining=message.remaining,
             sender_token=taken.past.get(message.lease, ""),
         )
