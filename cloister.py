@@ -12,6 +12,7 @@ status, or a typer application. Those of the simulator, and of any other package
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 USAGE: Final = 2
+UNSAID: Final = 4  # what was found out could not be written down
 INTERRUPTED: Final = 130
 GROUP: Final = "cloister.commands"
 
@@ -42,8 +44,26 @@ SIMULATED: Final = {
 }
 
 
+class OutputFailed(Exception):
+    """Standard output takes no more. No OSError: subcommands explain those as troubles with files of their own."""
+
+
+class _Output(io.FileIO):
+    """Standard output where it is a file, device or pipe."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputFailed(error.strerror) from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status. This is the console script."""
+    if arguments is None:
+        _prepare()
     line = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(line)
@@ -51,11 +71,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) has gone. Give the interpreter's own last flush somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (`| head`) has gone
+        _silence(sys.stdout.fileno())
         return 1
+    except OutputFailed as error:
+        print(f"cloister: standard output cannot be written to: {error}", file=sys.stderr)
+        _silence(sys.stdout.fileno())
+        return UNSAID
     return status
+
+
+def _prepare() -> None:
+    """What the caller has closed goes nowhere, rather than into the first file that is opened; and a standard output
+    that takes no more is told from other files."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            _silence(number)
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115  until the end
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and not out.isatty():
+        options: dict[str, Any] = {"encoding": out.encoding, "errors": out.errors, "write_through": out.write_through}
+        raw = _Output(out.fileno(), "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=out.line_buffering, **options)
+
+
+def _silence(number: int) -> None:
+    """Whatever is written there goes nowhere, the interpreter's own last flush too."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def _dispatch(line: list[str]) -> int:
