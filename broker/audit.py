@@ -5,6 +5,7 @@ entries, inside the same commit, so no entry is ever durable without a signed he
 entry is the use-cases' decision. Entries hold names, digests and codes, never values.
 """
 
+import asyncio
 import base64
 import secrets
 import threading
@@ -29,6 +30,8 @@ CACHED_NODES: Final = 65_536
 CHECKED_AT_START: Final = 4096  # entries
 SALT_LEN: Final = 16
 PAGE: Final = 1000  # entries that are read at once
+STEP: Final = 512  # entries that a search looks at before others have their turn
+MAX_SEARCHED: Final = 16 * STEP  # by one search
 
 
 class Kind(StrEnum):
@@ -261,6 +264,36 @@ class Audit:
     def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
         """Entries from index `start` upwards."""
         return self._store.read(lambda tx: tx.log.page(start=start, limit=limit, kind=kind, subject=subject))
+
+    async def search(
+        self,
+        fits: Callable[[LogRow], bool],
+        *,
+        start: int,
+        limit: int,
+        kind: str | None = None,
+        subject: str | None = None,
+    ) -> tuple[list[LogRow], int | None]:
+        """Entries that fit, and the index to go on from, None behind the last.
+
+        One search looks at MAX_SEARCHED entries, so it may end before it has found as many as are wanted.
+        """
+        size = self.head().size
+        at, end = start, min(size, start + MAX_SEARCHED)
+        found: list[LogRow] = []
+        while at < end and len(found) < limit:
+            before, most = min(end, at + STEP), limit - len(found)
+            rows = [row for row in self._between(at, before, kind, subject) if fits(row)]
+            found += rows[:most]
+            at = found[-1].index + 1 if len(rows) >= most else before
+            await asyncio.sleep(0)  # others have their turn
+        return found, at if at < size else None
+
+    def _between(self, start: int, before: int, kind: str | None, subject: str | None) -> Sequence[LogRow]:
+        most = before - start
+        return self._store.read(
+            lambda tx: tx.log.page(start=start, before=before, limit=most, kind=kind, subject=subject)
+        )
 
     def newest(self, *, kind: str, limit: int) -> Sequence[LogRow]:
         """The newest entries of a kind, newest first."""

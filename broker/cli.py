@@ -232,7 +232,7 @@ def show_agent(
     with answering(as_json):
         client = connect(url, key_file)
         found = client.get(f"/v1/agents/{subject}")
-        found["log"] = [item["entry"] for item in client.get("/v1/log/entries", subject=subject, limit=1000)["entries"]]
+        found["log"] = [item["entry"] for item in audit_cli.entries_of(client, limit=1000, subject=subject)["entries"]]
 
         def lines() -> Iterator[str]:
             yield _agent_line(found)

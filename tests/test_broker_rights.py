@@ -12,9 +12,11 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.app import create_app
+from broker.audit import Entry, Kind
 from broker.calls import Door
 from broker.config import Admin
 from broker.errors import BrokerCode
+from broker.ports import Transaction
 from broker.rest.routes import ENDPOINTS
 from broker.rights import MARKABLE, MAY, ROLES, Act
 from broker.second import LIFE_S
@@ -172,6 +174,36 @@ async def test_the_log_shows_each_tenant_its_own(office: Office) -> None:
     index = own[-1]["index"]
     assert await office.code("tom", "GET", f"/v1/log/entries/{index}") == "ok"
     assert await office.code("eve", "GET", f"/v1/log/entries/{index}") == BrokerCode.ADMIN_TENANT
+
+
+@pytest.mark.asyncio
+async def test_a_page_of_the_log_is_full_or_says_from_where_to_go_on(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.audit.STEP", 8)
+    monkeypatch.setattr("broker.audit.MAX_SEARCHED", 32)
+
+    def work(tx: Transaction) -> None:
+        for number in range(100):
+            tenant = "other" if number in (70, 71, 99) else "acme"
+            entry = Entry(kind=Kind.ADMIN_PROPOSED, at=office.world.broker.clock(), tenant=tenant, resource=str(number))
+            office.world.broker.audit.append(tx, entry)
+
+    await office.world.broker.store.transact(work)
+    found: list[str] = []
+    asked = 0
+    at: int | None = 0
+    while asked < 9 and at is not None:
+        page = (await office.ask("eve", "GET", "/v1/log/entries", query=f"?start={at}&limit=2")).json()
+        found += [item["entry"]["resource"] for item in page["entries"]]
+        assert len(page["entries"]) == 2 or "next" not in page or page["next"] - at == 32
+        asked, at = asked + 1, page.get("next")
+    assert found == ["70", "71", "99"]
+    assert asked <= 5
+    few = (await office.ask("tom", "GET", "/v1/log/entries", query="?limit=5")).json()
+    assert (len(few["entries"]), few["next"]) == (5, few["entries"][-1]["index"] + 1)
+    proposed = (await office.ask("tom", "GET", "/v1/log/entries", query="?limit=3&kind=admin.proposed")).json()
+    assert len(proposed["entries"]) == 3
 
 
 # ── two people ─────────────────────────────────────────────────────────────────────────────────────────────────────

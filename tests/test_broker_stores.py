@@ -289,6 +289,7 @@ def test_the_log_counts_from_zero_without_gaps(store: Store) -> None:
         assert log(store, number) == number
     assert [r.entry for r in store.read(lambda tx: tx.log.page(start=1, limit=2))] == [b"1", b"2"]
     assert [r.index for r in store.read(lambda tx: tx.log.page(start=0, limit=9, kind="odd"))] == [1, 3]
+    assert [r.index for r in store.read(lambda tx: tx.log.page(start=0, limit=9, before=3, kind="odd"))] == [1]
     assert [r.index for r in store.read(lambda tx: tx.log.page(start=0, limit=9, subject="s4"))] == [4]
     assert [r.index for r in store.read(lambda tx: tx.log.newest(kind="even", limit=2))] == [4, 2]
     assert store.read(lambda tx: tx.log.entry(9)) is None

@@ -18,6 +18,7 @@ from broker.commands.cli_parts import AsJson, KeyFile, Url, answering, connect, 
 
 if TYPE_CHECKING:
     from attestation.pki import TrustRoots
+    from broker.commands.admin_client import AdminClient
     from broker.store.sql import SqlFile
     from broker.wire.log import Checkpoint
 
@@ -47,6 +48,20 @@ def entry_lines(entry: dict[str, Any]) -> Iterator[str]:
         yield f"    {reason}"
 
 
+def entries_of(
+    client: "AdminClient", *, start: int = 0, limit: int, kind: str | None = None, subject: str | None = None
+) -> dict[str, Any]:
+    """So many entries, over as many pages as that takes; `next` is there when there may be more."""
+    entries: list[dict[str, Any]] = []
+    following: int | None = start
+    while following is not None and len(entries) < limit:
+        most = limit - len(entries)
+        page = client.get("/v1/log/entries", start=following, limit=most, kind=kind, subject=subject)
+        entries += page["entries"]
+        following = page.get("next")
+    return {"entries": entries} if following is None else {"entries": entries, "next": following}
+
+
 def show_log(
     url: Url,
     key_file: KeyFile,
@@ -59,7 +74,7 @@ def show_log(
     """Entries of the log, oldest first."""
     with answering(as_json):
         client = connect(url, key_file)
-        found = client.get("/v1/log/entries", start=start, limit=limit, kind=kind, subject=subject)
+        found = entries_of(client, start=start, limit=limit, kind=kind, subject=subject)
         show(
             found,
             as_json,

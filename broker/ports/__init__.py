@@ -149,8 +149,16 @@ class Log(Protocol):
 
     def node(self, level: int, index: int) -> bytes | None: ...
     def entry(self, index: int) -> LogRow | None: ...
-    def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
-        """From index `start` upwards."""
+    def page(
+        self,
+        *,
+        start: int,
+        limit: int,
+        before: int | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+    ) -> Sequence[LogRow]:
+        """From index `start` upwards, those below `before` where it is given."""
 
     def newest(self, *, kind: str, limit: int) -> Sequence[LogRow]:
         """Newest first."""

@@ -152,9 +152,17 @@ class _Log:
     def entry(self, index: int) -> LogRow | None:
         return self._rows.get(index)
 
-    def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
+    def page(
+        self,
+        *,
+        start: int,
+        limit: int,
+        before: int | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+    ) -> Sequence[LogRow]:
         found: list[LogRow] = []
-        for index in range(start, self.size()):
+        for index in range(start, self.size() if before is None else min(before, self.size())):
             row = self._rows.rows[index]
             if kind in (None, row.kind) and subject in (None, row.subject):
                 found.append(row)

@@ -22,6 +22,7 @@ from broker.store.sql_svids import SqlSvids
 from broker.store.sql_topics import SqlStates, SqlTopics
 
 MAX_SECRETS: Final = 1024  # kept in memory, encrypted as they rest
+NO_END: Final = 2**63 - 1
 MAX_MARKS: Final = 4096  # kept in memory, those that are not there included
 
 
@@ -244,11 +245,20 @@ class _Log:
         rows = self.page(start=index, limit=1)
         return rows[0] if rows and rows[0].index == index else None
 
-    def page(self, *, start: int, limit: int, kind: str | None = None, subject: str | None = None) -> Sequence[LogRow]:
+    def page(
+        self,
+        *,
+        start: int,
+        limit: int,
+        before: int | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+    ) -> Sequence[LogRow]:
         rows = self._db.execute(
             """SELECT idx, at_ms, kind, subject, CAST(entry AS BLOB) FROM log_entry
-               WHERE idx >= ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR subject = ?) ORDER BY idx LIMIT ?""",
-            (start, kind, kind, subject, subject, limit),
+               WHERE idx >= ? AND idx < ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR subject = ?)
+               ORDER BY idx LIMIT ?""",
+            (start, NO_END if before is None else before, kind, kind, subject, subject, limit),
         )
         return [_log_row(row) for row in rows]
 
