@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 USAGE: Final = 2
@@ -138,12 +139,30 @@ def _load(name: str, reference: str, extra: str) -> object | None:
 
     module, _, attribute = reference.partition(":")
     try:
-        found: object = getattr(import_module(module), attribute)
+        with _mortal():
+            found: object = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         hint = f": pip install 'cloister[{extra}]'" if extra else ""
         print(f"cloister {name} needs the Python package {error.name}, which is not installed{hint}", file=sys.stderr)
         return None
     return found
+
+
+@contextmanager
+def _mortal() -> Iterator[None]:
+    """An interrupt ends the process at once, as SIGTERM does: there is nothing to put away yet, and as an exception in
+    the middle of an import it may be taken for a trouble of that module's, and be lost."""
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        if ours:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except ValueError:  # not the main thread, which alone is interrupted
+        ours = False
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _call(name: str, command: Any, rest: list[str]) -> int:
@@ -188,11 +207,10 @@ def _nearest(name: str) -> str:
 
 
 def _entry_points() -> dict[str, str]:
-    """name → reference of the group `cloister.commands`; from pyproject.toml where the project runs from a checkout."""
-    from importlib.metadata import entry_points
+    """name → reference of the group `cloister.commands`."""
+    from attestation.provided import provided
 
-    found = {point.name: point.value for point in entry_points(group=GROUP)}
-    return found or {str(name): str(value) for name, value in _project().get("entry-points", {}).get(GROUP, {}).items()}
+    return provided(GROUP)
 
 
 def _version() -> str:
@@ -201,20 +219,9 @@ def _version() -> str:
     try:
         return version("cloister")
     except PackageNotFoundError:
-        return str(_project().get("version", "(unknown)"))
+        from attestation.provided import checkout
 
-
-def _project() -> dict[str, Any]:
-    """The `project` table of the pyproject.toml beside this file; empty where there is none."""
-    import tomllib
-
-    try:
-        project: dict[str, Any] = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text("utf-8"))[
-            "project"
-        ]
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        return {}
-    return project
+        return str(checkout().get("version", "(unknown)"))
 
 
 if __name__ == "__main__":

@@ -6,29 +6,25 @@ reference values are. A simulated domain is used only when it is asked for by na
 """
 
 import hashlib
-import json
-import tomllib
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.chains import claimed_platform
-from attestation.errors import AttestationError
-from attestation.pki import TrustRoots
 from attestation.ports import TrustDomain
+from attestation.provided import provided
 from attestation.quote import Quote
 from broker.config import DOMAINS, Admin
 from broker.errors import BrokerCode, BrokerError
 from broker.identity import Identity
+from broker.wire.trustfile import TrustFile, TrustFileFault
 from policies.signing import Signers
 
 GROUP: Final = "cloister.trust_domain"
 LABEL: Final = "broker"
-MAX_TRUST_FILE: Final = 256 * 1024
 
 
 def open_domain(kind: str, machine: str = "") -> TrustDomain | None:
@@ -40,7 +36,7 @@ def open_domain(kind: str, machine: str = "") -> TrustDomain | None:
         raise _invalid(f"a trust domain is one of {', '.join(DOMAINS)}, not {kind!a}")
     if kind == "none":
         return None
-    module, _, attribute = _entry_points().get(kind, "").partition(":")
+    module, _, attribute = provided(GROUP).get(kind, "").partition(":")
     if not module:
         raise _invalid(f"nothing installed provides the trust domain {kind!a}")
     if kind == "simulated" and not machine:
@@ -56,17 +52,6 @@ def open_domain(kind: str, machine: str = "") -> TrustDomain | None:
     return domain
 
 
-def _entry_points() -> dict[str, str]:
-    """name → reference; from pyproject.toml where the project runs from a checkout."""
-    found = {point.name: point.value for point in entry_points(group=GROUP)}
-    project = Path(__file__).resolve().parent.parent / "pyproject.toml"
-    try:
-        declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"][GROUP]
-    except (OSError, ValueError, KeyError):
-        declared = {}
-    return {**declared, **found}
-
-
 def trust_file_digest(
     path: Path, identity: Identity, roots: Sequence[str], admins: Sequence[Admin], signers: Signers | None = None
 ) -> bytes:
@@ -75,53 +60,44 @@ def trust_file_digest(
 
     Raises BrokerError config.invalid.
     """
+    found = trust_file(path)
+    wrong = [*_contradictions(found, identity, roots, admins), *_unsigned(found, signers)]
+    if wrong:
+        raise _invalid(f"trust.file {path}: {'; '.join(wrong)}")
+    return found.digest
+
+
+def trust_file(path: Path) -> TrustFile:
+    """The trust file that agents of this broker are given. Raises BrokerError config.invalid."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_TRUST_FILE + 1)
-        text = raw.decode("utf-8")
-        found = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-        wrong = [*_contradictions(found, identity, roots, admins), *_unsigned(found, signers)]
+        return TrustFile.load(path)
     except OSError as error:
         raise _invalid(f"trust.file {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _invalid(f"trust.file {path} cannot be read: {type(error).__name__}") from None
-    if len(raw) > MAX_TRUST_FILE or wrong:
-        raise _invalid(f"trust.file {path}: {'; '.join(wrong) or 'too large'}")
-    return hashlib.sha256(raw).digest()
+    except TrustFileFault as fault:
+        raise _invalid(f"trust.file {path}: {fault}") from None
 
 
-def _contradictions(
-    found: dict[str, Any], identity: Identity, roots: Sequence[str], admins: Sequence[Admin]
-) -> list[str]:
-    told = TrustRoots.intel() if found["roots"].get("intel") else _pem_roots(found["roots"]["pem"])
-    named = set(found.get("administrators", {}).get("keys", ()))
-    strangers = [admin.name for admin in admins if admin.jkt not in named]
+def _contradictions(found: TrustFile, identity: Identity, roots: Sequence[str], admins: Sequence[Admin]) -> list[str]:
+    strangers = [admin.name for admin in admins if admin.jkt not in found.administrators]
     return [
         text
         for wrong, text in (
-            (found["broker"]["id"] != identity.broker_id.hex(), "it names another broker's id"),
-            (set(told.sha256) != set(roots), "it names other roots than this broker trusts"),
+            (found.broker_id != identity.broker_id, "it names another broker's id"),
+            (set(found.roots.sha256) != set(roots), "it names other roots than this broker trusts"),
             (bool(strangers), f"it does not name the administrators {', '.join(strangers)}"),
         )
         if wrong
     ]
 
 
-def _unsigned(found: dict[str, Any], signers: Signers | None) -> list[str]:
+def _unsigned(found: TrustFile, signers: Signers | None) -> list[str]:
     """Whoever keeps the disk of an attested broker must not be able to write its policies."""
-    named = set(found.get("policies", {}).get("signers", ()))
+    named = set(found.policy_signers)
     keys = signers.keys if signers else ()
-    demanded = {key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex() for key in keys}
+    demanded = {key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys}
     if not named or (demanded and demanded <= named):
         return []
     return ["it names policy signers, and policy.signers demands no signature of them alone"]
-
-
-def _pem_roots(texts: list[str]) -> TrustRoots:
-    try:
-        return TrustRoots.from_pem("\n".join(texts).encode("ascii"))
-    except AttestationError as error:
-        raise ValueError(error.detail) from None
 
 
 def reference_values(domain: TrustDomain) -> dict[str, Any]:

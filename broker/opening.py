@@ -5,7 +5,6 @@ it lacks, and who may bring it, is decided in sealed.py.
 """
 
 import asyncio
-import hashlib
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from attestation.ports import CollateralSource, TrustDomain
 from broker.app import listen, serve
 from broker.clock import wall_clock
 from broker.config import Settings
+from broker.domains import trust_file
 from broker.errors import BrokerCode, BrokerError
 from broker.ports import Clock
 from broker.rest.sealed_http import SealedDoors, serving_sealed
@@ -75,8 +75,7 @@ class Opening:
         if self.domain is None or self.settings.trust_file is None:
             return
         source = self.collateral or collateral_source(self.settings, self.clock)
-        digest = hashlib.sha256(self.settings.trust_file.read_bytes()).digest()
-        await desk.attest(self.domain, digest, source)
+        await desk.attest(self.domain, trust_file(self.settings.trust_file).digest, source)
 
     async def _open(self, desk: Unsealing) -> Broker:
         return await build(

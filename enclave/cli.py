@@ -11,16 +11,15 @@ import argparse
 import os
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from attestation.errors import AttestationError
 from attestation.ports import TrustDomain
+from attestation.provided import provided
 from enclave import labs, launch, supervise
 from enclave.errors import AgentError, Code, EnclaveError, LaunchFailed, TdxError
 from enclave.main import BROKER_VARIABLE, TRUST_VARIABLE
@@ -90,18 +89,18 @@ def _digest(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.reload and not options.simulated:
         raise LaunchFailed(Code.LAUNCH_RELOAD, "--reload without --simulated")
-    real = None if options.simulated else _real()  # first: without a trust domain nothing else matters
-    around = _surroundings(options)
-    broker_url = around.broker_url or TrustFile.parse(around.trust).broker_url
-    if not broker_url:
-        raise AgentError(Code.AGENT_UNCONFIGURED, "no broker is known", _HINT)
-    name = options.name or options.agent.resolve().stem
-    uid = None if options.same_user else supervise.separate_uid()
-    if real is not None and uid is None and not options.same_user:
-        raise LaunchFailed(Code.LAUNCH_SAME_USER, f"the launcher runs as user {os.geteuid()}")
-    launcher = _Launcher(options=options, name=name, trust=around.trust, broker_url=broker_url, uid=uid)
-    boot = _booting(around.machine, name)
     with supervise.Signals() as signals:
+        real = None if options.simulated else _real()  # first: without a trust domain nothing else matters
+        around = _surroundings(options)
+        broker_url = around.broker_url or TrustFile.parse(around.trust).broker_url
+        if not broker_url:
+            raise AgentError(Code.AGENT_UNCONFIGURED, "no broker is known", _HINT)
+        name = options.name or options.agent.resolve().stem
+        uid = None if options.same_user else supervise.separate_uid()
+        if real is not None and uid is None and not options.same_user:
+            raise LaunchFailed(Code.LAUNCH_SAME_USER, f"the launcher runs as user {os.geteuid()}")
+        launcher = _Launcher(options=options, name=name, trust=around.trust, broker_url=broker_url, uid=uid)
+        boot = _booting(around.machine, name)
         return launcher.again_and_again(boot, signals) if options.reload else launcher.once(real or boot(), signals)
 
 
@@ -221,7 +220,7 @@ def _real() -> TrustDomain:
 
 def _simulated(machine: str, label: str) -> TrustDomain:
     """The domain that whoever provides `simulated` in the group makes: this package knows no simulator."""
-    reference = _entry_points().get("simulated", "")
+    reference = provided(GROUP).get("simulated", "")
     module, _, attribute = reference.partition(":")
     if not module:
         raise LaunchFailed(Code.LAUNCH_NO_SIMULATOR, f"nothing provides `simulated` in the group {GROUP}")
@@ -245,21 +244,6 @@ def _booting(machine: str, label: str) -> Callable[[], TrustDomain]:
         return _simulated(machine, label)
 
     return boot
-
-
-def _entry_points() -> dict[str, str]:
-    """name → reference; from pyproject.toml where the project runs from a checkout."""
-    found = {point.name: point.value for point in entry_points(group=GROUP)}
-    if found:
-        return found
-    try:
-        project: dict[str, Any] = tomllib.loads(
-            Path(__file__).resolve().parent.parent.joinpath("pyproject.toml").read_text(encoding="utf-8")
-        )
-    except (OSError, tomllib.TOMLDecodeError):
-        return {}
-    points: dict[str, str] = project.get("project", {}).get("entry-points", {}).get(GROUP, {})
-    return points
 
 
 def _tell(staged: launch.Staged, domain: TrustDomain, name: str, uid: int | None, *, chosen: bool) -> None:

@@ -8,17 +8,15 @@ report_data, at (Unix seconds), root_pem, evidence (what an agent sends, or None
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, Final
 
 from attestation.collateral import Collateral
 from attestation.evidence import Evidence, verify_proof
+from attestation.provided import provided
 from attestation.verifier import Allowance
 from policies.codes import BundleCode
 from policies.errors import BundleError
@@ -33,7 +31,7 @@ Where = tuple[str, int]
 
 def source(where: Where = ("", 0)) -> tuple[Callable[[list[str]], Mapping[str, Any]], tuple[str, ...]]:
     """The simulator's source of exhibits and the names that it knows. Raises BundleError naming the extra."""
-    reference = next((point.value for point in entry_points(group=GROUP)), "") or _of_checkout()
+    reference = next(iter(provided(GROUP).values()), "")
     module, _, name = reference.partition(":")
     try:
         found = import_module(module) if module else None
@@ -43,15 +41,6 @@ def source(where: Where = ("", 0)) -> tuple[Callable[[list[str]], Mapping[str, A
         detail = "a simulated fault is wanted, and no simulator is installed"
         raise BundleError(BundleCode.TEST_CASE, *where, detail, "pip install 'cloister[simulator]'")
     return getattr(found, name), tuple(found.FAULTS)
-
-
-def _of_checkout() -> str:
-    """The reference in pyproject.toml, where the project runs from a checkout without being installed."""
-    project = Path(__file__).parent.parent / "pyproject.toml"
-    if not project.is_file():
-        return ""
-    points = tomllib.loads(project.read_text("utf-8"))["project"].get("entry-points", {}).get(GROUP, {})
-    return str(next(iter(points.values()), ""))
 
 
 def facts_of_fault(

@@ -22,7 +22,7 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
+        "provided errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
         "collateral documents validity chains endorsements quoting appraisal arguments recent verifier ear "
         "transparency tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect "
         "net terminal inspect_cli measure_cli verify_cli decision_cli cli __init__"
@@ -37,7 +37,8 @@ ORDER: dict[str, str] = {
         "errors telling clock keys trustfile tdx replay retired messages domain packages launch session release kept "
         "standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint stream client svid "
         "durable fetching topics connection company received peers runtime direct workload_messages workload "
-        "declared replies context main handling subscribing hooks life agent supervise labs reload cli __init__"
+        "declared replies tools calling context main handling subscribing hooks guards serving toolbox life agent "
+        "supervise labs reload cli __init__"
     ),
     "broker": (
         "__init__ wire ports errors points deadlines tree archive audit bundles generation rootkey keyring authority "
@@ -49,7 +50,7 @@ ORDER: dict[str, str] = {
     "broker/ports": "channels mail svids topics releases __init__",
     "broker/mail": (
         "__init__ sparing edges labels mailkeys states acceptance bell deadletters leases vouchers mailboxes routing "
-        "topics channels drawing blobs desks"
+        "ways topics channels drawing blobs desks"
     ),
     "broker/store": (
         "__init__ rows undo turns shares memory_channels memory_stones memory_mail memory_svids memory_topics "
@@ -66,7 +67,7 @@ ORDER: dict[str, str] = {
     "broker/wire": (
         "__init__ errors canonical tags jose fields names tools log evidence challenge attested svid dpop unseal terms "
         "release derive labels api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 "
-        "mailbox keys state peers revocations topic bodies relying"
+        "mailbox keys state peers revocations topic bodies relying trustfile"
     ),
     "broker/kbs": "__init__ jwe messages keys token records guests resources desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",

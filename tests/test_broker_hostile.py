@@ -327,7 +327,8 @@ async def test_t25_an_attested_broker_demands_the_signers_that_its_trust_file_na
     told = [key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo).hex() for key in keys]
     roots = {"pem": [world.machine.root_pem.decode()]}
     path, identity = tmp_path / "trust.json", world.broker.identity
-    file = {"broker": {"id": identity.broker_id.hex()}, "roots": roots, "policies": {"signers": told[:1]}}
+    broker = {"id": identity.broker_id.hex()}
+    file = {"version": 1, "tenant": "acme", "broker": broker, "roots": roots, "policies": {"signers": told[:1]}}
     path.write_text(json.dumps(file))
     for signers in (None, Signers((keys[1],)), Signers(tuple(keys))):
         with pytest.raises(BrokerError, match="policy signers") as caught:

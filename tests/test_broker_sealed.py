@@ -38,6 +38,7 @@ from broker.wire.challenge import ChallengeResponse
 from broker.wire.errors import WireError
 from broker.wire.jose import b64u, thumbprint
 from broker.wire.log import Checkpoint, raw_log_key, verify_consistency
+from broker.wire.trustfile import render
 from broker.wire.unseal import ShareOffer, UnsealStatus, share_info
 from broker.witness import COSIGNATURE, Witness, _key_id
 from simulator.machine import Machine
@@ -64,11 +65,16 @@ class House:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         write_bundle(self.folder / "policy")
-        (self.folder / "trust.json").write_text("{}")
+        (self.folder / "trust.json").write_bytes(self.trust)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def trust(self) -> bytes:
+        """What agents of this broker are given."""
+        return render(tenant="acme", log_key=b"log key".ljust(32), roots_pem=(self.machine.root_pem,))
 
     def settings(self) -> Settings:
         members: dict[str, Any] = {
@@ -259,8 +265,9 @@ async def test_a_holder_sees_where_the_share_goes(tmp_path: Path) -> None:
 def trust_file(house: House, **changes: Any) -> Path:
     """What a holder believes: the machine's root, and this domain's registers."""
     path = house.folder / "holder.json"
-    reference = reference_values(house.domain) | {"trust_files": [hashlib.sha256(b"{}").hexdigest()]} | changes
-    members = {"roots": {"intel": False, "pem": [house.machine.root_pem.decode()]}, "broker": {"reference": reference}}
+    reference = reference_values(house.domain) | {"trust_files": [hashlib.sha256(house.trust).hexdigest()]} | changes
+    members = json.loads(house.trust)
+    members["broker"]["reference"] = reference
     path.write_text(json.dumps(members))
     return path
 

@@ -374,9 +374,9 @@ def test_an_agent_that_nobody_launched_says_how_to_launch_it(tmp_path: Path) -> 
 
 
 def test_where_no_simulator_is_installed_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_entry_points", dict)
+    monkeypatch.setattr(cli, "provided", lambda _: {})
     assert code_of(cli._simulated, "machine", "td") == Code.LAUNCH_NO_SIMULATOR
-    monkeypatch.setattr(cli, "_entry_points", lambda: {"simulated": "no_such_simulator:make"})
+    monkeypatch.setattr(cli, "provided", lambda _: {"simulated": "no_such_simulator:make"})
     assert code_of(cli._simulated, "machine", "td") == Code.LAUNCH_NO_SIMULATOR
 
 

@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -28,6 +28,7 @@ from broker.rootkey.root import RootKey
 from broker.store.sql import SqlStore
 from broker.wire.jose import thumbprint
 from broker.wire.log import verifier_key
+from broker.wire.trustfile import render
 from policies.scaffold import starter, write
 
 SETTINGS: Final = "broker.toml"
@@ -170,14 +171,11 @@ def admin_key(path: Path) -> str:
 
 def _trust_file(settings: Settings, tenant: str, identity: Identity, jkt: str) -> bytes:
     """Whom agents of this broker believe, in the JSON form that `cloister run --trust` reads."""
-    roots: dict[str, Any] = {"intel": settings.roots_file is None, "pem": []}
-    if settings.roots_file is not None:
-        roots["pem"] = [settings.roots_file.read_text(encoding="ascii")]
-    members = {
-        "version": 1,
-        "tenant": tenant,
-        "broker": {"id": identity.broker_id.hex(), "log_key": identity.log_key.hex(), "url": settings.public_url},
-        "roots": roots,
-        "administrators": {"keys": [jkt]},
-    }
-    return json.dumps(members, indent=2, sort_keys=True).encode() + b"\n"
+    return render(
+        tenant=tenant,
+        log_key=identity.log_key,
+        broker_url=settings.public_url,
+        roots_pem=() if settings.roots_file is None else (settings.roots_file.read_bytes(),),
+        intel=settings.roots_file is None,
+        administrators=(jkt,),
+    )

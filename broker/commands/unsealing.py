@@ -5,16 +5,10 @@ trust file, under its roots; without evidence nothing is brought unless that is 
 when the log provably continues the one that was remembered.
 """
 
-import hashlib
-import json
 import secrets
-import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
 
-from attestation.errors import AttestationError
-from attestation.pki import TrustRoots
 from attestation.sealing import seal_to
 from attestation.verifier import Verifier
 from broker.commands.admin_client import REFUSED, USAGE, AdminClient, AdminError
@@ -26,9 +20,8 @@ from broker.wire.errors import WireError
 from broker.wire.fields import Reader
 from broker.wire.jose import b64u
 from broker.wire.log import HASH_LEN, MAX_PROOF, Checkpoint, verify_consistency
+from broker.wire.trustfile import TrustFile, TrustFileFault
 from broker.wire.unseal import Confirmation, ShareOffer, UnsealStatus, share_info
-
-MAX_TRUST_FILE: Final = 256 * 1024
 
 
 def bring(
@@ -53,7 +46,7 @@ def bring(
 
 def _judge(caller: AdminClient, status: UnsealStatus, trust: Path, at: datetime) -> None:
     """Whether the key in the status is one inside a trust domain that the trust file describes."""
-    reference, roots, digest = _trust_file(trust)
+    told, reference = _trust_file(trust)
     nonce = secrets.token_bytes(32)
     answer = ChallengeResponse.from_dict(caller.send("POST", "/v1/unseal:challenge", {"client_nonce": b64u(nonce)}))
     answer.verify(answer.broker_id, client_nonce=nonce)  # a sealed broker has no identity yet, only fresh keys
@@ -63,31 +56,26 @@ def _judge(caller: AdminClient, status: UnsealStatus, trust: Path, at: datetime)
         answer.evidence,
         answer.keys,
         reference=reference,
-        verifier=Verifier(roots),
-        trust_file_digest=digest,
+        verifier=Verifier(told.roots),
+        trust_file_digest=told.digest,
         at=at,
     )
     if answer.evidence.sealing_key != status.key:
         raise AdminError("root.unattested", "the quote binds another key than the one offered", status=REFUSED)
 
 
-def _trust_file(path: Path) -> tuple[BrokerReference, TrustRoots, bytes]:
+def _trust_file(path: Path) -> tuple[TrustFile, BrokerReference]:
+    """A trust file that says what the broker must be. Raises AdminError trust.unreadable, trust.malformed."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_TRUST_FILE + 1)
-        if len(raw) > MAX_TRUST_FILE:
-            raise ValueError("too large")
-        text = raw.decode("utf-8")
-        found: dict[str, Any] = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-        roots = found["roots"]
-        pems = "\n".join(roots.get("pem", [])).encode("ascii")
-        trusted = TrustRoots.intel() if roots.get("intel") else TrustRoots.from_pem(pems)
-        return BrokerReference.from_dict(found["broker"]["reference"]), trusted, hashlib.sha256(raw).digest()
+        found = TrustFile.load(path)
     except OSError as error:
         raise AdminError("trust.unreadable", f"{path}: {error.strerror}", status=USAGE) from None
-    except (ValueError, KeyError, TypeError, AttributeError, AttestationError, WireError) as error:
-        detail = f"{path}: no trust file with [broker.reference] ({type(error).__name__})"
-        raise AdminError("trust.malformed", detail, status=USAGE) from None
+    except TrustFileFault as fault:
+        raise AdminError("trust.malformed", f"{path}: {fault}", status=USAGE) from None
+    if found.broker_reference is None:
+        detail = f"{path}: it has no [broker.reference], which says what the broker must be"
+        raise AdminError("trust.malformed", detail, status=USAGE)
+    return found, found.broker_reference
 
 
 def compared(caller: AdminClient, log_key: bytes, known: str | None) -> Checkpoint:
