@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
-from jwt.api_jws import PyJWS
 
-from attestation.encoding import compact_json, from_b64url, strict_json
+from attestation.encoding import b64url, compact_json, from_b64url, strict_json
 from attestation.errors import Code, TokenRefused
 
 MAX_TOKEN: Final = 64 << 10
@@ -30,7 +30,6 @@ LAST_S: Final = 253_402_300_799
 """The last Unix second that a datetime can hold."""
 SKEW_S: Final = 60
 _ALGORITHM: Final = "ES256"
-_JWS: Final = PyJWS(algorithms=[_ALGORITHM])
 _ES256: Final = ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1)
 
 Keys = Mapping[str, ec.EllipticCurvePublicKey]
@@ -54,13 +53,20 @@ def write_payload(payload: bytes, *, typ: str, key: ec.EllipticCurvePrivateKey, 
     """The same for claims that are JSON already, as `compact_json` would have written them."""
     if not isinstance(key.curve, ec.SECP256R1):
         raise ValueError("tokens are signed with a P-256 key")
-    try:
-        token = _JWS.encode(payload, key, algorithm=_ALGORITHM, headers={"kid": kid, "typ": typ})
-    except UnicodeEncodeError as error:
-        raise TokenRefused(Code.TOKEN_CLAIMS, f"the header cannot be written: {error}") from error
+    said = f"{_header(kid, typ)}.{b64url(payload)}"
+    token = f"{said}.{b64url(_ES256.sign(said.encode(), key))}"
     if len(token) > MAX_TOKEN:
         raise TokenRefused(Code.TOKEN_TOO_LARGE, f"{len(token)} bytes, at most {MAX_TOKEN}")
     return token
+
+
+@lru_cache(maxsize=64)
+def _header(kid: str, typ: str) -> str:
+    """The first part, the same for every token of one kind under one key."""
+    try:
+        return b64url(compact_json({"alg": _ALGORITHM, "kid": kid, "typ": typ}))
+    except ValueError as error:
+        raise TokenRefused(Code.TOKEN_CLAIMS, f"the header cannot be written: {error}") from error
 
 
 def read(

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, NoReturn, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -38,6 +39,7 @@ _EXTENSION: Final = "cloister_verdict"
 _RESULT: Final = "cloister_verification"
 _POLICY_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_ID: Final = 64
+_NONCE: Final = "<nonce>"  # stands where an agent's own will
 _SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
 
 
@@ -188,17 +190,15 @@ def sign_admission(
     if not _POLICY_DIGEST.fullmatch(policy_digest):
         raise TokenRefused(Code.TOKEN_CLAIMS, "a policy digest is a SHA-256 in lower-case hex")
     stated = appraisal if appraisal.policy_digest == policy_digest else replace(appraisal, policy_digest=policy_digest)
-    payload = {
-        **_envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti),
-        "sub": verdict.subject,
-        "cnf": {"jkt": verdict.jkt},
-        **_appraised(verdict, stated, b64url(bytes.fromhex(verdict.nonce))),
-    }
+    envelope = _envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti)
+    before, after = _appraised_text(verdict.tee, verdict.tcb_status, verdict.allowances, verdict.compared, stated)
+    nonce = b64url(bytes.fromhex(verdict.nonce))
     inside = verdict_claims.to_json(verdict, verdict.event_digests)
     try:
-        told = compact_json(payload)[:-1] + f',"{_EXTENSION}":{inside}}}'.encode()
+        own = compact_json({**envelope, "sub": verdict.subject, "cnf": {"jkt": verdict.jkt}})
     except ValueError as error:
         raise TokenRefused(Code.TOKEN_CLAIMS, f"a claim cannot be written: {error}") from error
+    told = own[:-1] + f',{before}{nonce}{after},"{_EXTENSION}":{inside}}}'.encode()
     return tokens.write_payload(told, typ=ADMISSION_TYPE, key=key, kid=kid)
 
 
@@ -255,7 +255,7 @@ def sign_result(
     facts = {name: value for name, value in verdict.to_claims().items() if name not in verdict_facts.BOUND}
     payload = {
         **_envelope(issuer, audience, at, ttl_s, verdict.valid_until, jti),
-        **_appraised(verdict, appraisal, ""),
+        **_appraised(verdict.tee, verdict.tcb_status, verdict.allowances, verdict.compared, appraisal),
         _RESULT: {"ok": True, "code": None, "checks": _told(checks), "facts": facts},
     }
     return tokens.write(payload | _asked(nonce), typ=RESULT_TYPE, key=key, kid=kid)
@@ -342,16 +342,33 @@ def _envelope(
     return {"iss": issuer, "aud": audience, "iat": issued, "exp": ends, "jti": jti}
 
 
-def _appraised(verdict: Verdict, appraisal: Appraisal, evidence_nonce: str) -> dict[str, Any]:
-    values, overall = ear.judged(verdict.tcb_status, verdict.allowances, appraisal, compared=verdict.compared)
+def _appraised(
+    tee: Tee,
+    status: TcbStatus,
+    allowances: tuple[str, ...],
+    compared: bool,
+    appraisal: Appraisal,
+    evidence_nonce: str = "",
+) -> dict[str, Any]:
+    values, overall = ear.judged(status, allowances, appraisal, compared=compared)
     return ear.frame(
-        label=LABELS[verdict.tee],
+        label=LABELS[tee],
         values=values,
         overall=overall,
         appraisal=appraisal,
         build=BUILD,
         evidence_nonce=evidence_nonce,
     )
+
+
+@lru_cache(maxsize=256)
+def _appraised_text(
+    tee: Tee, status: TcbStatus, allowances: tuple[str, ...], compared: bool, appraisal: Appraisal
+) -> tuple[str, str]:
+    """The same as members of a JSON object, up to the nonce and behind it: agents who are alike have it in common."""
+    members = _appraised(tee, status, allowances, compared, appraisal, evidence_nonce=_NONCE)
+    before, after = compact_json(members)[1:-1].decode().split(_NONCE)
+    return before, after
 
 
 def _told(checks: Iterable[Check]) -> list[dict[str, Any]]:
