@@ -10,6 +10,7 @@ import gc
 import logging
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
@@ -125,9 +126,15 @@ class Server(uvicorn.Server):
     """uvicorn, which sends waiting receivers home first when it is told to stop."""
 
     def __init__(
-        self, config: uvicorn.Config, broker: Broker, ready: Callable[[], None], grpc: GrpcServer | None
+        self,
+        config: uvicorn.Config,
+        broker: Broker,
+        ready: Callable[[], None],
+        grpc: GrpcServer | None,
+        stop_s: int,
     ) -> None:
         super().__init__(config)
+        self._stop_s = stop_s
         self._broker = broker
         self._ready = ready
         self._grpc = grpc
@@ -139,9 +146,16 @@ class Server(uvicorn.Server):
             self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Callers of both kinds finish at the same time, within one bound: some never do."""
+        end_s = time.monotonic() + self._stop_s
         self._broker.bell.stop()
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
         if self._grpc is not None:
-            await self._grpc.stop(STOP_S)
+            await self._grpc.stop(self._stop_s)
+        self.config.timeout_graceful_shutdown = max(1, round(end_s - time.monotonic()))
         await super().shutdown(sockets)
 
 
@@ -153,12 +167,13 @@ async def serve(
     stop: asyncio.Event | None = None,
     on_grpc: Callable[[str], None] = lambda _: None,
     tls: Tls | None = None,
+    stop_s: int = STOP_S,
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until `stop` is set; `ready` is called when connections are taken, before it
     `on_grpc` with the address of the gRPC server where the settings want one.
 
     Without a socket the settings' host and port are bound; without `tls`, what the settings name is read. Raises
-    OSError when nothing can be bound; BrokerError config.invalid.
+    OSError when nothing can be bound; BrokerError config.invalid. Running requests have `stop_s` to finish.
     """
     sys.setswitchinterval(SWITCH_S)
     tls = tls or Tls.of(broker.settings)
@@ -169,14 +184,12 @@ async def serve(
         context = tls.context
         options["ssl_context_factory"] = lambda *_: context
     options["http"] = guarded()
-    config = uvicorn.Config(
-        create_app(broker), timeout_graceful_shutdown=STOP_S, timeout_keep_alive=75, lifespan="on", **options
-    )
+    config = uvicorn.Config(create_app(broker), timeout_keep_alive=75, lifespan="on", **options)
     grpc = await _grpc(broker, tls)
     if grpc is not None:
         broker.ports.grpc = grpc.port
         on_grpc(grpc.address)
-    server = Server(config, broker, ready, grpc)
+    server = Server(config, broker, ready, grpc, stop_s)
     watching = [asyncio.create_task(_watch(stop, server))] if stop else []
     watching += [asyncio.create_task(_follow(tls))] if tls else []
     try:

@@ -48,10 +48,13 @@ class Signals:
         self._child: subprocess.Popen[bytes] | None = None
         self._starting = False
         self._pending = 0
+        self._asked_for = 0
         self._before: dict[int, Any] = {}
 
     def start(self, begin: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
         """Start the agent; a signal meanwhile goes to it afterwards, so that none is left alone."""
+        if self._asked_for:
+            raise SystemExit(128 + self._asked_for)  # as it did when it came, and was lost then
         self._starting = True
         self._child = begin()
         if self._pending:
@@ -120,6 +123,7 @@ class Signals:
         elif self._starting:
             self._pending = number
         else:
+            self._asked_for = number
             raise SystemExit(128 + number)
 
 

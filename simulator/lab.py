@@ -70,6 +70,7 @@ PORTS: Final = "ports.json"
 DATABASE: Final = "broker.sqlite"
 REFRESH_S: Final = 5  # a recovery recorded from elsewhere is seen after so long
 START_PATIENCE_S: Final = 30.0
+STOP_S: Final = 2  # for whoever is being answered; somebody in front of it waits for the end
 
 
 @final
@@ -265,7 +266,12 @@ class _Serving:
             await self._prefetch(platform)
         await begin_attested(self.broker, *self._introduce(self.broker))
         await serve(
-            self.broker, sock=self._door, ready=self._started.set, stop=self._ending, on_grpc=self._grpc_listens
+            self.broker,
+            sock=self._door,
+            ready=self._started.set,
+            stop=self._ending,
+            on_grpc=self._grpc_listens,
+            stop_s=STOP_S,
         )
 
     def _grpc_listens(self, address: str) -> None:

@@ -1,8 +1,10 @@
 """A command that serves ends at the first signal, in whichever moment and thread it comes."""
 
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.app import STOP_S
 from simulator import ending
 from simulator.ending import Ending, end
 
@@ -20,6 +23,7 @@ TIMES = int(os.environ.get("CLOISTER_SIGNALS", "2"))  # of each command; some hu
 # The signal is taken by a thread that is not the main one, while that waits.
 ELSEWHERE = """
 import signal, threading
+from broker.app import STOP_S
 from simulator import ending
 from simulator.ending import Ending, end
 with Ending() as ending:
@@ -106,3 +110,24 @@ def test_it_ends_whenever_it_is_asked(command: tuple[str, ...], tmp_path: Path) 
             process.kill()
         assert process.returncode in (0, -signal.SIGTERM)  # before it has begun to serve, nothing has to be put away
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_callers_who_never_finish_hold_a_lab_up_once_and_for_little(tmp_path: Path) -> None:
+    """One who does not send the rest of a request, one who does not even begin: both doors wait at the same time."""
+    command = [sys.executable, "-m", "cloister", "lab", "--json", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        host, _, rest = facts["broker_url"].removeprefix("http://").partition(":")
+        with (
+            socket.create_connection((host, int(rest))) as half,
+            socket.create_connection((host, int(facts["grpc_address"].rpartition(":")[2]))),
+        ):
+            half.sendall(b"POST /v1/challenges HTTP/1.1\r\nhost: lab\r\ncontent-length: 100\r\n\r\n{")
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(2 * STOP_S - 4)
+            finally:
+                process.kill()
+    assert process.returncode == 0

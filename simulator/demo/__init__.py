@@ -21,13 +21,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="cloister demo", description=__doc__.split(";")[0] + ".")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end, nothing else")
     options = parser.parse_args(list(arguments))
-    from broker.commands.admin_client import AdminError
-    from broker.telemetry import log_to
     from simulator.demo.process import DemoFailed, interruption
-    from simulator.demo.story import tell
 
     for number in (signal.SIGTERM, signal.SIGINT):  # first: whatever is made from here on is cleaned up
         signal.signal(number, interruption.handle)
+    with interruption.held():
+        from broker.commands.admin_client import AdminError
+        from broker.telemetry import log_to
+        from simulator.demo.story import tell
     with (
         tempfile.TemporaryDirectory(prefix="cloister-demo-") as folder,
         Path(folder, "broker.log").open("w", encoding="utf-8") as log,

@@ -55,6 +55,10 @@ class Interruption:
             yield
         finally:
             self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Take effect, if a signal has come and what it raised was lost, in an import for example."""
         if self._number:
             raise SystemExit(128 + self._number)
 
@@ -101,6 +105,7 @@ class AgentProcess:
         """In short waits: one that has begun a moment after a signal is not interrupted by it. Raises queue.Empty."""
         end_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < end_s:
+            interruption.check()
             with suppress(queue.Empty):
                 return self._events.get(timeout=LOOK_S)
         raise queue.Empty
