@@ -121,6 +121,13 @@ def destroy(tx: Transaction, name: str, version: int | None) -> int:
     return tx.secrets.destroy(name, version)
 
 
+def forget(tx: Transaction, name: str) -> None:
+    """Wipe every version, and what is remembered of it: for kept keys, whose names are free again with the last one."""
+    tx.secrets.destroy(name)
+    tx.secrets.discard(name)
+    tx.marks.drop(NEWEST + name)
+
+
 def find(tx: Transaction, name: str, version: int | None) -> SecretRecord:
     """Raises BrokerError: secret.unknown, secret.destroyed, store.row_forged."""
     record = tx.secrets.get(name, version)

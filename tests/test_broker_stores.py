@@ -284,6 +284,17 @@ def test_a_destroyed_secret_has_nothing_left(store: Store) -> None:
     assert all(r.destroyed for r in store.read(lambda tx: tx.secrets.page()))
 
 
+def test_destroyed_versions_of_a_secret_can_be_dropped_and_living_ones_cannot(store: Store) -> None:
+    for version in (1, 2, 3):
+        put(store, secret(version=version))
+    for version in (1, 2):
+        do(store, lambda tx, gone=version: tx.secrets.destroy("acme/a", gone))  # type: ignore[misc]
+    assert do(store, lambda tx: tx.secrets.discard("acme/a", before=2)) == 1
+    assert [row.version for row in store.read(lambda tx: tx.secrets.page())] == [2, 3]
+    assert do(store, lambda tx: tx.secrets.discard("acme/a")) == 1
+    assert [row.version for row in store.read(lambda tx: tx.secrets.page())] == [3]
+
+
 def test_the_log_counts_from_zero_without_gaps(store: Store) -> None:
     for number in range(5):
         assert log(store, number) == number

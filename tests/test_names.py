@@ -11,11 +11,11 @@ import pytest_asyncio
 
 from attestation.encoding import from_b64url
 from broker.errors import BrokerCode
-from broker.mail.mailkeys import EPOCH_S, KEEP_S
+from broker.mail.mailkeys import EPOCH_S, KEEP_S, ring_of
 from broker.ports.mail import Quota
 from broker.wire.keys import NO_INCARNATION, KeysRequest, Place, TopicKey
 from tests.broker_world import FILES, Agent, World, outcome, write_bundle
-from tests.test_topics import RULES, reader, say, sealed
+from tests.test_topics import NEWS, RULES, reader, say, sealed
 
 ASK = KeysRequest(nonce=bytes(32))
 FEW = Quota(mailboxes=3, tenant_mailboxes=5, tenant_keys=5)
@@ -71,6 +71,53 @@ async def test_names_whose_keys_nobody_asks_for_any_more_make_room(world: World)
     await world.broker.keys.purge()
     assert rings(world) == []
     assert await durable(eve, "acme/mail/another") == "ok"
+
+
+def resting(world: World) -> list[tuple[str, int]]:
+    """Every version of every kept key, destroyed or not."""
+    return [(row.name, row.version) for row in world.broker.store.read(lambda tx: tx.secrets.page(after="~"))]
+
+
+@pytest.mark.asyncio
+async def test_nothing_rests_of_a_mailbox_whose_last_key_has_ended(world: World) -> None:
+    eve = await world.admitted("eve")
+    assert await durable(eve, "acme/mail/jobs") == "ok"
+    assert resting(world) == [("~mailbox/acme/mail/jobs", 1), ("~state/mailbox/acme/mail/jobs", 1)]
+    world.machine.clock.advance(timedelta(seconds=EPOCH_S + KEEP_S + 1))
+    await world.prefetch()
+    await eve.attest()
+    await world.broker.keys.purge()
+    assert resting(world) == []
+    assert world.broker.store.read(lambda tx: tx.marks.under("secret/~")) == {}
+    assert await durable(eve, "acme/mail/jobs") == "ok"  # and the name can be had again
+
+
+@pytest.mark.asyncio
+async def test_of_ended_epochs_no_rows_are_kept_while_a_mailbox_goes_on(world: World) -> None:
+    eve = await world.admitted("eve")
+    for _ in range(9):
+        assert await durable(eve, "acme/mail/jobs") == "ok"
+        world.machine.clock.advance(timedelta(seconds=EPOCH_S))
+        await world.prefetch()
+        await eve.attest()
+        await world.broker.keys.purge()
+    kept = [version for name, version in resting(world) if name.startswith("~mailbox")]
+    ring = world.broker.store.read(lambda tx: ring_of(tx, Place.MAILBOX, "acme/mail/jobs"))
+    assert kept == [epoch.number for epoch in ring]
+    assert 1 not in kept
+    assert kept[-1] == 9
+
+
+@pytest.mark.asyncio
+async def test_of_a_topic_that_its_last_reader_leaves_after_its_last_key_nothing_rests(world: World) -> None:
+    one = await reader(world, "one")
+    world.machine.clock.advance(timedelta(seconds=EPOCH_S + KEEP_S + 1))
+    await world.prefetch()
+    await world.broker.keys.purge()
+    assert [version for _, version in resting(world)] == [1, 1]  # whoever comes back counts on
+    await world.broker.store.transact(lambda tx: tx.topics.leave(NEWS, one.agent.subject))
+    await world.broker.keys.purge()
+    assert resting(world) == []
 
 
 @pytest.mark.asyncio

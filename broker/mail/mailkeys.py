@@ -23,7 +23,7 @@ from broker.mail.edges import Edges
 from broker.ports import Clock, SecretRecord, Store, Transaction
 from broker.ports.mail import Quota
 from broker.sessions import Session
-from broker.vault import Vault, find
+from broker.vault import Vault, find, forget
 from broker.wire.jose import b64u
 from broker.wire.keys import (
     MAX_EPOCHS,
@@ -49,6 +49,8 @@ STATE_NUMBER: Final = "state/"  # marks beside the checkpoint of a durable mailb
 STATE_LABELS: Final = "state-labels/"
 _MARK: Final = "keys/"
 _STATE: Final = "~state"  # no segment of a name begins like this
+_FIRST: Final = "~"  # before all such names, behind all others
+PURGE_NAMES: Final = 256
 
 
 @final
@@ -111,6 +113,7 @@ class KeyDesk:
         quota: Quota,
     ) -> None:
         self._quota = quota
+        self._purged = _FIRST
         self._makers: dict[str, str] | None = None  # place/name of every ring → the agent for whom it was made
         self._store = store
         self._vault = vault
@@ -274,6 +277,8 @@ class KeyDesk:
         for epoch in ring:
             if epoch not in kept:
                 tx.secrets.destroy(_resting(of, name), epoch.number)
+        newest = tx.secrets.get(_resting(of, name))
+        tx.secrets.discard(_resting(of, name), before=newest.version if newest else None)
         if kept:
             tx.marks.put(f"{_MARK}{of}/{name}", json.dumps([asdict(epoch) for epoch in kept]))
             return kept
@@ -283,6 +288,7 @@ class KeyDesk:
             tx.states.drop(name)  # whatever it says was sealed to keys that are no more
             for mark in (STATE_NUMBER, STATE_LABELS):
                 tx.marks.drop(mark + name)
+        _forget(tx, of, name)
         return kept
 
     async def purge(self) -> None:
@@ -296,6 +302,22 @@ class KeyDesk:
             of, _, name = place_and_name.partition("/")
             if not await self._store.transact(partial(self._purge_one, of=Place(of), name=name, now_s=now_s)):
                 self._made().pop(place_and_name, None)
+        await self._purge_left()
+
+    async def _purge_left(self) -> None:
+        """Some of what is left under names without keys: of topics whose last reader went after the last key."""
+        after = self._purged
+        rows = self._store.read(lambda tx: tx.secrets.page(after=after, limit=PURGE_NAMES))
+        names = sorted({row.name for row in rows})
+        self._purged = names[-1] if len(names) == PURGE_NAMES else _FIRST
+
+        def work(tx: Transaction) -> None:
+            for of, name in filter(None, map(_kept_for, names)):
+                if not ring_of(tx, of, name):
+                    _forget(tx, of, name)
+
+        if names:
+            await self._store.transact(work)
 
     def _purge_one(self, tx: Transaction, *, of: Place, name: str, now_s: int) -> Ring:
         return self._keep(tx, of, name, ring_of(tx, of, name), now_s)
@@ -363,6 +385,19 @@ def _maker(ring: str) -> str:
 
 def _resting(of: Place, name: str) -> str:
     return f"~{of}/{name}"
+
+
+def _kept_for(resting: str) -> tuple[Place, str] | None:
+    """Whose key rests under that name."""
+    of, _, name = resting.removeprefix(f"{_STATE}/").removeprefix("~").partition("/")
+    return (Place(of), name) if of in set(Place) else None
+
+
+def _forget(tx: Transaction, of: Place, name: str) -> None:
+    """Nothing is left of a name without keys; but who still reads a topic will count its epochs on."""
+    if of is Place.MAILBOX or not tx.topics.readers(name):
+        forget(tx, _resting(of, name))
+        forget(tx, f"{_STATE}/{of}/{name}")
 
 
 def _thumbprint(session: Session) -> bytes:

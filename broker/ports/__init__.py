@@ -138,6 +138,9 @@ class Secrets(Protocol):
     def destroy(self, name: str, version: int | None = None) -> int:
         """Wipe keys and ciphertexts of one version or all; returns how many there were."""
 
+    def discard(self, name: str, *, before: int | None = None) -> int:
+        """Drop destroyed versions, those below `before` where it is given; how many there were."""
+
 
 class Log(Protocol):
     def size(self) -> int: ...

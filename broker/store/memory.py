@@ -126,6 +126,13 @@ class _Secrets:
             self.put(replace(row, wrapped_key=b"", ciphertext=b""))
         return len(chosen)
 
+    def discard(self, name: str, *, before: int | None = None) -> int:
+        rows = [row for row in self._rows.rows.values() if row.name == name and row.destroyed]
+        chosen = [row.version for row in rows if before is None or row.version < before]
+        for version in chosen:
+            self._rows.drop((name, version))
+        return len(chosen)
+
 
 @final
 class _Log:

@@ -207,6 +207,14 @@ class _Secrets:
         self._db.execute("PRAGMA secure_delete = FAST")
         return done.rowcount
 
+    def discard(self, name: str, *, before: int | None = None) -> int:
+        self.changed = True
+        done = self._db.execute(
+            "DELETE FROM secret WHERE name = ? AND version < ? AND wrapped_key = x''",
+            (name, NO_END if before is None else before),
+        )
+        return done.rowcount
+
 
 def _log_row(row: Sequence[Any]) -> LogRow:
     return LogRow(index=row[0], at_ms=row[1], kind=row[2], subject=row[3], entry=row[4])
