@@ -37,8 +37,6 @@ from broker.wire.channel import (
     ChannelBatch,
     FrameHeader,
     Opening,
-    batch_message,
-    chain_over,
     chain_start,
     frame_id,
     nonce,
@@ -184,17 +182,16 @@ class SendingChannel:
                 cipher.encrypt(nonce(seq), plain, header)
                 for seq, (plain, header) in enumerate(zip(padded, headers, strict=True), start=first)
             ]
-            before, self._chain = self._chain, chain_over(self._chain, headers, bodies)
-            signature = self._keys.sign(batch_message(self.channel, first, self._next - 1, self._chain))
-        batch = ChannelBatch(
-            channel=self.channel,
-            first_seq=first,
-            prev_chain=before,
-            headers=tuple(headers),
-            bodies=tuple(bodies),
-            signature=signature,
-        )
-        return SealedBatch(channel=self.channel, first_seq=first, last_seq=batch.last_seq, raw=batch.to_bytes())
+            batch = ChannelBatch(
+                channel=self.channel,
+                first_seq=first,
+                prev_chain=self._chain,
+                headers=tuple(headers),
+                bodies=tuple(bodies),
+            )
+            self._chain = batch.chain
+            raw = batch.signed(self._keys.sign)
+        return SealedBatch(channel=self.channel, first_seq=first, last_seq=batch.last_seq, raw=raw)
 
     def _headers(self, messages: Sequence[Outgoing], first: int) -> list[bytes]:
         """Most messages of a batch say the same of themselves but for the number."""
@@ -229,11 +226,17 @@ class SendingChannel:
 
 
 class Frame(NamedTuple):
-    """A message that passed every check. A tuple, because thousands are made each second."""
+    """A message that passed every check. `kind` is its header but for the number. A tuple, because thousands are made
+    each second."""
 
-    header: FrameHeader
+    kind: FrameHeader
+    seq: int
     plaintext: bytes
     sender: Verdict
+
+    @property
+    def header(self) -> FrameHeader:
+        return self.kind.at(self.seq)
 
     def __repr__(self) -> str:
         return f"Frame({self.header!r})"
@@ -328,7 +331,7 @@ class ReceivingChannels:
         if known is None:
             raise EnvelopeRefused(Code.CHANNEL_UNOPENED, f"no opening of {batch.channel.hex()} was proved")
         again = self._placed(known, batch)
-        headers = batch.frames()
+        said = batch.said()
         batch.verify(known.identity)
         stated = Delivery.message(self._inbox.name, batch.digest, accepted_at_ms)
         if not es256_valid(broker.identity, acceptance, stated):
@@ -337,12 +340,12 @@ class ReceivingChannels:
             self._as_it_was(known, past, accepted_at_ms, broker)
         else:
             self._still_admitted(known, senders, broker)
-        frames = self._opened(known, batch, headers)
+        frames = self._opened(known, batch, said)
         if again:  # nobody but this process settles: at first sight all of it remains, whatever the broker says
             wanted = known.again & (remaining or known.again)
-            frames = [frame for frame in frames if frame.header.seq in wanted]
+            frames = [frame for frame in frames if frame.seq in wanted]
         skipped = None if again else self._advance(known, batch)
-        fresh = {frame.header.seq for frame in frames}
+        fresh = {frame.seq for frame in frames}
         known.open |= fresh
         known.again -= fresh
         numbers = range(batch.first_seq, batch.last_seq + 1)
@@ -406,21 +409,21 @@ class ReceivingChannels:
             raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {found.verdict.subject}")
         return found
 
-    def _opened(self, known: Receiving, batch: ChannelBatch, headers: list[FrameHeader]) -> list[Frame]:
+    def _opened(self, known: Receiving, batch: ChannelBatch, said: list[FrameHeader]) -> list[Frame]:
         """The messages that have not expired. All of them must decrypt."""
         now_ms, decrypt, sender = self._time.now_ms(), known.cipher.decrypt, known.sender
-        not_before_ms, not_after_ms = self._inbox.refuse_before_ms, now_ms + SKEW_MS
+        for kind in batch.kinds():
+            if kind.sent_at_ms < self._inbox.refuse_before_ms:
+                raise EnvelopeRefused(Code.ENVELOPE_BEFORE_BOOT, f"{kind.seq} of {batch.channel.hex()}")
+            if kind.sent_at_ms > now_ms + SKEW_MS:
+                raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {kind.sent_at_ms - now_ms} ms from now")
+        numbers = range(batch.first_seq, batch.last_seq + 1)
         frames = []
         try:
-            for header, raw, body in zip(headers, batch.headers, batch.bodies, strict=True):
-                _, seq, sent_at_ms, expires_at_ms, _ = header
+            for seq, kind, raw, body in zip(numbers, said, batch.headers, batch.bodies, strict=True):
                 plaintext = unpad(decrypt(nonce(seq), body, raw))
-                if sent_at_ms < not_before_ms:
-                    raise EnvelopeRefused(Code.ENVELOPE_BEFORE_BOOT, f"{seq} of {batch.channel.hex()}")
-                if sent_at_ms > not_after_ms:
-                    raise EnvelopeRefused(Code.ENVELOPE_FUTURE, f"sent {sent_at_ms - now_ms} ms from now")
-                if now_ms < expires_at_ms:
-                    frames.append(_new(Frame, (header, plaintext, sender)))
+                if now_ms < kind.expires_at_ms:
+                    frames.append(_new(Frame, (kind, seq, plaintext, sender)))
         except InvalidTag:
             raise EnvelopeRefused(Code.CHANNEL_BODY, f"channel {batch.channel.hex()}") from None
         return frames

@@ -48,7 +48,7 @@ APART: Final = frozenset("message.labels_lowered policy.refused".split())
 
 
 @final
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Item:
     """A message that somebody waits for. `announce` hears its id and the mailbox's owner before it can be answered."""
 

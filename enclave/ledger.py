@@ -161,11 +161,11 @@ class Ledger:
         if opened.skipped is not None:
             log.warning("messages %d to %d of a channel never came", *opened.skipped)
         key = (opened.channel, opened.first_seq)
-        fresh = {frame.header.seq for frame in opened.frames}
+        fresh = {frame.seq for frame in opened.frames}
         self._take(key, parcel, fresh, now_s, settled=opened.settled)
         withheld = self._withhold(key, fresh)
-        attempt = parcel.attempt
-        for (channel, seq, _, _, shape), plaintext, sender in opened.frames:
+        attempt, channel = parcel.attempt, opened.channel
+        for (_, _, _, _, shape), seq, plaintext, sender in opened.frames:
             if seq in withheld:
                 continue
             said = (shape.type, shape.label_set, shape.in_reply_to, shape.reply_to, sender.subject, sender)

@@ -163,7 +163,7 @@ class Stream:
         if self._closed:
             accepted.set_exception(AgentError(Code.AGENT_NOT_RUNNING, "the stream was closed"))
             return accepted
-        self._lanes.post(mailbox, Item(message=message, accepted=accepted, announce=announce))
+        self._lanes.post(mailbox, Item(message, accepted, announce))
         self._news.set()
         return accepted
 

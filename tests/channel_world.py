@@ -1,7 +1,7 @@
 """A channel spoken by hand, so that a test can change any single thing that it says."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -12,8 +12,6 @@ from broker.wire.channel import (
     ChannelSend,
     FrameHeader,
     Opening,
-    batch_message,
-    chain_over,
     chain_start,
     nonce,
     shape_of,
@@ -62,16 +60,11 @@ class HandMade:
         ]
         bodies = [AESGCM(self.secret).encrypt(nonce(first + i), text, headers[i]) for i, text in enumerate(texts)]
         before = changes.get("prev_chain", self.chain)
-        self.chain, self.next = chain_over(before, headers, bodies), first + len(texts)
-        signed = batch_message(self.channel, first, self.next - 1, self.chain)
-        return ChannelBatch(
-            channel=self.channel,
-            first_seq=first,
-            prev_chain=before,
-            headers=tuple(headers),
-            bodies=tuple(bodies),
-            signature=es256_sign(self.agent.key, signed),
+        batch = ChannelBatch(
+            channel=self.channel, first_seq=first, prev_chain=before, headers=tuple(headers), bodies=tuple(bodies)
         )
+        self.chain, self.next = batch.chain, first + len(texts)
+        return replace(batch, signature=es256_sign(self.agent.key, batch.message))
 
     async def send(
         self,

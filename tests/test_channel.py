@@ -1,5 +1,6 @@
 """Channels: what is sealed once opens once, in order, whole, and for nobody else."""
 
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -185,6 +187,41 @@ def test_what_was_sent_comes_back_as_it_was() -> None:
     assert ChannelBatch.from_bytes(REFUSED.raw).to_bytes() == REFUSED.raw
     sent = ChannelSend(batch=REFUSED.raw, opening=PAIR.channel.opening)
     assert ChannelSend.from_bytes(sent.to_bytes()) == sent
+
+
+@given(
+    first_seq=st.integers(1, MAX_SEQ),
+    sizes=st.lists(st.tuples(st.integers(0, 300), st.integers(16, 300)), min_size=1, max_size=6),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_batch_that_is_put_together_by_hand_is_the_protobuf_of_the_schema(
+    first_seq: int, sizes: list[tuple[int, int]]
+) -> None:
+    headers, bodies = tuple(bytes(size) for size, _ in sizes), tuple(os.urandom(size) for _, size in sizes)
+    fields: dict[str, Any] = {"channel": CHANNEL, "first_seq": first_seq, "prev_chain": bytes(32)}
+    fields |= {"headers": headers, "bodies": bodies, "signature": bytes(64)}
+    message, batch = pb.ChannelBatch(**fields), ChannelBatch(**fields)
+    assert batch.to_bytes() == message.SerializeToString(deterministic=True)
+    assert ChannelBatch.from_bytes(batch.to_bytes()) == batch
+    assert replace(batch, signature=b"").signed(lambda _: bytes(64)) == batch.to_bytes()
+
+
+def test_a_batch_in_another_form_is_malformed_though_protobuf_would_take_it() -> None:
+    batch = ChannelBatch.from_bytes(REFUSED.raw)
+    named, rest = REFUSED.raw[:18], REFUSED.raw[18:]
+    longer_number = rest[:1] + b"\x81\x00" + rest[2:]
+    assert (named, rest[:2]) == (b"\x0a\x10" + batch.channel, b"\x10\x01")
+    for form in (rest + named, named + named + rest, named + longer_number, REFUSED.raw + REFUSED.raw[-66:]):
+        assert pb.ChannelBatch.FromString(form) == pb.ChannelBatch.FromString(REFUSED.raw)
+        assert code_of(partial(ChannelBatch.from_bytes, form)) == WireCode.CHANNEL_MALFORMED
+
+
+def test_the_chain_is_over_a_batch_as_it_was_sent_up_to_its_signature() -> None:
+    pair = Pair()
+    first, second = pair.seal(b"one", b"two").raw, pair.seal(b"three").raw
+    batch = ChannelBatch.from_bytes(second)
+    assert batch.prev_chain == hashlib.sha256(first[:-66]).digest()
+    assert batch.chain == hashlib.sha256(second[:-66]).digest()
 
 
 # ── from one end to the other ──────────────────────────────────────────────────────────────────────────────────────

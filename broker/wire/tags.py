@@ -20,7 +20,7 @@ class Tag(StrEnum):
     BROKER_EVIDENCE = "cloister/broker-evidence/v1"  # digest of a broker's evidence about itself
     BROKER_KEYS = "cloister/broker-keys/v1"  # log key: the broker's other keys
     CHALLENGE = "cloister/challenge/v1"  # broker: both nonces
-    CHANNEL_BATCH = "cloister/channel-batch/v1"  # sender: channel, numbers, hash chain of the frames
+    CHANNEL_BATCH = "cloister/channel-batch/v2"  # sender: channel, numbers, chain of the batches; v1: of the frames
     CHANNEL_CHAIN = "cloister/channel-chain/v1"  # where a channel's hash chain begins
     ENVELOPE = "cloister/envelope/v1"  # sender: header and body
     ENVELOPE_INFO = "cloister/envelope-info/v1"  # HPKE info of an envelope's body
