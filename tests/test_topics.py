@@ -72,8 +72,12 @@ class Reader:
         return [self.read(delivery.envelope) for delivery in (await self.page(**how)).deliveries]
 
     def read(self, envelope: Envelope) -> str:
-        key = self.keys.get(Header.from_bytes(envelope.header).mailbox_key)
-        return key.open(envelope.body, info(envelope.header)).decode() if key else "unreadable"
+        known = Header.from_bytes(envelope.header).mailbox_key in self.keys
+        return self.open(envelope).decode() if known else "unreadable"
+
+    def open(self, envelope: Envelope) -> bytes:
+        key = self.keys[Header.from_bytes(envelope.header).mailbox_key]
+        return key.open(envelope.body, info(envelope.header))
 
 
 def _thumbprint(key: SealingKey) -> bytes:
@@ -95,7 +99,7 @@ async def key_of(agent: Agent) -> TopicKey:
     return key
 
 
-def sealed(agent: Agent, key: TopicKey, text: str, **changes: Any) -> Envelope:
+def sealed(agent: Agent, key: TopicKey, text: str | bytes, **changes: Any) -> Envelope:
     """One envelope to the topic under that key, by hand."""
     agent.seq += 1
     now_ms = int(agent.world.broker.clock().timestamp() * 1000)
@@ -114,7 +118,8 @@ def sealed(agent: Agent, key: TopicKey, text: str, **changes: Any) -> Envelope:
         "type": "item",
     }
     raw = Header(**(members | changes)).to_bytes()
-    return Envelope.sign(agent.key, header=raw, body=seal_to(key.suite, key.key, text.encode(), info=info(raw)).blob)
+    plain = text.encode() if isinstance(text, str) else text
+    return Envelope.sign(agent.key, header=raw, body=seal_to(key.suite, key.key, plain, info=info(raw)).blob)
 
 
 def put(agent: Agent, *envelopes: Envelope) -> Awaitable[Any]:

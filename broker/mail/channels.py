@@ -1,13 +1,14 @@
-"""Channels at the broker: batches from a judged sender into the queue of a mailbox, their bodies opaque.
+"""Channels at the broker: batches from a judged sender into the queue of a mailbox or a topic, their bodies opaque.
 
-Decides, before a batch is queued: that the channel is the sending agent's own and leads to that mailbox, under a key
-that is still good there; that the batch is signed by it and goes on exactly where the last one ended; that none of its
+Decides, before a batch is queued: that the channel is the sending agent's own and leads to that place, under a key that
+is still good there; that the batch is signed by it and goes on exactly where the last one ended; that none of its
 messages is from the future or lives too long; that the sender's labels are on each; and that the policy lets it send
 every type with the labels that occur. A batch is taken whole or not at all, as one parcel. The same batch again is a
 duplicate, which changes nothing; other messages under numbers that were used are a forgery.
 
 A message that has expired does not stop its batch, since the numbers after it would wait for ever: who receives leaves
-it out. An opening costs no decision of its own: it comes with the first batch, and is taken or refused with it.
+it out. An opening costs no decision of its own: it comes with the first batch, and is taken or refused with it. What
+differs between a mailbox and a topic is decided in ways.py.
 """
 
 import struct
@@ -24,8 +25,10 @@ from broker.mail.bell import Bell
 from broker.mail.deadletters import DeadLetters
 from broker.mail.edges import Edges
 from broker.mail.labels import CLEARED, Labels, Ratchets, require
-from broker.mail.routing import FULL_RETRY_S, SKEW_MS, belongs, open_box
+from broker.mail.routing import FULL_RETRY_S, SKEW_MS, belongs
+from broker.mail.topics import TopicDesk
 from broker.mail.vouchers import Vouchers
+from broker.mail.ways import ToMailbox, Way
 from broker.ports import Clock, Store, Transaction
 from broker.ports.channels import ChannelRecord
 from broker.ports.mail import NewMessage, Queued
@@ -63,6 +66,7 @@ class _Checked:
     batch: ChannelBatch
     message: NewMessage
     opening: _Opened | None
+    way: Way
     needs: tuple[tuple[Labels, Labels], ...] = ()  # labels of messages, and which of the ratchet's may be missing
     entries: tuple[Entry, ...] = ()  # for the log, whatever becomes of the batch
     lowered: tuple[Entry, ...] = ()  # for the log when it is taken in
@@ -83,6 +87,7 @@ class Channels:
         labels: Ratchets,
         vouchers: Vouchers,
         dead: DeadLetters,
+        topics: TopicDesk,
         bell: Bell,
         clock: Clock,
     ) -> None:
@@ -93,27 +98,32 @@ class Channels:
         self._labels = labels
         self._vouchers = vouchers
         self._dead = dead
+        self._topics = topics
         self._bell = bell
         self._clock = clock
 
-    async def send(self, session: Session, mailbox: str, sent: ChannelSend, *, correlation_id: str = "") -> SendStatus:
-        """Queued, or a duplicate.
+    async def send(
+        self, session: Session, name: str, sent: ChannelSend, *, topic: bool = False, correlation_id: str = ""
+    ) -> SendStatus:
+        """Queued, or a duplicate. `name` is a mailbox's, or a topic's.
 
         Raises WireError channel.*, envelope.*; BrokerError channel.*, mailbox.*, message.*, generation.moved; Refused.
         """
-        return await self.submit(session, mailbox, sent, correlation_id=correlation_id)
+        return await self.submit(session, name, sent, topic=topic, correlation_id=correlation_id)
 
     def submit(
-        self, session: Session, mailbox: str, sent: ChannelSend, *, correlation_id: str = ""
+        self, session: Session, name: str, sent: ChannelSend, *, topic: bool = False, correlation_id: str = ""
     ) -> Awaitable[SendStatus]:
         """As `send`; everything that needs no transaction is done, and may raise, when this returns."""
         at = self._clock()
-        checked = self._check(session, mailbox, sent, at, correlation_id)
+        way: Way = self._topics.way(name) if topic else ToMailbox(name, self._dead, self._bell)
+        checked = self._check(session, name, sent, way, at, correlation_id)
         return self._take(session, checked, at)
 
     async def _take(self, session: Session, checked: _Checked, at: datetime) -> SendStatus:
-        generation = session.generation  # as it was judged; the session's own may rise before the transaction
-        voucher = self._vouchers.needed(session, checked.message.mailbox, at)
+        generation, way = session.generation, checked.way  # as it was judged; the session's own may rise meanwhile
+        await way.ready(at)
+        voucher = self._vouchers.needed(session, checked.message.mailbox, at) if way.kind == "mailbox" else None
 
         def work(tx: Transaction) -> Refusal | SendStatus:
             self._generation.expect(tx, generation)
@@ -127,20 +137,22 @@ class Channels:
         if not isinstance(outcome, SendStatus):
             raise outcome
         if outcome is SendStatus.QUEUED:
-            self._bell.ring(checked.message.mailbox)
+            way.ring()
         return outcome
 
     # ── before the transaction ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _check(self, session: Session, mailbox: str, sent: ChannelSend, at: datetime, correlation_id: str) -> _Checked:
+    def _check(
+        self, session: Session, name: str, sent: ChannelSend, way: Way, at: datetime, correlation_id: str
+    ) -> _Checked:
         batch = ChannelBatch.from_bytes(sent.batch)
-        opening = _opening(session, mailbox, sent.opening, at) if sent.opening else None
+        opening = _opening(session, name, sent.opening, at) if sent.opening else None
         now_ms = int(at.timestamp() * 1000)
         kinds = batch.kinds()
         _timely(kinds, now_ms)
         batch.verify(_identity(session.verdict.identity_key))
         message = NewMessage(
-            mailbox=mailbox,
+            mailbox=name,
             sender=session.subject,
             msg_id=batch.msg_id,
             digest=batch.digest,
@@ -151,7 +163,7 @@ class Channels:
             kind="batch",
             count=len(batch),
         )
-        checked = _Checked(batch=batch, message=message, opening=opening)
+        checked = _Checked(batch=batch, message=message, opening=opening, way=way)
         said = {(header.shape.type, header.shape.labels) for header in kinds}
         return self._permitted(session, checked, said, at, correlation_id)
 
@@ -169,7 +181,7 @@ class Channels:
         needs, entries, lowered = [], [], []
         refusal: Refusal | None = None
         for kind, labels in kinds:
-            action = Send(checked.message.mailbox, kind, frozenset(labels))
+            action = Send(checked.message.mailbox, kind, frozenset(labels), checked.way.kind)
             answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
             cleared = CLEARED
             if answer.permit is not None:
@@ -183,29 +195,29 @@ class Channels:
     # ── inside it ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _queue(self, tx: Transaction, checked: _Checked, at: datetime) -> Refusal | SendStatus:
-        batch, message = checked.batch, checked.message
+        batch, message, way = checked.batch, checked.message, checked.way
         found = tx.channels.get(batch.channel)
         record = found or _new_record(checked)
         if record is None:
             return BrokerError(BrokerCode.CHANNEL_UNKNOWN, batch.channel.hex())
-        if (record.sender, record.mailbox) != (message.sender, message.mailbox):
+        if (record.sender, record.mailbox) != (message.sender, way.address):
             return BrokerError(BrokerCode.CHANNEL_OWNER, f"{batch.channel.hex()} leads to {record.mailbox}")
-        box = open_box(tx, record.mailbox)
-        if isinstance(box, BrokerError):
-            return box
+        closed = way.closed(tx)
+        if closed is not None:
+            return closed
         placed = _place(record, batch)
         if placed is not None:
             return placed
-        if not tx.mail.accepts(record.mailbox, record.key, record.incarnation):
+        if not way.accepts(tx, record.key, record.incarnation):
             return BrokerError(BrokerCode.MAILBOX_KEY_STALE, record.mailbox)
         try:
             for labels, waived in checked.needs:
                 require(tx, message.sender, labels, waived)
         except BrokerError as error:
             return error
-        if found is None and not _room(tx, record):
+        if found is None and not _room(tx, record, way):
             return BrokerError(BrokerCode.MAILBOX_FULL, f"channels to {record.mailbox}", retry_after_s=FULL_RETRY_S)
-        if self._dead.queue(tx, replace(message, key=record.key), at) is not Queued.QUEUED:
+        if way.queue(tx, replace(message, key=record.key), at) is not Queued.QUEUED:
             return BrokerError(BrokerCode.MAILBOX_FULL, message.mailbox, retry_after_s=FULL_RETRY_S)
         for entry in checked.lowered:
             self._audit.append(tx, entry)
@@ -244,7 +256,7 @@ def _new_record(checked: _Checked) -> ChannelRecord | None:
     return ChannelRecord(
         channel=checked.batch.channel,
         sender=message.sender,
-        mailbox=message.mailbox,
+        mailbox=checked.way.address,
         key=opened.header.mailbox_key,
         incarnation=opened.header.incarnation,
         highest=0,
@@ -256,12 +268,12 @@ def _new_record(checked: _Checked) -> ChannelRecord | None:
     )
 
 
-def _room(tx: Transaction, record: ChannelRecord) -> bool:
+def _room(tx: Transaction, record: ChannelRecord, way: Way) -> bool:
     """Whether the sender may have another channel there: openings are kept for an hour, and as long as messages are."""
     own = tx.channels.of(record.sender, record.mailbox)
     if len(own) < MAX_OPEN:
         return True
-    busy = tx.mail.channels(record.mailbox, record.sender)
+    busy = way.busy(tx, record.sender)
     idle = next((channel for channel in own if channel[:8] not in busy), None)
     if idle is None:
         return False

@@ -67,11 +67,12 @@ def assemble(records: Records, *, sessions: Sessions, vault: Vault, quota: Quota
     common = _common(records, sessions, quota)
     records.generation.on_change(common.edges.forget)
     leases, router, keys = _leases(common), _router(common), _keys(common, vault)
+    topics = _topics(common, router, keys)
     return Mail(
         labels=common.labels,
         bell=common.bell,
         router=router,
-        channels=_channels(common),
+        channels=_channels(common, topics),
         mailboxes=_mailboxes(common, leases),
         leases=leases,
         drawing=_drawing(common, leases),
@@ -79,7 +80,7 @@ def assemble(records: Records, *, sessions: Sessions, vault: Vault, quota: Quota
         blobs=_blobs(common, router, leases),
         keys=keys,
         states=_states(common),
-        topics=_topics(common, router, keys),
+        topics=topics,
     )
 
 
@@ -134,7 +135,7 @@ def _router(common: _Common) -> Router:
     )
 
 
-def _channels(common: _Common) -> Channels:
+def _channels(common: _Common, topics: TopicDesk) -> Channels:
     return Channels(
         store=common.records.store,
         audit=common.records.audit,
@@ -143,6 +144,7 @@ def _channels(common: _Common) -> Channels:
         labels=common.labels,
         vouchers=common.vouchers,
         dead=common.dead,
+        topics=topics,
         bell=common.bell,
         clock=common.records.clock,
     )
@@ -219,6 +221,7 @@ def _topics(common: _Common, router: Router, keys: KeyDesk) -> TopicDesk:
         generation=common.records.generation,
         sessions=common.sessions,
         identity=common.records.identity,
+        accepted=common.accepted,
         labels=common.labels,
         keys=keys,
         router=router,

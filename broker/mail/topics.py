@@ -3,13 +3,14 @@
 Decides who the readers are: agents that the policy lets `Receive` there, from the moment at which they ask for the
 keys. The key is rolled when a reader leaves, falls or may no longer read, and whenever the generation has risen, before
 anything else is taken in: what is said afterwards can't be read by who is gone, whatever he has kept. Newcomers get no
-keys of before. A message lies here once; each reader's place moves over it. In order per sender, at least once, for as
-long as the reader is there: a topic is no archive. A reader that is a minute behind when there is no room left loses
+keys of before. What is published, an envelope or a batch of a channel, lies here once; each reader's place moves over
+it, and the opening of its channel is shown beside it. In order per sender, at least once, for as long as the reader is
+there: a topic is no archive. A reader that is a minute behind when there is no room left loses
 the oldest of what it has not read, and is told how much that was; it holds up nobody.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, final
 
@@ -17,20 +18,23 @@ from broker.audit import Audit
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
+from broker.mail.acceptance import Acceptances
 from broker.mail.bell import Bell
 from broker.mail.edges import Edges
 from broker.mail.labels import Labels, Ratchets, fits, labels_in, require
-from broker.mail.mailkeys import Epoch, KeyDesk, Ring, ring_of
+from broker.mail.mailkeys import KeyDesk, Ring, ring_of
 from broker.mail.routing import Checked, Router, result_of
+from broker.mail.ways import ToTopic, bell_of
 from broker.ports import Clock, Store, Transaction
 from broker.ports.mail import Queued, Quota
-from broker.ports.topics import TopicMessage, TopicReader
+from broker.ports.topics import MAX_PAGE, TopicMessage, TopicReader
 from broker.reasons import Refusal
 from broker.sessions import Session, Sessions
+from broker.wire.channel import MAX_OUTSTANDING, channel_of
 from broker.wire.envelope import Envelope
-from broker.wire.jose import es256_sign, unb64u
-from broker.wire.keys import NO_INCARNATION, KeysRequest, KeysResponse, Place, TopicKey
-from broker.wire.mailbox import Delivery, SendResponse, SendStatus
+from broker.wire.jose import unb64u
+from broker.wire.keys import KeysRequest, KeysResponse, Place, TopicKey
+from broker.wire.mailbox import BatchDelivery, Delivery, OpeningDelivery, SendResponse, SendStatus
 from broker.wire.names import is_resource, tenant_of
 from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 from policies.model import Receive
@@ -38,6 +42,36 @@ from policies.model import Receive
 LOOK_AGAIN_S: Final = 1.0
 FULL_RETRY_S: Final = 1
 Labelled = tuple[TopicMessage, Labels]
+
+
+PAGE_OCTETS: Final = 2 << 20  # of sealed bytes at once, unless the first has more
+MAX_KNOWN: Final = 1024
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """The labels of a message or batch, and the broker's word about when it came."""
+
+    labels: Labels
+    acceptance: bytes
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicDrawn:
+    """What one look at a topic brought a reader, in order; `upto` is the last place that was looked at."""
+
+    messages: tuple[TopicMessage, ...]
+    acceptances: tuple[bytes, ...]
+    tokens: dict[str, str] = field(repr=False)  # peer tokens of the senders
+    missed: int
+    upto: int
+
+    @property
+    def channels(self) -> list[bytes]:
+        """Those on which batches of it came, each once."""
+        return list({channel_of(one.envelope): None for one in self.messages if one.kind == "batch"})
 
 
 @final
@@ -53,6 +87,7 @@ class TopicDesk:
         generation: Generation,
         sessions: Sessions,
         identity: Identity,
+        accepted: Acceptances,
         labels: Ratchets,
         keys: KeyDesk,
         router: Router,
@@ -66,12 +101,14 @@ class TopicDesk:
         self._generation = generation
         self._sessions = sessions
         self._identity = identity
+        self._accepted = accepted
         self._labels = labels
         self._keys = keys
         self._router = router
         self._bell = bell
         self._clock = clock
         self._quota = quota
+        self._known: dict[int, _Known] = {}
 
     # ── keys and readers ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -177,10 +214,8 @@ class TopicDesk:
         Raises BrokerError mailbox.unknown, mailbox.key_stale, mailbox.full, message.*, generation.moved; WireError
         envelope.*; Refused.
         """
-        at = self._clock()
-        if not self._has_readers(_named(topic)):
-            raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
-        ring = await self._settled(topic, at)
+        at, way = self._clock(), self.way(topic)
+        await way.ready(at)
         held = self._labels.of(session.subject)
         checked = [
             self._router.check(session, topic, envelope, held, at, correlation_id, kind="topic")
@@ -192,38 +227,37 @@ class TopicDesk:
             for item in checked:
                 for entry in item.entries:
                     self._audit.append(tx, entry)
-            newest = ring_of(tx, Place.TOPIC, topic)[-1]
-            return [item.refusal or self._keep(tx, item, newest, ring) for item in checked]
+            return [item.refusal or self._keep(tx, item, way, at) for item in checked]
 
         outcomes = await self._store.transact(work)
         refused = [outcome for outcome in outcomes if not isinstance(outcome, SendStatus)]
         if len(refused) == len(outcomes):
             raise refused[0]
-        self._bell.ring(_bell(topic))
+        way.ring()
         return SendResponse(
             results=tuple(result_of(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
         )
 
-    def _keep(self, tx: Transaction, item: Checked, newest: Epoch, ring: Ring) -> Refusal | SendStatus:
+    def way(self, topic: str) -> ToTopic:
+        """For what is to be published there. Raises BrokerError mailbox.name_invalid."""
+        return ToTopic(_named(topic), self._ready, self._quota, self._bell)
+
+    async def _ready(self, topic: str, at: datetime) -> Ring:
+        """The ring to publish under. Raises BrokerError mailbox.unknown."""
+        if not self._has_readers(topic):
+            raise BrokerError(BrokerCode.MAILBOX_UNKNOWN, f"nobody has read {topic[:80]!a}")
+        return await self._settled(topic, at)
+
+    def _keep(self, tx: Transaction, item: Checked, way: ToTopic, at: datetime) -> Refusal | SendStatus:
         assert item.message is not None
         new = item.message
-        if newest != ring[-1] or new.key.hex() != newest.thumbprint or item.incarnation != NO_INCARNATION:
+        if not way.accepts(tx, new.key, item.incarnation):
             return BrokerError(BrokerCode.MAILBOX_KEY_STALE, new.mailbox)
         try:
             require(tx, new.sender, item.labels, item.cleared.waived)
         except BrokerError as error:
             return error
-        message = TopicMessage(
-            topic=new.mailbox,
-            sender=new.sender,
-            msg_id=new.msg_id,
-            digest=new.digest,
-            key=new.key,
-            accepted_at_ms=new.accepted_at_ms,
-            expires_at_ms=new.expires_at_ms,
-            envelope=new.envelope,
-        )
-        match tx.topics.publish(message, self._quota):
+        match way.queue(tx, new, at):
             case Queued.QUEUED:
                 if item.cleared.lowered is not None:
                     self._audit.append(tx, item.cleared.lowered)
@@ -242,50 +276,94 @@ class TopicDesk:
 
         Raises BrokerError mailbox.name_invalid, topic.not_reader; Refused.
         """
-        await self._permit(session, _named(topic), self._clock(), correlation_id)
         waits = request.wait_s
         while True:
-            at = self._clock()
-            reader = await self._advanced(session, topic, request.done)
-            page = await self._page(session, reader, request.max_messages, at)
-            if page.deliveries or waits <= 0 or self._bell.stopping:
-                return page
-            await self._bell.wait(_bell(topic), min(waits, LOOK_AGAIN_S))
+            place = await self.advance(session, _named(topic), request.done)
+            drawn = await self.draw(
+                session, topic, after=place, limit=request.max_messages, correlation_id=correlation_id
+            )
+            if drawn.messages or waits <= 0 or self._bell.stopping:
+                return self._page(topic, drawn)
+            if drawn.upto > place:  # nothing there is for this reader, nor will be
+                await self.advance(session, topic, drawn.upto)
+            await self._bell.wait(bell_of(topic), min(waits, LOOK_AGAIN_S))
             waits -= 1
 
-    async def _advanced(self, session: Session, topic: str, done: int) -> TopicReader:
+    async def advance(self, session: Session, topic: str, done: int) -> int:
+        """The reader is done up to there; where it is now. Raises BrokerError topic.not_reader."""
+        reader = self._reader(session, topic)
+        if done > reader.place:
+            await self._store.transact(lambda tx: tx.topics.advance(topic, session.subject, done))
+        return max(done, reader.place)
+
+    def _reader(self, session: Session, topic: str) -> TopicReader:
         reader = self._store.read(lambda tx: tx.topics.reader(topic, session.subject))
         if reader is None:
             raise BrokerError(BrokerCode.TOPIC_NOT_READER, f"{session.subject} at {topic}")
-        if done > reader.place:
-            await self._store.transact(lambda tx: tx.topics.advance(topic, session.subject, done))
-        return replace(reader, place=max(done, reader.place))
+        return reader
 
-    async def _page(self, session: Session, reader: TopicReader, limit: int, at: datetime) -> TopicPage:
-        """Only of senders who may still speak, and only what the policy lets this reader see of their labels."""
-        now_ms, topic, place = int(at.timestamp() * 1000), reader.topic, reader.place
-        found = self._store.read(lambda tx: tx.topics.page(topic, after=place, now_ms=now_ms, limit=limit))
+    async def draw(
+        self,
+        session: Session,
+        topic: str,
+        *,
+        after: int,
+        limit: int = MAX_PAGE,
+        messages: int = MAX_OUTSTANDING,
+        correlation_id: str = "",
+    ) -> TopicDrawn:
+        """What lies behind that place: only of senders who may still speak, and only what the policy lets this reader
+        see of their labels, to which it is held from now on. Raises BrokerError topic.not_reader; Refused."""
+        at = self._clock()
+        await self._permit(session, topic, at, correlation_id)
+        reader, now_ms = self._reader(session, topic), int(at.timestamp() * 1000)
+        found = self._store.read(
+            lambda tx: tx.topics.page(
+                topic, after=after, now_ms=now_ms, limit=limit, messages=messages, octets=PAGE_OCTETS
+            )
+        )
         senders = await self._sessions.settle(tuple({message.sender for message in found}), at)
         held = self._labels.of(session.subject)
-        labelled = [(message, labels_in("envelope", message.envelope)) for message in found]
-        shown = [
-            (message, labels)
-            for message, labels in labelled
-            if message.sender in senders and await self._may_see(session, topic, labels, at)
-        ]
-        shown = list(_bearable(held, shown))
-        if found and not shown:  # nothing here is for this reader, nor will be
-            await self._store.transact(lambda tx: tx.topics.advance(topic, session.subject, found[-1].number))
+        labelled = [(message, self._about(message).labels) for message in found if message.sender in senders]
+        shown = list(_bearable(held, [one for one in labelled if await self._may_see(session, topic, one[1], at)]))
         await self._labels.delivered(session, {one for _, labels in shown for one in labels}, why=topic, at=at)
-        return TopicPage(
-            deliveries=tuple(self._delivery(message) for message, _ in shown),
-            places=tuple(message.number for message, _ in shown),
-            senders={
-                subject: self._sessions.peer_token(sender, at)
-                for subject, sender in senders.items()
-                if any(message.sender == subject for message, _ in shown)
-            },
+        said = {message.sender for message, _ in shown}
+        return TopicDrawn(
+            messages=tuple(message for message, _ in shown),
+            acceptances=tuple(self._about(message).acceptance for message, _ in shown),
+            tokens={one: self._sessions.peer_token(sender, at) for one, sender in senders.items() if one in said},
             missed=reader.missed,
+            upto=found[-1].number if found else after,
+        )
+
+    def _about(self, message: TopicMessage) -> "_Known":
+        """What is said of it to every reader, worked out for the first."""
+        known = self._known.get(message.number)
+        if known is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[message.number] = _Known(
+                labels=labels_in(message.kind, message.envelope),
+                acceptance=self._accepted.of(message.topic, message.digest, message.accepted_at_ms),
+            )
+        return known
+
+    def openings(self, topic: str, channels: Iterable[bytes]) -> Iterator[OpeningDelivery]:
+        """Of channels of which something was drawn."""
+        return self._accepted.openings(topic, dict.fromkeys(channels, False))
+
+    def _page(self, topic: str, drawn: TopicDrawn) -> TopicPage:
+        both = list(zip(drawn.messages, drawn.acceptances, strict=True))
+        envelopes = [one for one in both if one[0].kind == "envelope"]
+        batches = [one for one in both if one[0].kind == "batch"]
+        return TopicPage(
+            deliveries=tuple(_delivery(*one) for one in envelopes),
+            places=tuple(message.number for message, _ in envelopes),
+            senders=drawn.tokens,
+            missed=drawn.missed,
+            batches=tuple(_batch(*one) for one in batches),
+            batch_places=tuple(message.number for message, _ in batches),
+            openings=tuple(self.openings(topic, drawn.channels)),
         )
 
     async def _may_see(self, session: Session, topic: str, labels: Labels, at: datetime) -> bool:
@@ -293,16 +371,6 @@ class TopicDesk:
         if (entry := answer.entry) is not None:
             await self._store.transact(lambda tx: self._audit.append(tx, entry))
         return answer.refusal is None
-
-    def _delivery(self, message: TopicMessage) -> Delivery:
-        stated = Delivery.message(message.topic, message.digest, message.accepted_at_ms)
-        return Delivery(
-            envelope=Envelope.from_bytes(message.envelope),
-            lease="",
-            attempt=1,
-            accepted_at_ms=message.accepted_at_ms,
-            acceptance=es256_sign(self._identity.key, stated),
-        )
 
     async def _permit(self, session: Session, topic: str, at: datetime, correlation_id: str) -> None:
         answer = self._edges.ask(session, Receive(topic, kind="topic"), at, correlation_id=correlation_id)
@@ -327,5 +395,23 @@ def _bearable(held: Labels, shown: Sequence[Labelled]) -> Iterator[Labelled]:
             yield message, labels
 
 
-def _bell(topic: str) -> str:
-    return f"topic/{topic}"
+def _delivery(message: TopicMessage, acceptance: bytes) -> Delivery:
+    return Delivery(
+        envelope=Envelope.from_bytes(message.envelope),
+        lease="",
+        attempt=1,
+        accepted_at_ms=message.accepted_at_ms,
+        acceptance=acceptance,
+    )
+
+
+def _batch(message: TopicMessage, acceptance: bytes) -> BatchDelivery:
+    return BatchDelivery(
+        batch=message.envelope,
+        sender=message.sender,
+        digest=message.digest,
+        lease="",
+        attempt=1,
+        accepted_at_ms=message.accepted_at_ms,
+        acceptance=acceptance,
+    )

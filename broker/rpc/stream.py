@@ -248,7 +248,9 @@ class MailStream:
         try:
             session = await self._session()
             sent = ChannelSend(batch=send.batch, opening=send.opening)
-            return self._broker.channels.submit(session, send.mailbox, sent, correlation_id=self._call_id)
+            return self._broker.channels.submit(
+                session, send.mailbox, sent, topic=send.topic, correlation_id=self._call_id
+            )
         except REFUSALS as error:
             return error
 

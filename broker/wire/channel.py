@@ -63,19 +63,29 @@ def parsed(kind: type[M], raw: bytes, max_len: int) -> M:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What the opening envelope's body says, to its receiver alone."""
+    """What the opening envelope's body says, to its receivers alone.
+
+    `appraisal` and `policy` name the quote on which the sender was admitted, and the policy that did so: SHA-256 each.
+    """
 
     channel: bytes
     key: bytes
     mailbox_key: bytes
     incarnation: bytes
+    appraisal: bytes = b""
+    policy: bytes = b""
 
     def __repr__(self) -> str:
         return f"Opening(channel={self.channel.hex()})"
 
     def to_bytes(self) -> bytes:
         message = pb.ChannelOpening(
-            channel=self.channel, key=self.key, mailbox_key=self.mailbox_key, incarnation=self.incarnation
+            channel=self.channel,
+            key=self.key,
+            mailbox_key=self.mailbox_key,
+            incarnation=self.incarnation,
+            appraisal=self.appraisal,
+            policy=self.policy,
         )
         return message.SerializeToString(deterministic=True)
 
@@ -84,9 +94,16 @@ class Opening:
         """Raises WireError: channel.malformed."""
         m = parsed(pb.ChannelOpening, raw, 256)
         lengths = (len(m.channel), len(m.key), len(m.mailbox_key), len(m.incarnation))
-        if lengths != (CHANNEL_LEN, KEY_LEN, 32, 32):
+        if lengths != (CHANNEL_LEN, KEY_LEN, 32, 32) or {len(m.appraisal), len(m.policy)} - {0, HASH_LEN}:
             raise _bad("opening: a field of the wrong length")
-        return cls(channel=m.channel, key=m.key, mailbox_key=m.mailbox_key, incarnation=m.incarnation)
+        return cls(
+            channel=m.channel,
+            key=m.key,
+            mailbox_key=m.mailbox_key,
+            incarnation=m.incarnation,
+            appraisal=m.appraisal,
+            policy=m.policy,
+        )
 
 
 @final

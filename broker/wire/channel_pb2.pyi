@@ -7,16 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ChannelOpening(_message.Message):
-    __slots__ = ("channel", "key", "mailbox_key", "incarnation")
+    __slots__ = ("channel", "key", "mailbox_key", "incarnation", "appraisal", "policy")
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     MAILBOX_KEY_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    APPRAISAL_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
     channel: bytes
     key: bytes
     mailbox_key: bytes
     incarnation: bytes
-    def __init__(self, channel: _Optional[bytes] = ..., key: _Optional[bytes] = ..., mailbox_key: _Optional[bytes] = ..., incarnation: _Optional[bytes] = ...) -> None: ...
+    appraisal: bytes
+    policy: bytes
+    def __init__(self, channel: _Optional[bytes] = ..., key: _Optional[bytes] = ..., mailbox_key: _Optional[bytes] = ..., incarnation: _Optional[bytes] = ..., appraisal: _Optional[bytes] = ..., policy: _Optional[bytes] = ...) -> None: ...
 
 class FrameHeader(_message.Message):
     __slots__ = ("channel", "seq", "sent_at_ms", "expires_at_ms", "type", "labels", "in_reply_to", "reply_to")

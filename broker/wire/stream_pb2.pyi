@@ -8,20 +8,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToBroker(_message.Message):
-    __slots__ = ("hello", "sends", "settles", "credit", "renewal", "save")
+    __slots__ = ("hello", "sends", "settles", "credit", "renewal", "save", "follows")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SENDS_FIELD_NUMBER: _ClassVar[int]
     SETTLES_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     RENEWAL_FIELD_NUMBER: _ClassVar[int]
     SAVE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     sends: _containers.RepeatedCompositeFieldContainer[StreamSend]
     settles: _containers.RepeatedCompositeFieldContainer[Settle]
     credit: int
     renewal: Renewal
     save: Save
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sends: _Optional[_Iterable[_Union[StreamSend, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[Settle, _Mapping]]] = ..., credit: _Optional[int] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ...) -> None: ...
+    follows: _containers.RepeatedCompositeFieldContainer[Follow]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sends: _Optional[_Iterable[_Union[StreamSend, _Mapping]]] = ..., settles: _Optional[_Iterable[_Union[Settle, _Mapping]]] = ..., credit: _Optional[int] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ..., save: _Optional[_Union[Save, _Mapping]] = ..., follows: _Optional[_Iterable[_Union[Follow, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("mailbox", "credit", "lease_s")
@@ -34,16 +36,28 @@ class Hello(_message.Message):
     def __init__(self, mailbox: _Optional[str] = ..., credit: _Optional[int] = ..., lease_s: _Optional[int] = ...) -> None: ...
 
 class StreamSend(_message.Message):
-    __slots__ = ("id", "mailbox", "opening", "batch")
+    __slots__ = ("id", "mailbox", "opening", "batch", "topic")
     ID_FIELD_NUMBER: _ClassVar[int]
     MAILBOX_FIELD_NUMBER: _ClassVar[int]
     OPENING_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
     id: int
     mailbox: str
     opening: bytes
     batch: bytes
-    def __init__(self, id: _Optional[int] = ..., mailbox: _Optional[str] = ..., opening: _Optional[bytes] = ..., batch: _Optional[bytes] = ...) -> None: ...
+    topic: bool
+    def __init__(self, id: _Optional[int] = ..., mailbox: _Optional[str] = ..., opening: _Optional[bytes] = ..., batch: _Optional[bytes] = ..., topic: _Optional[bool] = ...) -> None: ...
+
+class Follow(_message.Message):
+    __slots__ = ("topic", "done", "begin")
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    done: int
+    begin: bool
+    def __init__(self, topic: _Optional[str] = ..., done: _Optional[int] = ..., begin: _Optional[bool] = ...) -> None: ...
 
 class Settle(_message.Message):
     __slots__ = ("lease", "verb", "delay_s", "code")
@@ -89,7 +103,7 @@ class Save(_message.Message):
     def __init__(self, number: _Optional[int] = ..., sealed: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., settles: _Optional[_Iterable[_Union[Settle, _Mapping]]] = ...) -> None: ...
 
 class FromBroker(_message.Message):
-    __slots__ = ("welcome", "results", "senders", "openings", "parcels", "lost", "saved")
+    __slots__ = ("welcome", "results", "senders", "openings", "parcels", "lost", "saved", "news")
     class SendersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +118,7 @@ class FromBroker(_message.Message):
     PARCELS_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     SAVED_FIELD_NUMBER: _ClassVar[int]
+    NEWS_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     results: _containers.RepeatedCompositeFieldContainer[StreamResult]
     senders: _containers.ScalarMap[str, str]
@@ -111,7 +126,35 @@ class FromBroker(_message.Message):
     parcels: _containers.RepeatedCompositeFieldContainer[Parcel]
     lost: _containers.RepeatedScalarFieldContainer[str]
     saved: _containers.RepeatedCompositeFieldContainer[Saved]
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., results: _Optional[_Iterable[_Union[StreamResult, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., lost: _Optional[_Iterable[str]] = ..., saved: _Optional[_Iterable[_Union[Saved, _Mapping]]] = ...) -> None: ...
+    news: _containers.RepeatedCompositeFieldContainer[TopicNews]
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., results: _Optional[_Iterable[_Union[StreamResult, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., lost: _Optional[_Iterable[str]] = ..., saved: _Optional[_Iterable[_Union[Saved, _Mapping]]] = ..., news: _Optional[_Iterable[_Union[TopicNews, _Mapping]]] = ...) -> None: ...
+
+class TopicNews(_message.Message):
+    __slots__ = ("topic", "parcels", "places", "openings", "senders", "missed", "code", "status")
+    class SendersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    PARCELS_FIELD_NUMBER: _ClassVar[int]
+    PLACES_FIELD_NUMBER: _ClassVar[int]
+    OPENINGS_FIELD_NUMBER: _ClassVar[int]
+    SENDERS_FIELD_NUMBER: _ClassVar[int]
+    MISSED_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    topic: str
+    parcels: _containers.RepeatedCompositeFieldContainer[Parcel]
+    places: _containers.RepeatedScalarFieldContainer[int]
+    openings: _containers.RepeatedCompositeFieldContainer[StreamOpening]
+    senders: _containers.ScalarMap[str, str]
+    missed: int
+    code: str
+    status: int
+    def __init__(self, topic: _Optional[str] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., places: _Optional[_Iterable[int]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., missed: _Optional[int] = ..., code: _Optional[str] = ..., status: _Optional[int] = ...) -> None: ...
 
 class Saved(_message.Message):
     __slots__ = ("number", "digest", "signature", "code", "status")

@@ -1,7 +1,8 @@
 """Bodies of topics: where to publish, what a reader gets, and how far it has come.
 
 A topic's key is signed by the broker, which made it; what is published is an envelope like any other, signed by its
-sender and sealed to that key. Each message lies at the broker once, and every reader has a place in the row of them.
+sender and sealed to that key, or a batch of a channel that such an envelope opened. Each lies at the broker once, and
+every reader has a place in the row of them.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, Final, Self, final
 
 from broker.wire.fields import MAX_TOKEN, Reader
 from broker.wire.keys import TopicKey
-from broker.wire.mailbox import MAX_WAIT_S, Delivery
+from broker.wire.mailbox import MAX_WAIT_S, BatchDelivery, Delivery, OpeningDelivery
 from broker.wire.names import MAX_SUBJECT, SUBJECT
 
 MAX_PAGE: Final = 64
@@ -33,7 +34,10 @@ class TopicInfo:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicRead:
-    """POST /v1/topics/{name}:receive. `done` is the place up to which all was handled; it moves forwards only."""
+    """POST /v1/topics/{name}:receive. `done` is the place up to which all was handled; it moves forwards only.
+
+    `max_messages` counts deliveries: an envelope or a batch is one.
+    """
 
     done: int = 0
     max_messages: int = 16
@@ -59,21 +63,31 @@ class TopicRead:
 class TopicPage:
     """Messages behind the reader's place, in order, each with its place; a peer token for each sender among them.
 
-    `missed` counts what the topic had no room for until this reader came, since it joined.
+    Batches of channels have places in the same row, and beside them stand the openings of their channels, every time:
+    who knows a channel passes its opening over. `missed` counts the messages that the topic had no room for until this
+    reader came, since it joined.
     """
 
     deliveries: tuple[Delivery, ...]
     places: tuple[int, ...]
     senders: dict[str, str] = field(repr=False)
     missed: int = 0
+    batches: tuple[BatchDelivery, ...] = ()
+    batch_places: tuple[int, ...] = ()
+    openings: tuple[OpeningDelivery, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        found: dict[str, Any] = {
             "deliveries": [delivery.to_dict() for delivery in self.deliveries],
             "places": list(self.places),
             "senders": self.senders,
             "missed": self.missed,
         }
+        if self.batches:
+            found["batches"] = [batch.to_dict() for batch in self.batches]
+            found["batch_places"] = list(self.batch_places)
+            found["openings"] = [opening.to_dict() for opening in self.openings]
+        return found
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -82,14 +96,18 @@ class TopicPage:
         entry = Reader(senders, "topic.senders")
         return cls(
             deliveries=read.items("deliveries", Delivery.from_dict, max_items=MAX_PAGE),
-            places=tuple(
-                Reader({"place": place}, "topic.places").number("place")
-                for place in read.items("places", lambda item: item, max_items=MAX_PAGE)
-            ),
+            places=read.items("places", _place, max_items=MAX_PAGE),
             senders={
                 name: entry.text(name, max_len=MAX_TOKEN)
                 for name in list(senders)[:MAX_PAGE]
                 if len(name) <= MAX_SUBJECT and SUBJECT.fullmatch(name)
             },
             missed=read.number("missed", default=0),
+            batches=read.items("batches", BatchDelivery.from_dict, max_items=MAX_PAGE, optional=True),
+            batch_places=read.items("batch_places", _place, max_items=MAX_PAGE, optional=True),
+            openings=read.items("openings", OpeningDelivery.from_dict, max_items=MAX_PAGE, optional=True),
         )
+
+
+def _place(item: object) -> int:
+    return Reader({"place": item}, "topic.places").number("place")
