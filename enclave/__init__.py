@@ -20,17 +20,31 @@ if TYPE_CHECKING:
     from enclave.errors import BrokerRefused as BrokerRefused
     from enclave.errors import EnclaveError as EnclaveError
     from enclave.errors import Reject as Reject
+    from enclave.errors import ToolRefused as ToolRefused
+    from enclave.guards import Allow as Allow
+    from enclave.guards import Deny as Deny
+    from enclave.guards import ToolUse as ToolUse
+    from enclave.tools import UNPINNED as UNPINNED
+    from enclave.tools import Progress as Progress
+    from enclave.tools import ToolDescription as ToolDescription
     from enclave.trustfile import TrustFile as TrustFile
 
 _HOME: Final = {
+    "UNPINNED": "tools",
     "Agent": "agent",
+    "Allow": "guards",
     "BrokerRefused": "errors",
     "CloisterError": "errors",
     "Context": "context",
+    "Deny": "guards",
     "Durable": "durable",
     "EnclaveError": "errors",
+    "Progress": "tools",
     "Reject": "errors",
     "Retry": "declared",
+    "ToolDescription": "tools",
+    "ToolRefused": "errors",
+    "ToolUse": "guards",
     "TrustFile": "trustfile",
 }
 

@@ -7,9 +7,10 @@
 
     agent.run()
 
-What a handler returns is sent as the reply; one that yields answers with a stream. How often, how long and how harmless
-to repeat a handling is, is declared beside the type (`declared`), and carried out by `handling`; what is done at the
-beginning and at the end, by `hooks`. Attesting, renewing, reconnecting and receiving happen by themselves: `runtime`.
+What a handler returns is sent as the reply; one that yields answers with a stream. What others call by its name is a
+tool: `toolbox`. How often, how long and how harmless to repeat a handling is, is declared beside the type (`declared`),
+and carried out by `handling`; what is done at the beginning and at the end, by `hooks`. Attesting, renewing,
+reconnecting and receiving happen by themselves: `runtime`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final, overload
 
 import httpx2
 
@@ -30,21 +31,23 @@ from attestation.verdict import Verdict
 from broker.wire.names import TENANT, is_resource
 from broker.wire.relying import TokenKind, TokenRequest, TokenResponse
 from enclave import hooks, main
+from enclave.calling import Offer
 from enclave.context import Context
-from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
+from enclave.declared import Declared, Handler, Key, Retry, declare
 from enclave.durable import Durable
 from enclave.errors import AgentError, Code
+from enclave.guards import ToolUse
 from enclave.handling import MAX_PAUSE_S, Handling
 from enclave.life import Asked, Life, end_all, quietly, until, usable
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
-from enclave.messages import MessageType
+from enclave.messages import Shaped
 from enclave.peers import ASKED, ProofAsked, ProofGiven, Prover, prove_peer
-from enclave.peers import TYPES as PROOF_TYPES
 from enclave.release import Secret
-from enclave.replies import OWN, Waits
+from enclave.replies import Waits
 from enclave.runtime import Runtime
 from enclave.subscribing import subscribe
 from enclave.svid import SvidKeeper
+from enclave.toolbox import Toolbox, two_handlers
 from enclave.trustfile import TrustFile
 
 if TYPE_CHECKING:
@@ -56,7 +59,7 @@ TOPICS: Final = "mail/topics"
 
 
 @final
-class Agent:
+class Agent(Toolbox):
     """One agent. `peers` says, from its verdict, whether a sender or a mailbox's owner is one to talk to."""
 
     def __init__(
@@ -72,17 +75,14 @@ class Agent:
         `spiffe_socket` is where SPIFFE's Workload API is served to programs in the same trust domain.
         Raises AgentError agent.name_invalid.
         """
+        super().__init__(durable=durable is not None)
         self.name = name
         self._address(name, "any")
         main.made.add(name)
         self._judge = peers
         self._durable = durable
         self._topics: dict[str, dict[str, Declared]] = {}
-        self._handlers: dict[str, Declared] = {}
-        self._types: dict[type, MessageType] = {**OWN, **PROOF_TYPES}
-        self._handlers[ASKED.name] = declare(
-            ASKED, self._prove, retry=None, deadline_s=None, idempotent=True, durable=False
-        )
+        self._own(ASKED, self._prove)
         self._on_start: list[hooks.Hook] = []
         self._on_stop: list[hooks.Hook] = []
         self._spiffe_socket = Path(spiffe_socket) if spiffe_socket is not None else None
@@ -110,7 +110,7 @@ class Agent:
 
         def register(handler: H) -> H:
             if message_type.name in self._handlers:
-                _two_handlers(message_type.name)
+                two_handlers(message_type.name)
             self._handlers[message_type.name] = declare(
                 message_type,
                 handler,
@@ -133,7 +133,7 @@ class Agent:
         def register(handler: H) -> H:
             table = self._topics.setdefault(topic, {})
             if message_type.name in table:
-                _two_handlers(f"{message_type.name} of {topic}")
+                two_handlers(f"{message_type.name} of {topic}")
             declared = declare(
                 message_type, handler, retry=retry, deadline_s=deadline_s, idempotent=False, durable=False
             )
@@ -211,6 +211,7 @@ class Agent:
         except BaseException:
             await self.stop()
             raise
+        self._say_tools()
         life.handling = Handling(runtime, self, self._handlers, life.waiting, life.ready)
         life.receiving = [asyncio.create_task(life.handling.receive()), asyncio.create_task(life.handling.keep())]
         forever = (self._renew(runtime), runtime.until_revoked(), until(life.asked))
@@ -268,6 +269,10 @@ class Agent:
                 with suppress(Asked):
                     task.result()
 
+    async def tools_of(self, peer: str) -> list[Offer]:
+        """The tools that another agent serves: `ctx.tools_of`, outside any message."""
+        return await self.context().tools_of(peer)
+
     def context(self) -> Context:
         """A context of its own, outside any message: for programs that drive an agent themselves."""
         return Context(self)
@@ -288,19 +293,6 @@ class Agent:
     def verdict(self) -> Verdict:
         return self.running.admission.verdict
 
-    def message_type(self, kind: type) -> MessageType:
-        """Raises AgentError agent.handler_invalid for a type that cannot be a message."""
-        found = self._types.get(kind)
-        if found is None and not isinstance(kind, type):
-            raise AgentError(
-                Code.AGENT_HANDLER,
-                f"{name_of(kind)} is not a type of messages",
-                "Name the type in parentheses: `@agent.on_message(Type)`, `@agent.on_topic(topic, Type)`.",
-            )
-        if found is None:
-            found = self._types[kind] = MessageType(kind)
-        return found
-
     async def secret(self, name: str, version: int | None) -> Secret:
         return await self.running.secret(name, version)
 
@@ -317,7 +309,9 @@ class Agent:
         ttl_s: float = DEFAULT_TTL_S,
     ) -> bytes:
         """Send; with `waits`, whatever comes back goes there until `forget`."""
-        life, message_type = self._living(), self.message_type(type(message))
+        life = self._living()
+        message_type = message.kind if isinstance(message, Shaped) else self.message_type(type(message))
+        message = message.message if isinstance(message, Shaped) else message
 
         def expect(msg_id: bytes, peer: str) -> None:
             if waits is not None:
@@ -346,6 +340,28 @@ class Agent:
             labels=labels,
             without=without,
             ttl_s=ttl_s,
+        )
+
+    def pinned(self, to: str, tool: str) -> str:
+        """The digest that the trust file names for that tool of that agent, or nothing."""
+        return ""
+
+    async def may_call(
+        self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str
+    ) -> None:
+        """Raises ToolRefused tool.denied, tool.hook_failed."""
+        server = self._address(to, self.running.trust.tenant)
+        await self._before_call.ask(
+            ctx,
+            lambda: ToolUse(
+                server=server,
+                tool=tool,
+                digest=digest,
+                caller=None,
+                arguments=arguments(),
+                labels=ctx.labels,
+                key=key,
+            ),
         )
 
     async def token(self, audience: str, kind: TokenKind) -> TokenResponse:
@@ -419,11 +435,3 @@ async def _serve_spiffe(runtime: Runtime, path: Path) -> WorkloadApi:
     from enclave.workload import WorkloadApi  # brings gRPC, which agents without such a socket do not need
 
     return await WorkloadApi(runtime.svids, path).open()
-
-
-def _two_handlers(what: str) -> NoReturn:
-    raise AgentError(
-        Code.AGENT_HANDLER,
-        f"two handlers for {what}",
-        "A type has one handler: give the second a type of its own, or call both from one.",
-    )

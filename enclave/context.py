@@ -8,7 +8,7 @@ own account, so an agent that bypasses this class gains nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
@@ -16,12 +16,14 @@ from attestation.errors import CloisterError
 from attestation.tcb import UP_TO_DATE, TcbStates
 from attestation.verdict import Verdict
 from broker.wire.relying import TokenKind, TokenResponse
-from enclave.errors import AgentError, Code, MessageError
+from enclave.calling import BlockingTool, Offer, RemoteTool, offers
+from enclave.errors import AgentError, Code, MessageError, ToolRefused
 from enclave.mailbox import DEFAULT_TTL_S, Judge
 from enclave.messages import MessageType
 from enclave.received import Received
 from enclave.release import Secret
 from enclave.replies import Inflow, Single, StreamState, Waits
+from enclave.tools import Unpinned
 
 T = TypeVar("T")
 ASK_TIMEOUT_S: Final = 30.0
@@ -65,6 +67,12 @@ class Host(Protocol):
 
     async def prove(self, to: str, *, judge: Judge, accept: TcbStates, timeout_s: float) -> Verdict: ...
 
+    def pinned(self, to: str, tool: str) -> str: ...
+
+    async def may_call(
+        self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str
+    ) -> None: ...
+
 
 @final
 class Context:
@@ -76,6 +84,7 @@ class Context:
         self.peer: Final[Verdict | None] = received.peer if received else None
         self.secrets: Final = Secrets(self)
         self._labels = received.labels if received else frozenset()
+        self._needs: frozenset[str] | None = None  # the secrets that may be asked for; None: any
         self.answers: list[tuple[object, frozenset[str]]] = []  # what was replied, for whoever must repeat it
 
     @property
@@ -187,6 +196,17 @@ class Context:
         """
         return await self._host.prove(to, judge=judge, accept=accept, timeout_s=timeout_s)
 
+    def tool(self, to: str, name: str, *, digest: str | Unpinned | None = None) -> RemoteTool:
+        """A tool that another agent serves, to be called under this digest of its description; see `calling`."""
+        return RemoteTool(self._host, self, to, name, digest)
+
+    async def tools_of(self, to: str) -> list[Offer]:
+        """The tools that an agent serves. What is not as the trust file pins it is left out, and told in the log.
+
+        Raises BrokerRefused, MessageError, ToolRefused tool.description_malformed.
+        """
+        return await offers(self._host, self, to)
+
     async def token(self, audience: str, *, kind: TokenKind = TokenKind.EAR) -> TokenResponse:
         """A token for another service, by the policy's permit for `IssueToken`. It names this agent's key, so send
         `proof` with it: a service that checks none takes whoever has the token for this agent. Raises BrokerRefused."""
@@ -209,9 +229,16 @@ class Context:
         await self._host.deliver(received.reply_to, message, labels=labels, in_reply_to=received.msg_id, item=item)
 
     async def _secret(self, name: str, version: int | None) -> Secret:
+        if self._needs is not None and name not in self._needs:
+            raise ToolRefused(Code.TOOL_SECRET, f"{name[:80]!a} is none of {sorted(self._needs)}")
         secret = await self._host.secret(name, version)
         self._labels |= secret.labels
         return secret
+
+
+def confine(ctx: Context, needs: frozenset[str]) -> None:
+    """From now on only these secrets may be asked for: those that a tool declares."""
+    ctx._needs = needs
 
 
 @final
@@ -259,41 +286,51 @@ class BlockingContext:
         self._context.add_labels(*labels)
 
     def send(self, to: str, message: object, *, without: Iterable[str] = (), ttl_s: float = DEFAULT_TTL_S) -> None:
-        self._wait(self._context.send(to, message, without=without, ttl_s=ttl_s))
+        self.wait(self._context.send(to, message, without=without, ttl_s=ttl_s))
 
     def publish(
         self, topic: str, message: object, *, without: Iterable[str] = (), ttl_s: float = DEFAULT_TTL_S
     ) -> None:
-        self._wait(self._context.publish(topic, message, without=without, ttl_s=ttl_s))
+        self.wait(self._context.publish(topic, message, without=without, ttl_s=ttl_s))
 
     def ask(self, to: str, message: object, reply: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> T:
-        return self._wait(self._context.ask(to, message, reply, timeout_s=timeout_s))
+        return self.wait(self._context.ask(to, message, reply, timeout_s=timeout_s))
 
     def stream(self, to: str, message: object, item: type[T], *, timeout_s: float = ASK_TIMEOUT_S) -> Iterator[T]:
-        found = self._context.stream(to, message, item, timeout_s=timeout_s)
+        return self.each(self._context.stream(to, message, item, timeout_s=timeout_s))
+
+    def each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """One after the other, waiting for each."""
         try:
             while True:
                 try:
-                    yield self._wait(anext(found))
+                    yield self.wait(anext(items))
                 except StopAsyncIteration:
                     return
         finally:
-            self._wait(found.aclose())
+            self.wait(items.aclose())
+
+    def tool(self, to: str, name: str, *, digest: str | Unpinned | None = None) -> BlockingTool:
+        return BlockingTool(self, self._context.tool(to, name, digest=digest))
+
+    def tools_of(self, to: str) -> list[Offer]:
+        return self.wait(self._context.tools_of(to))
 
     def token(self, audience: str, *, kind: TokenKind = TokenKind.EAR) -> TokenResponse:
-        return self._wait(self._context.token(audience, kind=kind))
+        return self.wait(self._context.token(audience, kind=kind))
 
     def proof(self, token: str, *, method: str, url: str, body: bytes = b"", nonce: str | None = None) -> str:
         return self._context.proof(token, method=method, url=url, body=body, nonce=nonce)
 
     def reply(self, message: object) -> None:
-        self._wait(self._context.reply(message))
+        self.wait(self._context.reply(message))
 
     def end(self) -> None:
         """The handling is over; its thread may not know it yet."""
         self._over = True
 
-    def _wait(self, work: Awaitable[T]) -> T:
+    def wait(self, work: Awaitable[T]) -> T:
+        """For what the agent's loop is to do. Raises AgentError agent.handler_over."""
         if self._over:
             _discard(work)
             raise AgentError(Code.AGENT_HANDLER_OVER, "its context is not usable any more")
@@ -320,4 +357,4 @@ class BlockingSecrets:
         self._context = context
 
     def get(self, name: str, *, version: int | None = None) -> Secret:
-        return self._context._wait(self._context._context.secrets.get(name, version=version))
+        return self._context.wait(self._context._context.secrets.get(name, version=version))

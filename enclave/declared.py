@@ -117,12 +117,13 @@ def declare(
     return made
 
 
-def check_arguments(handler: Handler, count: int) -> None:
+def check_arguments(handler: Handler, count: int, *, what: str = "", mark: str = "") -> None:
     """Raises AgentError agent.handler_invalid for what cannot be called with (ctx, message), or (ctx)."""
     try:
         inspect.signature(handler).bind(*range(count))
     except TypeError:
-        what, mark = ("(ctx, message)", "on_message(Type)") if count == 2 else ("(ctx)", "on_start, @agent.on_stop")
+        if not what:
+            what, mark = ("(ctx, message)", "on_message(Type)") if count == 2 else ("(ctx)", "on_start, @agent.on_stop")
         raise AgentError(
             Code.AGENT_HANDLER,
             f"{name_of(handler)} cannot be called with {what}",

@@ -13,7 +13,7 @@ from typing import Final
 
 from attestation.errors import CloisterError as CloisterError
 
-_REASON: Final = re.compile(r"[a-z0-9_]{1,32}(\.[a-z0-9_]{1,32}){1,3}")
+REASON: Final = re.compile(r"[a-z0-9_]{1,32}(\.[a-z0-9_]{1,32}){1,3}")
 
 
 class Code(StrEnum):
@@ -28,6 +28,7 @@ class Code(StrEnum):
     AGENT_NO_REPLY = "agent.no_reply"
     AGENT_PATH = "agent.path_unusable"
     AGENT_RUNNING = "agent.running"
+    AGENT_TOOL = "agent.tool_invalid"
     AGENT_UNCONFIGURED = "agent.unconfigured"
     CHANNEL_BODY = "channel.body_unreadable"
     CHANNEL_CHAIN = "channel.chain_broken"
@@ -103,6 +104,18 @@ class Code(StrEnum):
     TDX_QUOTE = "tdx.quote_mismatch"
     TDX_REGISTER = "tdx.register_invalid"
     TDX_TOO_LARGE = "tdx.quote_too_large"
+    TOOL_ARGUMENTS = "tool.arguments_invalid"
+    TOOL_DENIED = "tool.denied"
+    TOOL_DESCRIPTION = "tool.description_malformed"
+    TOOL_DRIFT = "tool.drift"
+    TOOL_HOOK = "tool.hook_failed"
+    TOOL_KEY = "tool.key_required"
+    TOOL_KEY_REUSED = "tool.key_reused"
+    TOOL_RESULT = "tool.result_invalid"
+    TOOL_SECRET = "tool.secret_undeclared"
+    TOOL_UNKNOWN = "tool.unknown"
+    TOOL_UNPINNED = "tool.not_pinned"
+    TOOL_UNSURE = "tool.outcome_unknown"
     TOPIC_MISSED = "topic.missed"
     TRUST_MALFORMED = "trust.malformed"
     TRUST_UNREADABLE = "trust.unreadable"
@@ -160,6 +173,10 @@ class MessageError(EnclaveError):
     """The plaintext is not of the type that it claims, or no handler takes that type."""
 
 
+class ToolRefused(EnclaveError):
+    """A tool was not called, or what it answered cannot be taken. The codes say whether anything of it ran."""
+
+
 class AgentError(EnclaveError):
     """The agent is set up or used in a way that cannot work."""
 
@@ -168,7 +185,7 @@ class Reject(CloisterError):
     """Raise it in a handler: this message can never be handled. No further attempt; who asked is told `reason`."""
 
     def __init__(self, reason: str = str(Code.MESSAGE_REJECTED)) -> None:
-        if not _REASON.fullmatch(reason):
+        if not REASON.fullmatch(reason):
             raise ValueError(f"{reason!r} is not a code like `order.unknown`, which is all that the other side is told")
         self.code = reason
         self.detail = "the handler rejects the message"
@@ -241,6 +258,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.AGENT_RUNNING: (
         "The agent was started twice.",
         "Make one Agent for each start.",
+    ),
+    Code.AGENT_TOOL: (
+        "A function cannot be served as a tool as it is declared.",
+        "Write `@agent.tool` over `async def name(ctx, arguments: A) -> R` with a docstring; A and R as for messages.",
     ),
     Code.AGENT_UNCONFIGURED: (
         "The agent does not know its trust domain, broker or trust file.",
@@ -532,6 +553,54 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.TDX_TOO_LARGE: (
         "The quote is larger than 128 KiB.",
         "Ask the operator of the host to look at its quote generation service.",
+    ),
+    Code.TOOL_ARGUMENTS: (
+        "The arguments do not fit the type that the tool takes. Nothing of it ran.",
+        "Correct the place that is named; caller and server need the same definition of the type.",
+    ),
+    Code.TOOL_DENIED: (
+        "A hook denies the call; the detail is its reason. Nothing of the tool ran.",
+        "Do not call again as it is: the reason is the hook's own word, to be looked up where the hook was written.",
+    ),
+    Code.TOOL_DESCRIPTION: (
+        "What a server says of its tools is not the one form that a description has.",
+        "Take no tool from it; it does not run this framework, or another version of it.",
+    ),
+    Code.TOOL_DRIFT: (
+        "The tool is not the one whose description was pinned: name, text or a schema has changed. Nothing of it ran.",
+        "Read what is served now (`await tool.describe()` unpinned); pin its digest only if somebody has approved it.",
+    ),
+    Code.TOOL_HOOK: (
+        "A hook failed, took too long, or answered neither Allow() nor Deny(reason); so the call is denied.",
+        "Read the log where the hook runs: it names the hook and what became of it.",
+    ),
+    Code.TOOL_KEY: (
+        "The tool does harm when it is repeated, and the call that is to be repeated has no idempotency key.",
+        'Give the call a key that is new for each thing to be done, `key="…"`; or leave `attempts` out.',
+    ),
+    Code.TOOL_KEY_REUSED: (
+        "The idempotency key was used for a call with other arguments. Nothing ran this time.",
+        "Use a new key for each thing to be done, and the same one only to repeat a call.",
+    ),
+    Code.TOOL_RESULT: (
+        "The tool ran, and what it returned does not fit the type that it declares.",
+        "Correct the tool; what it did was done.",
+    ),
+    Code.TOOL_SECRET: (
+        "A tool asked for a secret that it does not declare.",
+        'Declare it, without the tenant: `@agent.tool(needs="tools/corpus")`. Callers who pin the tool then see it.',
+    ),
+    Code.TOOL_UNKNOWN: (
+        "The agent serves no tool of that name.",
+        "Ask what it serves: `await ctx.tools_of(agent)`.",
+    ),
+    Code.TOOL_UNPINNED: (
+        "The call says nothing about which description of the tool was approved. Nothing was sent.",
+        "Give its digest, `ctx.tool(agent, name, digest=…)`, or pin it in the trust file; UNPINNED where any will do.",
+    ),
+    Code.TOOL_UNSURE: (
+        "A call under this key was begun and never ended; whether it took effect is not known.",
+        "Find out from what the tool changes; then call under another key, or leave it.",
     ),
     Code.TOPIC_MISSED: (
         "The topic was full, and messages went that this reader had left lying for more than a minute.",

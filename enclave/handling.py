@@ -249,7 +249,7 @@ class Handling:
 
     async def _pump(self, declared: Declared, context: Context, flow: Outflow, message: Any) -> None:
         number = 0
-        async with aclosing(_items(declared, context, message)) as items:
+        async with aclosing(items_of(declared.handler, context, message)) as items:
             async for item in items:
                 await flow.room(number)
                 await context.reply_with(item, context.labels, item=number)
@@ -315,14 +315,15 @@ async def call(handler: Callable[..., Any], context: Context, *message: object) 
     return result
 
 
-async def _items(declared: Declared, context: Context, message: Any) -> AsyncGenerator[Any, None]:
-    if inspect.isasyncgenfunction(declared.handler):
-        async with aclosing(declared.handler(context, message)) as items:
+async def items_of(handler: Callable[..., Any], context: Context, message: Any) -> AsyncGenerator[Any, None]:
+    """What a generator of either kind yields."""
+    if inspect.isasyncgenfunction(handler):
+        async with aclosing(handler(context, message)) as items:
             async for item in items:
                 yield item
         return
     blocking = BlockingContext(context, asyncio.get_running_loop())
-    steps: Iterator[Any] = declared.handler(blocking, message)
+    steps: Iterator[Any] = handler(blocking, message)
     try:
         while (item := await in_thread(lambda: next(steps, _NOTHING))) is not _NOTHING:
             yield item

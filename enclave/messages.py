@@ -102,6 +102,15 @@ class MessageType:
             raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: {type(error).__name__}") from None
 
 
+@final
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shaped:
+    """A message of the framework's own that goes by another name than its class does."""
+
+    kind: MessageType
+    message: object = dataclasses.field(repr=False)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A name that occurs twice has no one meaning."""
     found = dict(pairs)

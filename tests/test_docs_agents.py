@@ -86,6 +86,25 @@ def test_the_desk_books_counts_prepares_hears_and_hands_over(world: BrokerUnderT
     assert desk.stock == {}
 
 
+def test_the_desk_s_tools_are_called_as_it_says(world: BrokerUnderTest, desk: Any) -> None:
+    world.put_secret("lab/desk/bank-key", b"7 bytes")
+    names: dict[str, Any] = {**vars(desk), "Callable": Callable}
+    exec(example("tools"), names)
+    digest = desk.agent.tools["refund"].digest
+
+    async def story(ctx: Context) -> None:
+        assert await names["pay_back"](ctx, digest) == desk.Refunded("A-1", 7)
+        shown: list[Any] = []
+        assert await names["recall"](ctx, shown.append) == [0, 1, 2]
+        assert [one.total for one in shown] == [3, 3, 3]
+        assert await names["offered"](ctx) == ["history", "refund"]
+        with pytest.raises(CloisterError) as caught:
+            await ctx.tool("desk", "refund", digest=digest)(desk.Refund("A-1", 20_000), desk.Refunded)
+        assert (caught.value.code, caught.value.detail) == ("tool.denied", "refund.too_much")
+
+    run(world, story, desk.agent)
+
+
 def test_the_queue_is_declared_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -36,6 +36,7 @@ class Tag(StrEnum):
     SEALING_KEY = "cloister/sealing-key/v1"  # thumbprint of a public sealing key and its suite
     STATE = "cloister/state/v1"  # broker: number and digest of a reader's checkpoint, over its nonce
     STATE_SEAL = "cloister/state-seal/v1"  # associated data of a sealed checkpoint
+    TOOL = "cloister/tool/v1"  # digest of a served tool's description
     TOPIC_KEY = "cloister/topic-key/v1"  # broker: a topic's epoch key
     TOMBSTONE = "cloister/tombstone/v1"  # broker: how a parcel ended that was not handled
 

@@ -1,0 +1,321 @@
+"""Tools that an agent serves: a typed function, what it declares, and how a call of it is answered.
+
+    @agent.tool(needs="tools/corpus", deadline_s=60)
+    async def find(ctx: Context, wanted: Search) -> Hits:
+        "Find lines that hold a word."
+
+Decides what can be a tool, what is said about it (`tools.ToolDescription`: name, docstring and the schemas of its
+types), and in which order a call is judged here, after the broker's policy has let it through:
+
+    1. the caller pins this very description                tool.drift
+    2. the arguments fit their type                         tool.arguments_invalid
+    3. every hook allows the call                           tool.denied, tool.hook_failed
+    4. its key was not used for something else              tool.key_reused, tool.outcome_unknown
+
+Then the function runs, once unless it is declared idempotent; it may ask for the secrets that it declares and no more.
+What was answered under a caller's key is answered again, as long as the process lives and the key is among the last
+4,096. A refusal is an answer, told in the log; it makes no dead letter.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import logging
+import types
+import typing
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from broker.wire.tools import call_type
+from enclave.context import BlockingContext, Context, confine
+from enclave.declared import MAX_REMEMBERED, ONCE, Declared, Handler, Key, Retry, declare, name_of
+from enclave.errors import AgentError, Code, MessageError, ToolRefused
+from enclave.guards import Guards, ToolUse
+from enclave.handling import call as run_handler
+from enclave.handling import items_of
+from enclave.messages import MessageType
+from enclave.tools import MAX_KEY, PROGRESS, Nothing, Progress, ToolAnswer, ToolCall, ToolDescription, collected
+
+log: Final = logging.getLogger("cloister.agent")
+MAX_TOOLS: Final = 128
+_STREAMS: Final = ("AsyncIterator", "AsyncGenerator", "AsyncIterable", "Iterator", "Generator", "Iterable")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """A function as its signature shows it."""
+
+    takes_ctx: bool
+    takes_arguments: bool
+    arguments: type
+    result: type
+    streams: bool
+
+
+@final
+class Served:
+    """One tool of one agent."""
+
+    def __init__(
+        self,
+        function: Handler,
+        *,
+        message_type: Callable[[type], MessageType],
+        guards: Guards,
+        name: str,
+        needs: str | Iterable[str],
+        idempotent: bool | Key,
+    ) -> None:
+        """Raises AgentError agent.tool_invalid, agent.handler_invalid."""
+        shape = _shape(function)
+        self._guards = guards
+        self._arguments = message_type(shape.arguments)
+        self._result = message_type(shape.result)
+        self._function = _adapted(function, shape)
+        self._streams = shape.streams
+        self._idempotent = bool(idempotent)
+        self._key = idempotent if callable(idempotent) else None
+        self._answered = _Answered()
+        outcome = self._result.schema
+        try:
+            self.description: Final = ToolDescription(
+                name=name or name_of(function),
+                description=inspect.getdoc(function) or "",
+                input_schema=self._arguments.schema,
+                output_schema=collected(outcome) if shape.streams else outcome,
+                idempotent=self._idempotent,
+                streams=shape.streams,
+                needs=tuple(sorted({needs} if isinstance(needs, str) else set(needs))),
+            )
+        except ToolRefused as error:
+            raise _invalid(function, error.detail) from None
+
+    def declared(self, *, retry: Retry | None, deadline_s: float | None, durable: bool) -> Declared:
+        """The handler of its calls. Raises AgentError agent.not_idempotent, agent.handler_invalid."""
+        name = self.description.name
+        if not self._idempotent and retry is not None and retry.attempts > 1:
+            raise AgentError(
+                Code.AGENT_NOT_IDEMPOTENT,
+                f"the tool {name} is tried {retry.attempts} times, and does not say that a repetition does no harm",
+                "Say idempotent=True, or idempotent=lambda arguments: arguments.key; or leave retry out: callers "
+                "repeat it under a key of theirs.",
+            )
+        return declare(
+            MessageType(ToolCall, call_type(name)),
+            self._handler(),
+            retry=retry or (None if self._idempotent else ONCE),
+            deadline_s=deadline_s,
+            idempotent=self._idempotent,
+            durable=durable,
+        )
+
+    def _handler(self) -> Handler:
+        async def answer(ctx: Context, call: ToolCall) -> ToolAnswer:
+            return await self._answer(ctx, call)
+
+        async def stream(ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer, None]:
+            async with aclosing(self._stream(ctx, call)) as answers:
+                async for one in answers:
+                    yield one
+
+        handler: Handler = stream if self._streams else answer
+        handler.__name__ = self.description.name  # what the log calls it
+        return handler
+
+    async def _answer(self, ctx: Context, call: ToolCall) -> ToolAnswer:
+        try:
+            arguments = await self._admitted(ctx, call)
+            before = self._answered.begin(ctx, self._name_of(call, arguments), call, again=self._idempotent)
+        except ToolRefused as refusal:
+            return self._refusal(ctx, refusal)
+        if before is not None:
+            return before
+        result = await run_handler(self._function, ctx, arguments)
+        if result is None and self._result.kind is Nothing:
+            result = Nothing()
+        answer = self._said(ctx, "result", self._result, result)
+        self._answered.end(ctx, self._name_of(call, arguments), answer)
+        return answer
+
+    async def _stream(self, ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer, None]:
+        try:
+            arguments = await self._admitted(ctx, call)
+        except ToolRefused as refusal:
+            await ctx.reply_with(self._refusal(ctx, refusal), ctx.labels)  # no item: who waits for one answer reads it
+            return
+        async with aclosing(items_of(self._function, ctx, arguments)) as items:
+            async for item in items:
+                far = isinstance(item, Progress)
+                said = self._said(ctx, "progress" if far else "result", PROGRESS if far else self._result, item)
+                yield said
+                if said.kind == "refused":
+                    return
+
+    async def _admitted(self, ctx: Context, call: ToolCall) -> Any:
+        """The arguments of a call that may run. Raises ToolRefused."""
+        name, digest = self.description.name, self.description.digest
+        if call.pin and call.pin != digest:
+            raise ToolRefused(Code.TOOL_DRIFT, f"{name} is {digest[:16]}…, the caller pins {call.pin[:16]!a}…")
+        body = call.arguments.encode(errors="surrogatepass")
+        try:
+            arguments = self._arguments.decode(body)
+        except MessageError as error:
+            raise ToolRefused(Code.TOOL_ARGUMENTS, error.detail) from None
+        await self._guards.ask(
+            ctx,
+            lambda: ToolUse(
+                server=ctx.verdict.subject,
+                tool=name,
+                digest=digest,
+                caller=ctx.peer,
+                arguments=self._arguments.decode(body),
+                labels=ctx.labels,
+                key=call.key,
+            ),
+        )
+        confine(ctx, frozenset(f"{ctx.tenant}/{need}" for need in self.description.needs))
+        return arguments
+
+    def _name_of(self, call: ToolCall, arguments: Any) -> str:
+        """What is to be done once; empty where neither caller nor author says so."""
+        if self._key is None:
+            return call.key[: MAX_KEY + 1]
+        return str(self._key(arguments))
+
+    def _said(
+        self, ctx: Context, kind: typing.Literal["result", "progress"], wanted: MessageType, value: Any
+    ) -> ToolAnswer:
+        try:
+            text = wanted.encode(value).decode()
+        except MessageError as error:
+            return self._refusal(ctx, ToolRefused(Code.TOOL_RESULT, error.detail))
+        return ToolAnswer(tool=self.description.digest, kind=kind, code="", text=text)
+
+    def _refusal(self, ctx: Context, refusal: ToolRefused) -> ToolAnswer:
+        caller = ctx.peer.subject if ctx.peer else "-"
+        log.warning("%s is not called for %s: %s: %s", self.description.name, caller, refusal.code, refusal.detail)
+        return ToolAnswer(tool=self.description.digest, kind="refused", code=str(refusal.code), text=_shown(refusal))
+
+
+@final
+class _Answered:
+    """What was answered to each caller under each key: the digest of the arguments, the answer, and its labels. No
+    answer yet: it was begun."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, str], tuple[bytes, ToolAnswer | None, frozenset[str]]] = OrderedDict()
+
+    def begin(self, ctx: Context, key: str, call: ToolCall, *, again: bool) -> ToolAnswer | None:
+        """The answer of before, or None: then do it. `again`: what never ended may be done once more.
+
+        Raises ToolRefused tool.key_reused, tool.outcome_unknown, tool.arguments_invalid.
+        """
+        if not key or ctx.peer is None:
+            return None
+        if len(key) > MAX_KEY:
+            raise ToolRefused(Code.TOOL_ARGUMENTS, f"a key of more than {MAX_KEY} characters")
+        name, digest = (ctx.peer.subject, key), hashlib.sha256(call.arguments.encode(errors="surrogatepass")).digest()
+        if name not in self._known:
+            self._known[name] = digest, None, frozenset()
+            if len(self._known) > MAX_REMEMBERED:
+                self._known.popitem(last=False)
+            return None
+        arguments, answer, labels = self._known[name]
+        if arguments != digest:
+            raise ToolRefused(Code.TOOL_KEY_REUSED, "other arguments than the first time")
+        if answer is None and not again:
+            raise ToolRefused(Code.TOOL_UNSURE, "a call under this key was begun and did not end")
+        ctx.add_labels(*labels)
+        return answer
+
+    def end(self, ctx: Context, key: str, answer: ToolAnswer) -> None:
+        name = (ctx.peer.subject if ctx.peer else "", key)
+        if name in self._known:
+            self._known[name] = self._known[name][0], answer, ctx.labels
+            self._known.move_to_end(name)
+
+
+def _shown(refusal: ToolRefused) -> str:
+    """What the caller is told beside the code. The name of a hook is the server's own affair."""
+    return "" if refusal.code is Code.TOOL_HOOK else refusal.detail
+
+
+# --- what can be a tool ---
+
+
+def _shape(function: Handler) -> _Shape:
+    """Raises AgentError agent.tool_invalid."""
+    hints, parameters = _hints(function), list(inspect.signature(function).parameters.values())
+    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.KEYWORD_ONLY) for one in parameters):
+        raise _invalid(function, "takes more than a context and its arguments")
+    first = parameters[0] if parameters else None
+    takes_ctx = first is not None and (first.name == "ctx" or hints.get(first.name) in (Context, BlockingContext))
+    rest = parameters[takes_ctx:]
+    if len(rest) > 1 or (rest and rest[0].name not in hints):
+        raise _invalid(function, "takes one object of a type that it names")
+    if "return" not in hints:
+        raise _invalid(function, "does not say what it returns")
+    streams = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+    return _Shape(
+        takes_ctx=takes_ctx,
+        takes_arguments=bool(rest),
+        arguments=hints[rest[0].name] if rest else Nothing,
+        result=_item(function, hints["return"]) if streams else _plain(hints["return"]),
+        streams=streams,
+    )
+
+
+def _hints(function: Handler) -> Mapping[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError) as error:
+        raise _invalid(function, f"{error}; define its types at module level") from None
+
+
+def _item(function: Handler, returned: Any) -> Any:
+    """What it yields, apart from Progress."""
+    origin, arguments = typing.get_origin(returned), typing.get_args(returned)
+    if getattr(origin, "__name__", "") not in _STREAMS or not arguments:
+        raise _invalid(function, "yields, and does not say what: -> AsyncIterator[Item]")
+    item = arguments[0]
+    if typing.get_origin(item) in (typing.Union, types.UnionType):
+        rest = [one for one in typing.get_args(item) if one is not Progress]
+        item = rest[0] if len(rest) == 1 else item
+    return item
+
+
+def _plain(returned: Any) -> Any:
+    return Nothing if returned is type(None) else returned
+
+
+def _adapted(function: Handler, shape: _Shape) -> Handler:
+    """(ctx, arguments) → what the function does, a function of the same kind."""
+
+    def pick(ctx: object, arguments: object) -> list[object]:
+        return [ctx] * shape.takes_ctx + [arguments] * shape.takes_arguments
+
+    if inspect.isasyncgenfunction(function):
+
+        async def items(ctx: object, arguments: object) -> AsyncGenerator[Any, None]:
+            async with aclosing(function(*pick(ctx, arguments))) as found:
+                async for item in found:
+                    yield item
+
+        return functools.wraps(function)(items)
+    if inspect.iscoroutinefunction(function):
+
+        async def run(ctx: object, arguments: object) -> Any:
+            return await function(*pick(ctx, arguments))
+
+        return functools.wraps(function)(run)
+    return functools.wraps(function)(lambda ctx, arguments: function(*pick(ctx, arguments)))
+
+
+def _invalid(function: Handler, detail: str) -> AgentError:
+    return AgentError(Code.AGENT_TOOL, f"{name_of(function)}: {detail}")
