@@ -11,7 +11,6 @@ tenant, broker or key serves no other (relay, reflection, diversion and concaten
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -25,6 +24,7 @@ from attestation import es256
 from attestation.encoding import b64url, framed, from_b64url, unframed
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
 from attestation.eventlog import MAX_LOG, EventLog
+from attestation.names import SEGMENT
 from attestation.quote import MAX_QUOTE
 
 MLKEM768_X25519: Final = "mlkem768-x25519"
@@ -35,7 +35,6 @@ SEALING_KEY_SIZES: Final = {MLKEM768_X25519: 1216, X25519: 32}
 BINDING_TAG: Final = b"cloister/binding/v1"
 PROOF_TAG: Final = b"cloister/proof/v1"
 SEALING_KEY_TAG: Final = b"cloister/sealing-key/v1"
-_TENANT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 _ID_SIZE: Final = 32
 _INIT_DATA_SIZES: Final = (0, 32, 48)
 
@@ -81,7 +80,7 @@ class Binding:
                 _expect_type(name, getattr(self, name), kind)
         if self.version != 1:
             raise MalformedEvidence(Code.EVIDENCE_FIELD, f"binding version {self.version}, know 1")
-        if not _TENANT.fullmatch(self.tenant):
+        if not SEGMENT.fullmatch(self.tenant):
             raise MalformedEvidence(
                 Code.EVIDENCE_FIELD, "tenant is not 1 to 64 of A–Z a–z 0–9 _ . - without a dot first"
             )

@@ -12,6 +12,7 @@ from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
+from attestation.names import name_problem
 from policies import permit as permits
 from policies.appraisal import (
     Appraised,
@@ -27,7 +28,7 @@ from policies.bundle import LAST, Bundle, Clean, Kept
 from policies.codes import PolicyCode
 from policies.errors import Reason, Refused
 from policies.explain import explain, log_missing, rule_error
-from policies.model import NEVER, Action, Asked, Context, Facts, asked, name_problem
+from policies.model import NEVER, Action, Asked, Context, Facts, asked
 from policies.permit import Permit
 from policies.tables import nearest
 

@@ -8,19 +8,17 @@ decides, all of its keys together.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from attestation.names import LABEL, SEGMENT
 from policies.codes import BundleCode
-from policies.model import SEGMENT
 from policies.tables import Table
 
 FallenSender = Literal["deliver", "hold", "drop"]
 Takeover = Literal["owner_gone", "permitted"]
 FALLEN_SENDER: Final[tuple[FallenSender, ...]] = ("hold", "deliver", "drop")
 TAKEOVER: Final[tuple[Takeover, ...]] = ("owner_gone", "permitted")
-LABEL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 MAX_LISTED: Final = 24  # labels: a header holds 32, and what is released needs some of them
 
 

@@ -7,7 +7,6 @@ test facts and recorded evidence go through the same code as live verdicts. Only
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from attestation.verdict import Verdict
 
 NEVER: Final = datetime(1, 1, 1, tzinfo=UTC)
-SEGMENT: Final = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,64}")
-NAME: Final = re.compile(rf"{SEGMENT.pattern}(?:/{SEGMENT.pattern}){{1,7}}")
 
 Compared = Literal["binding", "bytes", "nothing"]
 
@@ -309,17 +306,6 @@ def parse_action(text: str, options: Mapping[str, Any] | None = None) -> Action:
     except TypeError as error:
         known = ", ".join(item.name for item in fields(kind))
         raise ValueError(f"{name} takes {known or 'nothing'}: {error}") from error
-
-
-def name_problem(name: str) -> str:
-    """Empty when the name is tenant/path/name, else what is wrong with it."""
-    if NAME.fullmatch(name):
-        return ""
-    parts = name.split("/")
-    if not 2 <= len(parts) <= 8:
-        return f"{len(parts)} segments, need 2 to 8"
-    bad = next((part for part in parts if not SEGMENT.fullmatch(part)), "")
-    return f"segment {bad!r} is empty, too long, starts with a dot or holds other than letters, digits, '_', '.', '-'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from attestation.names import name_problem
 from policies.codes import BundleCode
 from policies.errors import BundleError
-from policies.model import name_problem
 from policies.rules import Condition, Json, Rule, Scope, literal, path_of, walk
 from policies.settings import Settings
 from policies.tables import suggest

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from attestation.names import SEGMENT
 from policies.codes import BundleCode
 from policies.mailrules import read_mail_rules
-from policies.model import SEGMENT
 from policies.reference import ANY, ATTRIBUTES, PINNED_FOR_LAUNCHES, REGISTERS, Value, Workload
 from policies.settings import Grace, Grant, Platforms, Settings, TcbRule
 from policies.tables import Table, nearest
@@ -27,7 +27,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
     if tenant and not SEGMENT.fullmatch(tenant):
         hint = "letters, digits, '_', '.', '-'; up to 64; no leading dot"
         bundle.complain("tenant", BundleCode.VALUE, f"tenant = {tenant!r} is no name", hint)
-    bundle.text("description")
+    bundle.text("description", remark=True)
     version = bundle.number("version", required=True, low=1)
     tcb_table = bundle.table("tcb", required=True)
     grace_table = tcb_table.table("grace")
@@ -195,7 +195,7 @@ def _platforms(bundle: Table) -> Platforms:
 def _grant(table: Table) -> Grant | None:
     name = table.text("name", required=True, one_of=ALLOWANCES)
     until = table.moment("until", required=True)
-    table.text("reason")
+    table.text("reason", remark=True)
     table.done()
     return Grant(name=name, until=until, line=table.line()) if name in ALLOWANCES and until else None
 

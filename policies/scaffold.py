@@ -12,10 +12,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from attestation.names import SEGMENT
 from attestation.quote import Quote
 from policies.codes import BundleCode
 from policies.errors import BundleError
-from policies.model import SEGMENT
 
 KINDS: Final = ("dev", "tenant", "relying", "lab")
 FOLDER: Final = Path(__file__).parent / "starters"

@@ -170,11 +170,15 @@ class Table:
             return None
         return value
 
-    def text(self, key: str, *, required: bool = False, one_of: Iterable[str] = ()) -> str:
+    def text(self, key: str, *, required: bool = False, one_of: Iterable[str] = (), remark: bool = False) -> str:
+        """The text; "" when it is absent or wrong. An empty one is a mistake, or it would pass for an absent one;
+        remarks, which nothing reads, may be empty."""
         value = self.take(key, str, "a string", required=required)
         choices = tuple(one_of)
         if value is not None and choices and value not in choices:
             self.complain(key, BundleCode.VALUE, f"{self.name(key)} = {value!r} is unknown", suggest(value, choices))
+        elif value == "" and not remark:
+            self.complain(key, BundleCode.VALUE, f"{self.name(key)} is empty", "write what is meant, or leave it out")
         return value or ""
 
     def texts(self, key: str, *, required: bool = False, one_of: Iterable[str] = ()) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "provided errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
+        "provided names errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
         "collateral documents validity chains endorsements quoting appraisal arguments recent verifier ear "
         "transparency tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect "
         "net terminal inspect_cli measure_cli verify_cli decision_cli cli __init__"

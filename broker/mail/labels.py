@@ -20,8 +20,9 @@ from broker.ports import Store, Transaction
 from broker.reasons import codes_of
 from broker.sessions import Session
 from broker.wire.channel import labels_of
-from broker.wire.envelope import LABEL, Envelope, Header
+from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireCode, WireError
+from broker.wire.names import LABEL
 from policies.model import Declassify, Receive, Send
 
 Labels = frozenset[str]

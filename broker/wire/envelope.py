@@ -21,6 +21,7 @@ from broker.wire import canonical
 from broker.wire import envelope_pb2 as pb
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import ES256_SIGNATURE_LEN, es256_sign, es256_valid
+from broker.wire.names import LABEL as LABEL
 from broker.wire.names import SUBJECT, TENANT, is_resource
 from broker.wire.tags import Tag, tagged
 
@@ -33,7 +34,6 @@ MAX_LABELS: Final = 32
 MAX_LIFE_MS: Final = 4 * 24 * 3600 * 1000
 MSG_ID_LEN: Final = 16
 TYPE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]{0,127}")
-LABEL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 SUITE: Final = re.compile(r"[a-z0-9-]{1,64}")
 M = TypeVar("M", bound=Message)
 
