@@ -46,11 +46,11 @@ from broker.wire.channel import (
 from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import es256_valid
-from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
+from broker.wire.mailbox import Delivery
 from enclave.clock import BrokerTime
 from enclave.errors import ChannelDead, Code, EnvelopeRefused
 from enclave.keys import AgentKeys
-from enclave.mailbox import DEFAULT_TTL_S, SKEW_MS, Inbox, Judge, Outbox, everyone
+from enclave.mailbox import DEFAULT_TTL_S, SKEW_MS, Found, Inbox, Judge, Outbox, everyone
 from enclave.padding import pad, unpad
 from enclave.passage import OPENING_LEN, Passage, Receiving, Table
 from enclave.session import Admission, Broker
@@ -100,7 +100,7 @@ class SendingChannel:
     )
 
     def __init__(
-        self, keys: AgentKeys, time: BrokerTime, opening: Envelope, inside: Opening, found: MailboxInfo
+        self, keys: AgentKeys, time: BrokerTime, opening: Envelope, inside: Opening, mailbox: str, found: Found
     ) -> None:
         self._keys = keys
         self._time = time
@@ -113,7 +113,7 @@ class SendingChannel:
         self._token_end_s = 0.0
         self.channel: Final = inside.channel
         self.opening: Final = opening.to_bytes()
-        self.mailbox: Final = found.key.mailbox
+        self.mailbox: Final = mailbox
         self.mailbox_key: Final = inside.mailbox_key
         self.owner: Final = found.key.owner
         _LIVE.add(self)
@@ -122,20 +122,22 @@ class SendingChannel:
     def open(
         cls,
         outbox: Outbox,
-        found: MailboxInfo,
+        found: Found,
         *,
         mailbox: str,
         admission: Admission,
         keys: AgentKeys,
         time: BrokerTime,
     ) -> Self:
-        """A channel under a fresh key, to the mailbox key in `found`. Raises as `Outbox.seal` does."""
+        """A channel under a fresh key, to the mailbox's or topic's key in `found`. Raises as `Outbox.seal` does."""
         key = found.key
         inside = Opening(
             channel=os.urandom(CHANNEL_LEN),
             key=os.urandom(KEY_LEN),
             mailbox_key=key.thumbprint,
             incarnation=key.incarnation,
+            appraisal=bytes.fromhex(admission.verdict.quote_digest),
+            policy=bytes.fromhex(admission.policy),
         )
         opening = outbox.seal(
             found,
@@ -143,9 +145,9 @@ class SendingChannel:
             admission=admission,
             kind=OPEN_TYPE,
             plaintext=inside.to_bytes(),
-            ttl_s=_opening_life_s(key, time.now_s()),
+            ttl_s=_opening_life_s(found, time.now_s()),
         )
-        channel = cls(keys, time, opening, inside, found)
+        channel = cls(keys, time, opening, inside, mailbox, found)
         channel.renew(admission)
         return channel
 
@@ -258,10 +260,10 @@ class OpenedBatch:
     skipped: tuple[int, int] | None = None
 
 
-def _opening_life_s(key: MailboxKey, now_s: float) -> float:
+def _opening_life_s(found: Found, now_s: float) -> float:
     """As long as any message on the channel may live: while an ephemeral key does, or as long as mail is ever kept."""
-    if key.kind == "ephemeral":
-        return max(key.not_after_s - now_s, 0.0)
+    if found.key.kind == "ephemeral":
+        return max(found.key.not_after_s - now_s, 0.0)
     return (MAX_LIFE_MS - CLOCKS_MS) / 1000
 
 
@@ -344,7 +346,7 @@ class ReceivingChannels:
         if again:  # nobody but this process settles: at first sight all of it remains, whatever the broker says
             wanted = known.again & (remaining or known.again)
             frames = [frame for frame in frames if frame.seq in wanted]
-        skipped = None if again else self._advance(known, batch)
+        skipped = None if again else known.advance(batch, since_ms=self._inbox.refuse_before_ms)
         fresh = {frame.seq for frame in frames}
         known.open |= fresh
         known.again -= fresh
@@ -373,16 +375,6 @@ class ReceivingChannels:
         if len(known.open) + len(batch) > MAX_OUTSTANDING + MAX_FRAMES:
             raise EnvelopeRefused(Code.CHANNEL_OUTSTANDING, f"{len(known.open)} are being handled")
         return False
-
-    @staticmethod
-    def _advance(known: Receiving, batch: ChannelBatch) -> tuple[int, int] | None:
-        """From now on the channel goes on after this batch; the numbers that were passed over, if any."""
-        skipped = None
-        if batch.first_seq > known.highest + 1:
-            skipped = (known.highest + 1, batch.first_seq - 1)
-            known.skipped.append(skipped)
-        known.highest, known.chain = batch.last_seq, batch.chain
-        return skipped
 
     def _still_admitted(self, known: Receiving, senders: Mapping[str, str], broker: Broker) -> None:
         """The sender's admission by the broker's newest token for it: the same agent with the same key, now; and it has

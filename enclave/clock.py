@@ -6,7 +6,9 @@ there is no time, and `now_s` says so by raising. Time never runs backwards: an 
 
 from __future__ import annotations
 
+import os
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import final
@@ -46,3 +48,11 @@ class BrokerTime:
 
     def now_ms(self) -> int:
         return int(self.now_s() * 1000)
+
+
+def uuid7(now_ms: int) -> bytes:
+    """RFC 9562 §5.7: 48 bits of milliseconds, then random bits."""
+    number = (now_ms & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return uuid.UUID(int=number).bytes

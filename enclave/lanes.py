@@ -1,4 +1,5 @@
-"""What is on its way to mailboxes: sealed once, sent again as the same bytes until the broker says what became of it.
+"""What is on its way to mailboxes and topics: sealed once, sent again as the same bytes until the broker says what
+became of it.
 
 Decides, without a socket: what is sealed into one batch (what has gathered, of one mailbox, within bounds), how much
 may be unanswered, and what follows from an answer. Taken: the senders hear of it. Refused for the moment: everything of
@@ -20,9 +21,10 @@ from typing import Final, final
 from attestation.errors import CloisterError
 from broker.wire import stream_pb2 as pb
 from broker.wire.channel import MAX_OUTSTANDING
-from broker.wire.mailbox import MailboxInfo, SendStatus
+from broker.wire.mailbox import SendStatus
 from enclave.channel import Outgoing, SealedBatch, SendingChannel
 from enclave.errors import BrokerRefused, ChannelDead
+from enclave.mailbox import Found
 from enclave.session import Admission
 
 log: Final = logging.getLogger("cloister.agent")
@@ -73,10 +75,11 @@ class _Flight:
 
 @final
 class Lane:
-    """What goes to one mailbox, in order."""
+    """What goes to one mailbox or topic, in order."""
 
-    def __init__(self, mailbox: str, numbers: Iterator[int]) -> None:
+    def __init__(self, mailbox: str, numbers: Iterator[int], *, topic: bool = False) -> None:
         self.mailbox: Final = mailbox
+        self.topic: Final = topic
         self._numbers = numbers
         self._waiting: deque[Item] = deque()
         self._flying: deque[_Flight] = deque()
@@ -112,7 +115,7 @@ class Lane:
         stale = now_s - self._found_s >= KEY_LIFE_S
         return stale or ((self._channel is None or bool(self._channel.why_dead())) and not self._flying)
 
-    def found(self, info: MailboxInfo, open_channel: Callable[[], SendingChannel], now_s: float) -> None:
+    def found(self, info: Found, open_channel: Callable[[], SendingChannel], now_s: float) -> None:
         """Go on with the channel if it is to the mailbox's newest key, and to the same owner, who was proved; else with
         a new one once nothing is flying."""
         self._found_s = now_s
@@ -160,7 +163,8 @@ class Lane:
     def _sent(self, flight: _Flight) -> pb.StreamSend:
         flight.asked = True
         opening = b"" if self._opened and flight.channel is self._channel else flight.channel.opening
-        return pb.StreamSend(id=flight.number, mailbox=self.mailbox, opening=opening, batch=flight.batch.raw)
+        raw = flight.batch.raw
+        return pb.StreamSend(id=flight.number, mailbox=self.mailbox, opening=opening, batch=raw, topic=self.topic)
 
     def _seal(self) -> _Flight | None:
         """The next batch of what waits, if there is room for it and a channel."""
@@ -200,12 +204,15 @@ class Lane:
         return flying < MAX_FLYING and min(room, len(self._waiting)) >= self._most
 
     def _gather(self, most: int) -> list[Item]:
-        """The first messages that wait, as many as go into one batch; nobody who gave up waiting is among them."""
+        """The first messages that wait, as many as go into one batch; nobody who gave up waiting is among them.
+
+        For a topic they have the same labels: a reader is shown a batch, or may not see it.
+        """
         items: list[Item] = []
         octets = 0
         while self._waiting and len(items) < (1 if self._apart else most):
             octets += len(self._waiting[0].message.plaintext)
-            if items and octets > BATCH_OCTETS:
+            if items and (octets > BATCH_OCTETS or (self.topic and not _alike(items[-1], self._waiting[0]))):
                 break
             items.append(self._waiting.popleft())
         self._apart = self._apart and bool(self._waiting)
@@ -308,6 +315,10 @@ def _pause_s(result: pb.StreamResult, flight: _Flight) -> float:
     return max(MIN_PAUSE_S, min(soon, float(result.retry_after_s)))
 
 
+def _alike(one: Item, other: Item) -> bool:
+    return one.message.labels == other.message.labels
+
+
 def _fail(item: Item, error: Exception) -> None:
     if not item.accepted.done():
         item.accepted.set_exception(error)
@@ -320,20 +331,20 @@ class Lanes:
 
     def __init__(self) -> None:
         self._numbers = count(1)
-        self._lanes: dict[str, Lane] = {}
+        self._lanes: dict[tuple[str, bool], Lane] = {}  # by name, and whether it is a topic's
         self._of: dict[int, Lane] = {}
 
     def __iter__(self) -> Iterator[Lane]:
         return iter(list(self._lanes.values()))
 
-    def post(self, mailbox: str, item: Item) -> None:
-        lane = self._lanes.get(mailbox)
+    def post(self, mailbox: str, item: Item, *, topic: bool = False) -> None:
+        lane = self._lanes.get((mailbox, topic))
         if lane is None:
-            lane = self._lanes[mailbox] = Lane(mailbox, self._numbers)
+            lane = self._lanes[mailbox, topic] = Lane(mailbox, self._numbers, topic=topic)
         lane.post(item)
 
-    def outstanding(self, mailbox: str) -> int:
-        lane = self._lanes.get(mailbox)
+    def outstanding(self, mailbox: str, *, topic: bool = False) -> int:
+        lane = self._lanes.get((mailbox, topic))
         return lane.outstanding if lane else 0
 
     def sends(self, now_s: float, most_octets: int) -> list[pb.StreamSend]:

@@ -15,11 +15,10 @@ from __future__ import annotations
 import hmac
 import os
 import struct
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 from attestation.errors import SealingFailed
 from attestation.evidence import MLKEM768_X25519
@@ -33,7 +32,8 @@ from broker.wire.jose import p256_from_spki
 from broker.wire.keys import NO_INCARNATION, TopicKey
 from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
 from broker.wire.names import tenant_of
-from enclave.clock import BrokerTime
+from broker.wire.topic import TopicInfo
+from enclave.clock import BrokerTime, uuid7
 from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKeys
 from enclave.keys import AgentKeys
@@ -53,6 +53,8 @@ INCARNATION_LEN: Final = 32
 
 Way = Literal["message", "opening", "known opening"]
 """What an envelope is: a message, or a channel's opening; one that a checkpoint knows was counted before."""
+Found = MailboxInfo | TopicInfo
+"""What the broker says of the place that something is to be sealed for."""
 Judge = Callable[[Verdict], bool]
 """Says whether a peer, as its verdict shows it, is one to talk to."""
 
@@ -101,7 +103,7 @@ class Outbox:
 
     def seal(
         self,
-        found: MailboxInfo,
+        found: Found,
         *,
         mailbox: str,
         admission: Admission,
@@ -112,7 +114,13 @@ class Outbox:
         reply_to: str = "",
         ttl_s: float = DEFAULT_TTL_S,
     ) -> Envelope:
-        """One signed, sealed envelope, after `verify_key`. Raises as that does, and envelope.too_large."""
+        """One signed, sealed envelope, after `verify_key`. Raises as that does, and envelope.too_large.
+
+        For a topic, as `seal_for_topic`, which nobody answers.
+        """
+        if isinstance(found, TopicInfo):
+            how: dict[str, Any] = {"kind": kind, "plaintext": plaintext, "labels": labels, "ttl_s": ttl_s}
+            return self.seal_for_topic(found.key, topic=mailbox, admission=admission, **how)
         self.verify_key(found, mailbox, admission)
         return self._sealed(
             found.key,
@@ -170,7 +178,7 @@ class Outbox:
         header = Header(
             suite=key.suite,
             tenant=admission.verdict.tenant,
-            msg_id=_uuid7(now_ms),
+            msg_id=uuid7(now_ms),
             sender=admission.subject,
             sender_jkt=self._keys.jkt,
             mailbox=mailbox,
@@ -437,11 +445,3 @@ def unpad(framed: bytes) -> bytes:
     if len(framed) < 4 + size or any(framed[4 + size :]):
         raise WireError(WireCode.ENVELOPE_MALFORMED, "the padding of the body")
     return framed[4 : 4 + size]
-
-
-def _uuid7(now_ms: int) -> bytes:
-    """RFC 9562 §5.7: 48 bits of milliseconds, then random bits."""
-    number = (now_ms & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10), "big")
-    number = number & ~(0xF << 76) | 0x7 << 76
-    number = number & ~(0x3 << 62) | 0x2 << 62
-    return uuid.UUID(int=number).bytes

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attestation.verdict import Verdict
-from broker.wire.channel import Opening, chain_start
+from broker.wire.channel import ChannelBatch, Opening, chain_start
 from broker.wire.envelope import Envelope, Header
 from broker.wire.jose import p256_from_spki
 
@@ -67,7 +67,7 @@ class Receiving:
 
     __slots__ = (
         *("again", "chain", "channel", "cipher", "digest", "ends_at_ms", "highest", "identity", "mailbox_key", "open"),
-        *("sender", "skipped", "token", "token_end_ms"),
+        *("opened_at_ms", "sender", "skipped", "token", "token_end_ms"),
     )
 
     def __init__(
@@ -77,6 +77,7 @@ class Receiving:
         self.cipher = AESGCM(inside.key)
         self.digest = opening.digest[:OPENING_LEN]
         self.mailbox_key = header.mailbox_key
+        self.opened_at_ms = header.sent_at_ms
         self.ends_at_ms = header.expires_at_ms
         self.chain = chain_start(opening) if before is None else before.chain
         self.highest = 0 if before is None else before.highest
@@ -90,6 +91,19 @@ class Receiving:
         self.identity: ec.EllipticCurvePublicKey = p256_from_spki(sender.identity_key)
         self.token = ""
         self.token_end_ms = 0
+
+    def advance(self, batch: ChannelBatch, *, since_ms: int) -> tuple[int, int] | None:
+        """From now on the channel goes on after this batch; the numbers that were passed over, if any.
+
+        Nothing is missing to a reader that came after `since_ms`, when the channel had begun: it comes in here.
+        """
+        skipped = None
+        if batch.first_seq > self.highest + 1:
+            skipped = (self.highest + 1, batch.first_seq - 1)
+            self.skipped.append(skipped)
+        joined = self.highest == 0 and self.opened_at_ms < since_ms
+        self.highest, self.chain = batch.last_seq, batch.chain
+        return None if joined else skipped
 
     @property
     def complete(self) -> bool:

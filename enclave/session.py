@@ -110,6 +110,7 @@ class Admission:
     expires_at_s: float
     broker: Broker
     receipt: Receipt
+    policy: str = ""  # digest of the one that admitted it, in hex
 
 
 @final
@@ -264,6 +265,7 @@ class Session:
                 expires_at_s=opened.expires_at.timestamp(),
                 broker=broker,
                 receipt=answer.receipt,
+                policy=opened.policy_digest,
             )
 
     def fail(self) -> None:

@@ -25,21 +25,20 @@ from functools import partial
 from typing import Any, Final, final
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from attestation.errors import CloisterError
-from broker.wire import api_pb2, channel
 from broker.wire import stream_pb2 as pb
-from broker.wire.errors import WireError
 from broker.wire.mailbox import MailboxInfo
+from broker.wire.topic import TopicInfo
 from enclave.channel import Outgoing, ReceivingChannels, SendingChannel
 from enclave.clock import BrokerTime
-from enclave.errors import AgentError, BrokerRefused, Code, TransportFailed
+from enclave.ended import why
+from enclave.errors import AgentError, BrokerRefused, Code
 from enclave.keeping import Keep, Keeping
 from enclave.keys import AgentKeys
 from enclave.lanes import Announce, Item, Lane, Lanes
 from enclave.ledger import Incoming, Ledger
-from enclave.mailbox import DEFAULT_TTL_S, Inbox, Outbox
+from enclave.mailbox import DEFAULT_TTL_S, Found, Inbox, Outbox
 from enclave.session import Admission
 from enclave.telling import Trouble
 
@@ -65,6 +64,7 @@ OPTIONS: Final = (
 )
 Admit = Callable[[Admission | None], Awaitable[Admission]]
 Lookup = Callable[[str], Awaitable[MailboxInfo]]
+TopicLookup = Callable[[str], Awaitable[TopicInfo]]
 Prepare = Callable[[], Awaitable[None]]
 Call = grpc.aio.StreamStreamCall[Any, Any]
 
@@ -74,8 +74,9 @@ class Stream:
     """See the module. Runs on one event loop; `close` fails what is still waiting.
 
     `admit(None)` is the present admission; `admit(old)` a newer one than that, which the broker no longer takes.
-    `lookup` asks the broker for a mailbox's key. `prepare` is awaited before a new sender is judged, so that
-    the list of the fallen can be fetched; `keep` before what was handled is called done, so that a checkpoint says so.
+    `lookup` asks the broker for a mailbox's key, `lookup_topic` for a topic's. `prepare` is awaited before a new sender
+    is judged, so that the list of the fallen can be fetched; `keep` before what was handled is called done, so that a
+    checkpoint says so.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Stream:
         time: BrokerTime,
         admit: Admit,
         lookup: Lookup,
+        lookup_topic: TopicLookup | None = None,
         inbox: Inbox,
         outbox: Outbox,
         channels: ReceivingChannels | None = None,
@@ -102,6 +104,7 @@ class Stream:
         self._time = time
         self._admit = admit
         self._lookup = lookup
+        self._lookup_topic = lookup_topic
         self._outbox = outbox
         self._inbox = inbox
         self._prepare = prepare
@@ -118,7 +121,7 @@ class Stream:
         self._keeping = Keeping(self._ledger, keep, self._news.set) if keep is not None else None
         self._room = asyncio.Event()
         self._connected = asyncio.Event()
-        self._looking: dict[str, asyncio.Task[None]] = {}
+        self._looking: dict[Lane, asyncio.Task[None]] = {}
         self._admission: Admission | None = None
         self._renewal: Admission | None = None
         self._nonce: str | None = None
@@ -151,8 +154,10 @@ class Stream:
         reply_to: str = "",
         ttl_s: float = DEFAULT_TTL_S,
         announce: Announce | None = None,
+        topic: bool = False,
     ) -> asyncio.Future[bytes]:
-        """Send when there is room; the future has the message's id once the broker holds it durably.
+        """Send when there is room; the future has the message's id once the broker holds it durably. To a mailbox, or
+        if it is one to a topic.
 
         `announce` hears id and mailbox owner before an answer can come; again, with another id, if the message had to
         be sealed anew because the broker refused the first channel. The future raises BrokerRefused, EnvelopeRefused,
@@ -163,13 +168,13 @@ class Stream:
         if self._closed:
             accepted.set_exception(AgentError(Code.AGENT_NOT_RUNNING, "the stream was closed"))
             return accepted
-        self._lanes.post(mailbox, Item(message, accepted, announce))
+        self._lanes.post(mailbox, Item(message, accepted, announce), topic=topic)
         self._news.set()
         return accepted
 
     async def send(self, mailbox: str, *, kind: str, plaintext: bytes, **how: Any) -> bytes:
         """`post`, once there is room for it, and wait. Raises as the future of `post` does."""
-        while self._lanes.outstanding(mailbox) >= MAX_QUEUE and not self._closed:
+        while self._lanes.outstanding(mailbox, topic=how.get("topic", False)) >= MAX_QUEUE and not self._closed:
             self._room.clear()
             await self._room.wait()
         return await self.post(mailbox, kind=kind, plaintext=plaintext, **how)
@@ -329,23 +334,10 @@ class Stream:
         )
 
     async def _why(self, call: Call) -> CloisterError:
-        """What ended the call, as the broker explains it; and the nonce for the next proof."""
-        code = await call.code()
-        found = {str(name): value for name, value in (await call.trailing_metadata()) or ()}
-        nonce = found.get("dpop-nonce")
-        self._nonce = nonce if isinstance(nonce, str) else self._nonce
-        told = found.get("grpc-status-details-bin")
-        problem = _problem(told) if isinstance(told, bytes) else None
-        if problem is None:
-            return TransportFailed(Code.CLIENT_UNREACHABLE, f"{self._target}: {code.name}")
-        return BrokerRefused(
-            status=problem.status,
-            code=problem.code,
-            detail=problem.title,
-            remedy=problem.remedy,
-            correlation_id=problem.correlation_id,
-            reasons=tuple(problem.codes),
-        )
+        """What ended the call; the nonce for the next proof is kept."""
+        error, nonce = await why(call, self._target)
+        self._nonce = nonce or self._nonce
+        return error
 
     # ── in both directions ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -412,23 +404,28 @@ class Stream:
 
     def _look_up(self, now_s: float) -> None:
         for lane in self._lanes:
-            if lane.mailbox not in self._looking and lane.wants_key(now_s):
-                self._looking[lane.mailbox] = asyncio.create_task(self._find(lane))
+            if lane not in self._looking and lane.wants_key(now_s):
+                self._looking[lane] = asyncio.create_task(self._find(lane))
 
     async def _find(self, lane: Lane) -> None:
         """Ask for the mailbox's key and open a channel to it. What cannot be proved fails what waits there."""
         try:
             admission = await self._admit(None)
-            found = await self._lookup(lane.mailbox)
+            found: Found = await (self._topic if lane.topic else self._lookup)(lane.mailbox)
             lane.found(found, partial(self._open, lane.mailbox, found, admission), _now_s())
         except CloisterError as error:
             lane.fail(error)
         finally:
-            self._looking.pop(lane.mailbox, None)
+            self._looking.pop(lane, None)
             self._room.set()
             self._news.set()
 
-    def _open(self, mailbox: str, found: MailboxInfo, admission: Admission) -> SendingChannel:
+    async def _topic(self, name: str) -> TopicInfo:
+        if self._lookup_topic is None:
+            raise AgentError(Code.AGENT_NOT_RUNNING, f"this stream leads to no topic: {name}")
+        return await self._lookup_topic(name)
+
+    def _open(self, mailbox: str, found: Found, admission: Admission) -> SendingChannel:
         return SendingChannel.open(
             self._outbox, found, mailbox=mailbox, admission=admission, keys=self._keys, time=self._time
         )
@@ -437,13 +434,3 @@ class Stream:
 def _now_s() -> float:
     """For pauses and leases; nothing that is proved depends on it."""
     return asyncio.get_running_loop().time()
-
-
-def _problem(raw: bytes) -> api_pb2.Problem | None:
-    """The problem in a call's status details; none where they cannot be read, since nobody signs them."""
-    try:
-        for detail in channel.parsed(api_pb2.Status, raw, MAX_MESSAGE).details:
-            return api_pb2.Problem.FromString(detail.value)
-    except (WireError, DecodeError):
-        return None
-    return None

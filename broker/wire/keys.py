@@ -11,7 +11,7 @@ import hmac
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Self, final
+from typing import Any, ClassVar, Final, Self, final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -265,6 +265,11 @@ class TopicKey:
     not_before_s: int
     not_after_s: int
     signature: bytes
+
+    # What a mailbox's key says, and a topic's need not: nobody owns it, and it outlives every process that reads there.
+    kind: ClassVar[str] = "topic"
+    owner: ClassVar[str] = ""
+    incarnation: ClassVar[bytes] = NO_INCARNATION
 
     @classmethod
     def sign(
