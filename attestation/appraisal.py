@@ -148,10 +148,17 @@ class TcbState(NamedTuple):
 class Findings(NamedTuple):
     """What the claims are worth. Only `ok` means that nothing was refused."""
 
-    ok: bool
-    checks: tuple[Check, ...]
+    ledger: Ledger
     state: TcbState | None
     allowances_used: frozenset[Allowance]
+
+    @property
+    def ok(self) -> bool:
+        return self.ledger.ok
+
+    @property
+    def checks(self) -> list[Check]:
+        return self.ledger.checks
 
 
 def appraise(
@@ -172,7 +179,7 @@ def appraise(
         if claims.tee is Tee.TDX:
             _judge_module(ledger, claims, tcb_info)
         state = _judge_tcb(ledger, claims, platform, facts, tcb_info, accept)
-    return Findings(ok=ledger.ok, checks=tuple(ledger.checks), state=state, allowances_used=used)
+    return Findings(ledger, state=state, allowances_used=used)
 
 
 def _not_debug(claims: Claims) -> None:

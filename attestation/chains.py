@@ -134,11 +134,18 @@ def _signatures(chain: Chain, known: KnownCertificates) -> None:
 class PckChain(NamedTuple):
     """What the chain in a quote turned out to be. Only `ok` means that it may be believed, and only while in force."""
 
-    ok: bool
-    checks: tuple[Check, ...]
+    ledger: Ledger
     chain: Chain | None
     facts: PckFacts | None
     windows: tuple[Window, ...]
+
+    @property
+    def ok(self) -> bool:
+        return self.ledger.ok
+
+    @property
+    def checks(self) -> list[Check]:
+        return self.ledger.checks
 
     @property
     def leaf(self) -> Certificate | None:
@@ -154,7 +161,7 @@ def judge_pck_chain(quote: Quote, roots: TrustRoots, earlier: KnownCertificates 
     ledger = Ledger()
     ledger.run(step.CHAIN_PRESENT, _present, quote.certification_type)
     if not ledger.ok:
-        return PckChain(ok=False, checks=tuple(ledger.checks), chain=None, facts=None, windows=())
+        return PckChain(ledger, chain=None, facts=None, windows=())
     known = KnownCertificates(roots, earlier)
     texts = {_LABEL: (quote.certification_data, PCK_CHAIN)}
     chains = judge_chains(ledger, PCK_STEPS, texts, roots, known)
@@ -165,8 +172,8 @@ def judge_pck_chain(quote: Quote, roots: TrustRoots, earlier: KnownCertificates 
         leaf, ca, _ = chain.certificates
         facts = ledger.run(step.CHAIN_PCK_EXTENSION, PckFacts.of, leaf, ca.common_name)
         windows = chain.windows(step.CHAIN_BEGUN, step.CHAIN_LASTS)
-    prove_chains(ledger, PCK_STEPS, chains, known)
-    return PckChain(ok=ledger.ok, checks=tuple(ledger.checks), chain=chain, facts=facts, windows=tuple(windows))
+    ledger.later(lambda: prove_chains(ledger, PCK_STEPS, chains, known))
+    return PckChain(ledger, chain=chain, facts=facts, windows=tuple(windows))
 
 
 def claimed_platform(quote: Quote) -> PckFacts:

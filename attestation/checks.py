@@ -153,23 +153,52 @@ def _position(check: Check) -> int:
 
 @final
 class Ledger:
-    """The checks that ran so far. One per stage; a stage's ledger is part of its result."""
+    """What a stage found out, one per stage; a stage's ledger is part of its result.
 
-    __slots__ = ("checks", "ok")
+    Signatures cost most, and need the processor's caches that reading needs too. So a stage puts them off with
+    `later`, and they are checked in one go when somebody first asks whether all is well: nobody can believe a stage
+    whose signatures were not checked.
+    """
+
+    __slots__ = ("_checks", "_later", "_ok")
 
     def __init__(self) -> None:
-        self.checks: list[Check] = []
-        self.ok = True
+        self._checks: list[Check] = []
+        self._later: list[Callable[[], object]] = []
+        self._ok = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether every demand was met, those that were put off too."""
+        if self._later:
+            self._settle()
+        return self._ok
+
+    @property
+    def checks(self) -> list[Check]:
+        """Every check, in the order in which they ran."""
+        if self._later:
+            self._settle()
+        return self._checks
+
+    def later(self, judge: Callable[[], object]) -> None:
+        """Have `judge`, which writes to this ledger, called before anybody learns `ok` or `checks`."""
+        self._later.append(judge)
+
+    def _settle(self) -> None:
+        while self._later:
+            self._later[0]()
+            del self._later[0]  # afterwards: what is broken off here is not taken for done
 
     def passed(self, step: Step, detail: str = "") -> None:
-        self.checks.append(step.passed._replace(detail=detail) if detail else step.passed)
+        self._checks.append(Check(step.name, step.code, True, detail) if detail else step.passed)
 
     def warn(self, step: Step, detail: str, remedy: str = "") -> None:
-        self.checks.append(Check(step.name, step.code, True, detail, remedy, warning=True))
+        self._checks.append(Check(step.name, step.code, True, detail, remedy, True))
 
     def failed(self, step: Step, unmet: Unmet) -> None:
-        self.ok = False
-        self.checks.append(Check(step.name, step.code, False, unmet.detail, unmet.remedy, short=unmet.short))
+        self._ok = False
+        self._checks.append(Check(step.name, step.code, False, unmet.detail, unmet.remedy, False, unmet.short))
 
     def run(self, step: Step, demand: Callable[[Unpack[Ts]], T], *args: *Ts) -> T | None:
         """Run one demand and write down how it ended. None when it was not met (or when it answers nothing)."""
@@ -178,7 +207,7 @@ class Ledger:
         except Unmet as unmet:
             self.failed(step, unmet)
             return None
-        self.checks.append(step.passed)
+        self._checks.append(step.passed)
         return value
 
     def each(self, step: Step, items: Mapping[str, S], demand: Callable[[S], T]) -> dict[str, T]:
@@ -195,5 +224,5 @@ class Ledger:
             short = tuple(item for error in unmet.values() for item in error.short)
             self.failed(step, Unmet(details, next(iter(unmet.values())).remedy, short))
         elif met:
-            self.checks.append(step.passed)
+            self._checks.append(step.passed)
         return met

@@ -36,8 +36,7 @@ _BOTH: Final = "TCB info and QE identity"
 class Endorsements(NamedTuple):
     """A collateral set, judged. Only `ok` means that it may be believed, and only while all of `windows` are open."""
 
-    ok: bool
-    checks: tuple[Check, ...]
+    ledger: Ledger
     collateral: Collateral
     known: KnownCertificates
     trusted: Certificate | None  # the root that all of it ends in
@@ -48,12 +47,17 @@ class Endorsements(NamedTuple):
     qe_identity: QeIdentity | None
     windows: tuple[Window, ...]
 
+    @property
+    def ok(self) -> bool:
+        return self.ledger.ok
+
+    @property
+    def checks(self) -> list[Check]:
+        return self.ledger.checks
+
 
 def endorse(collateral: Collateral, roots: TrustRoots) -> Endorsements:
-    """Judge a collateral set under `roots`. Never raises: what is wrong is in `checks`.
-
-    Signatures come last and in one go: what they need of the processor's caches, the interpreter would need again.
-    """
+    """Judge a collateral set under `roots`. Never raises: what is wrong is in `checks`."""
     ledger, known = Ledger(), KnownCertificates(roots)
     chains = judge_chains(ledger, SIGNER_STEPS, _issuer_chains(collateral), roots, known)
     signers = {label: chain.certificates[0] for label, chain in chains.items()}
@@ -64,12 +68,11 @@ def endorse(collateral: Collateral, roots: TrustRoots) -> Endorsements:
     if (root_crl := crls.get(ROOT_CRL)) is not None and signers:
         ledger.each(step.SIGNER_REVOKED, _issued_by_root(chains), partial(not_revoked, root_crl))
     windows = _windows(chains, crls, tcb_info, qe_identity)
-    prove_chains(ledger, SIGNER_STEPS, chains, known)
-    ledger.each(step.CRL_SIGNATURES, issued, _signed_by)
-    ledger.each(step.COLLATERAL_SIGNATURES, _signed_texts(collateral, signers), _signed_text)
+    ledger.later(lambda: prove_chains(ledger, SIGNER_STEPS, chains, known))
+    ledger.later(lambda: ledger.each(step.CRL_SIGNATURES, issued, _signed_by))
+    ledger.later(lambda: ledger.each(step.COLLATERAL_SIGNATURES, _signed_texts(collateral, signers), _signed_text))
     return Endorsements(
-        ok=ledger.ok,
-        checks=tuple(ledger.checks),
+        ledger=ledger,
         collateral=collateral,
         known=known,
         trusted=trusted[0] if len(trusted) == 1 else None,

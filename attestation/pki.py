@@ -100,26 +100,27 @@ def _intel() -> TrustRoots:
 class KnownCertificates:
     """Certificates parsed, and signatures between them checked, once each. Grows within one judgement.
 
-    A copy seeded from an earlier judgement carries over what was proved then, never a failure.
+    What an earlier judgement parsed and proved is looked up there, and nothing is added to it.
     """
 
-    __slots__ = ("_bodies", "_parsed", "_proved")
+    __slots__ = ("_bodies", "_earlier", "_parsed", "_proved")
 
     def __init__(self, roots: TrustRoots, earlier: KnownCertificates | None = None) -> None:
+        self._earlier = earlier
         self._bodies: dict[bytes, Certificate] = dict(zip(roots.bodies, roots.certificates, strict=True))
         self._parsed: dict[bytes, Certificate] = {root.der: root for root in roots.certificates}
         self._proved: set[tuple[bytes, bytes]] = set()
-        if earlier is not None:
-            self._bodies |= earlier._bodies
-            self._parsed |= earlier._parsed
-            self._proved |= earlier._proved
 
     def parse(self, body: bytes) -> Certificate:
         """The certificate in a PEM body. Raises Unmet."""
         found = self._bodies.get(body)
+        if found is None and self._earlier is not None:
+            found = self._earlier._bodies.get(body)
         if found is None:
             raw = pem_decode(body)
             found = self._parsed.get(raw)
+            if found is None and self._earlier is not None:
+                found = self._earlier._parsed.get(raw)
             if found is None:
                 found = self._parsed[raw] = Certificate.parse(raw)
             self._bodies[body] = found
@@ -128,7 +129,7 @@ class KnownCertificates:
     def issued(self, issuer: Certificate, subject: Certificate) -> bool:
         """Whether `issuer`'s key signed `subject`."""
         pair = (issuer.point, subject.der)
-        if pair in self._proved:
+        if pair in self._proved or (self._earlier is not None and pair in self._earlier._proved):
             return True
         if not signed_by(issuer.key, subject.signature, subject.tbs):
             return False

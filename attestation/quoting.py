@@ -31,20 +31,25 @@ _SGX_DEBUG: Final = 0x02  # byte 0 of ATTRIBUTES.FLAGS
 class Platform(NamedTuple):
     """An attestation key and the platform behind it, judged. Only `ok` means that it may be believed."""
 
-    ok: bool
-    checks: tuple[Check, ...]
+    ledger: Ledger
     key: EllipticCurvePublicKey | None
     qe_svn: int
     qe_level: IsvLevel | None
     qe_levels: tuple[IsvLevel, ...]
     comparable: bool  # TCB info is made for this TEE and platform, so that levels mean something
 
+    @property
+    def ok(self) -> bool:
+        return self.ledger.ok
+
+    @property
+    def checks(self) -> list[Check]:
+        return self.ledger.checks
+
 
 def judge_platform(quote: Quote, chain: PckChain, endorsements: Endorsements) -> Platform:
     """Judge all that vouches for the attestation key of `quote`. Never raises: what is wrong is in `checks`."""
     ledger = Ledger()
-    if chain.leaf is not None:  # right behind the chain's signatures: what they left in the processor's caches is used
-        ledger.run(step.QE_SIGNATURE, _qe_signature, quote, chain.leaf.key)
     _judge_revocation(ledger, chain, endorsements)
     comparable = _judge_documents(ledger, quote.tee, chain.facts, endorsements)
     report = quote.qe_report
@@ -59,9 +64,11 @@ def judge_platform(quote: Quote, chain: PckChain, endorsements: Endorsements) ->
         ledger.run(step.QE_SIGNER, _qe_signer, report, identity)
         ledger.run(step.QE_PRODUCT, _qe_product, report, identity)
         level = ledger.run(step.TCB_QE, _qe_level, report, identity)
+    if chain.chain is not None:
+        pck_key = chain.chain.certificates[0].key
+        ledger.later(lambda: ledger.run(step.QE_SIGNATURE, _qe_signature, quote, pck_key))
     return Platform(
-        ok=ledger.ok,
-        checks=tuple(ledger.checks),
+        ledger=ledger,
         key=key,
         qe_svn=report.isv_svn,
         qe_level=level,

@@ -74,11 +74,11 @@ class _Case:
         self.chain = chain
         self.platform = platform
         self.findings = findings
-        self.ok = endorsements.ok and chain.ok and platform.ok and findings.ok
         self.windows: tuple[Window, ...] = chain.windows + endorsements.windows
-        self.begin = max((window.begin for window in self.windows), default=0)
-        self.end = min((window.end for window in self.windows), default=-1)
+        self.begin = max([window.begin for window in self.windows], default=0)
+        self.end = min([window.end for window in self.windows], default=-1)
         self._report: dict[bool, tuple[Check, ...]] = {}
+        self.ok = endorsements.ok and chain.ok and platform.ok and findings.ok  # last: here all signatures are checked
 
     @property
     def evaluation_numbers(self) -> tuple[int, int]:
@@ -287,9 +287,10 @@ class Verifier:
         case = self._cases.get(key)
         if case is None:
             demand_known(accept, allow)
-            endorsements, chain, platform = self._prove(quote, collateral, vouched)
+            endorsements, chain, platform = self._platforms.get(vouched) or self._judge(quote, collateral)
             findings = appraise(claims, platform, chain.facts, endorsements.tcb_info, accept, allow)
             case = _Case(endorsements, chain, platform, findings)
+            self._remember(quote, vouched, case)
             verified = call.conclude(quote, case)
             self._cases.put(key, case)  # what was claimed under a good signature: others can claim what they like
             return verified
@@ -303,7 +304,9 @@ class Verifier:
         """
         demand_quote(quote)
         moment = unix_seconds(at)
-        chain = self._chain(quote, None)
+        chain = self._chains.get(_chain_key(quote)) or judge_pck_chain(quote, self._roots)
+        if chain.ok:
+            self._chains.put(_chain_key(quote), chain)
         ledger = Ledger()
         judge_time(ledger, chain.windows, moment)
         if not (chain.ok and ledger.ok):
@@ -311,37 +314,28 @@ class Verifier:
         assert chain.facts is not None  # chain.ok says so
         return chain.facts
 
-    def _prove(
-        self, quote: Quote, collateral: Collateral, vouched: tuple[bytes, bytes, int, Tee]
-    ) -> tuple[Endorsements, PckChain, Platform]:
-        proved = self._platforms.get(vouched)
-        if proved is not None:
-            return proved
-        endorsements = self._sets.get(collateral.digest)
-        if endorsements is None:
-            endorsements = endorse(collateral, self._roots)
-            if endorsements.ok:
-                self._remember(endorsements)
-        chain = self._chain(quote, endorsements)
-        platform = judge_platform(quote, chain, endorsements)
+    def _judge(self, quote: Quote, collateral: Collateral) -> tuple[Endorsements, PckChain, Platform]:
+        """With what is remembered. The signatures of what is not are still to be checked."""
+        endorsements = self._sets.get(collateral.digest) or endorse(collateral, self._roots)
+        chain = self._chains.get(_chain_key(quote)) or judge_pck_chain(quote, self._roots, endorsements.known)
+        return endorsements, chain, judge_platform(quote, chain, endorsements)
+
+    def _remember(self, quote: Quote, vouched: tuple[bytes, bytes, int, Tee], case: _Case) -> None:
+        """Each part by itself, where it passed."""
+        endorsements, chain, platform = case.endorsements, case.chain, case.platform
+        if endorsements.ok:
+            gone = self._sets.put(vouched[0], endorsements)
+            if gone is not None:
+                self._platforms.drop(lambda vouched: vouched[0] == gone)
+                self._cases.drop(lambda key: key[0][0] == gone)
+        if chain.ok:
+            self._chains.put(_chain_key(quote), chain)
         if endorsements.ok and chain.ok and platform.ok:
             self._platforms.put(vouched, (endorsements, chain, platform))
-        return endorsements, chain, platform
 
-    def _remember(self, endorsements: Endorsements) -> None:
-        gone = self._sets.put(endorsements.collateral.digest, endorsements)
-        if gone is not None:
-            self._platforms.drop(lambda vouched: vouched[0] == gone)
-            self._cases.drop(lambda key: key[0][0] == gone)
 
-    def _chain(self, quote: Quote, endorsements: Endorsements | None) -> PckChain:
-        key = (sha256(quote.certification_data).digest(), quote.certification_type)
-        chain = self._chains.get(key)
-        if chain is None:
-            chain = judge_pck_chain(quote, self._roots, endorsements and endorsements.known)
-            if chain.ok:
-                self._chains.put(key, chain)
-        return chain
+def _chain_key(quote: Quote) -> tuple[bytes, int]:
+    return sha256(quote.certification_data).digest(), quote.certification_type
 
 
 @final

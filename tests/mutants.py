@@ -108,7 +108,7 @@ def _deletions(node: _Place, demands: set[ast.AST]) -> Iterator[str]:
         if isinstance(node.test, ast.Compare) and len(node.test.ops) > 1:
             yield "part 0 of the comparison is missing"
             yield "part 1 of the comparison is missing"
-    elif isinstance(node, ast.Expr) and (_calls(node.value, "run") or _calls(node.value, "each")):
+    elif isinstance(node, ast.Expr) and any(_calls(node.value, judged) for judged in ("run", "each", "later")):
         yield "does not run"
 
 
