@@ -30,6 +30,7 @@ from attestation.tcb import TcbStates
 from attestation.verdict import Verdict
 from broker.wire.names import TENANT, is_resource
 from broker.wire.relying import TokenKind, TokenRequest, TokenResponse
+from broker.wire.tools import tool_name
 from enclave import hooks, main
 from enclave.calling import Offer
 from enclave.context import Context
@@ -344,7 +345,8 @@ class Agent(Toolbox):
 
     def pinned(self, to: str, tool: str) -> str:
         """The digest that the trust file names for that tool of that agent, or nothing."""
-        return ""
+        trust = self.running.trust
+        return trust.tool(tool_name(self._address(to, trust.tenant), tool) or "")
 
     async def may_call(
         self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from attestation.ports import TrustDomain
 from attestation.provided import provided
 from enclave import labs, launch, supervise
 from enclave.errors import AgentError, Code, EnclaveError, LaunchFailed, TdxError
-from enclave.main import BROKER_VARIABLE, TRUST_VARIABLE
+from enclave.main import BROKER_VARIABLE, DESCRIBE_VARIABLE, TRUST_VARIABLE
 from enclave.reload import Launch, Watch
 from enclave.tdx import TdxTrustDomain
 from enclave.trustfile import TrustFile
@@ -49,6 +50,8 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(line[:end])
     options.arguments = line[end + 1 :]
     try:
+        if options.tools:
+            return _tools(options)
         return _digest(options) if options.digest else _run(options)
     except (EnclaveError, AttestationError) as error:
         print(f"cloister run: {error}", file=sys.stderr)
@@ -76,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--same-user", action="store_true", help="let the agent run as this user, which can reach the registers"
     )
+    parser.add_argument(
+        "--tools", action="store_true", help="print the agent's tools and the digests that callers pin, run no agent"
+    )
     parser.add_argument("--digest", action="store_true", help="print the code digest for reference values, run nothing")
     return parser
 
@@ -84,6 +90,20 @@ def _digest(options: argparse.Namespace) -> int:
     with launch.stage(options.agent) as staged:
         print(staged.digest.hex())
     return 0
+
+
+def _tools(options: argparse.Namespace) -> int:
+    """By the copy itself, as this user: the file's own lines run, `agent.run()` only describes."""
+    with launch.stage(options.agent) as staged:
+        named = {one: os.environ[one] for one in options.env if one in os.environ}
+        described = {DESCRIBE_VARIABLE: "1", launch.LAUNCHER_VARIABLE: str(os.getpid())}
+        return subprocess.run(
+            [supervise.interpreter(), "-I", "-S", "-B", str(staged.boot), *options.arguments],
+            env={"PATH": os.defpath, "LANG": "C.UTF-8", **named, **described},
+            cwd=staged.top,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        ).returncode
 
 
 def _run(options: argparse.Namespace) -> int:

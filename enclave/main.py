@@ -8,10 +8,12 @@ when nobody could judge. `made` and `started` name this process's agents: a file
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,10 +25,12 @@ from attestation.verdict import Verdict
 from enclave.domain import RemoteDomain
 from enclave.errors import AgentError, BrokerRefused, Code, EnclaveError, TransportFailed
 from enclave.telling import follow_up, full, place, show_everything, told
+from enclave.tools import ToolDescription
 from enclave.trustfile import TrustFile
 
 BROKER_VARIABLE: Final = "CLOISTER_BROKER"
 TRUST_VARIABLE: Final = "CLOISTER_TRUST_FILE"
+DESCRIBE_VARIABLE: Final = "CLOISTER_DESCRIBE"
 log: Final = logging.getLogger("cloister.agent")
 made: Final[set[str]] = set()
 started: Final[set[str]] = set()
@@ -36,6 +40,9 @@ class Runnable(Protocol):
     """What this file needs of an `enclave.agent.Agent`."""
 
     name: str
+
+    @property
+    def tools(self) -> Mapping[str, ToolDescription]: ...
 
     async def start(
         self,
@@ -52,7 +59,11 @@ class Runnable(Protocol):
 
 
 def run_agent(agent: Runnable) -> None:
-    """Does not return on failure."""
+    """Does not return on failure. Where only the tools are to be described, it says what they are and runs nothing."""
+    if os.environ.get(DESCRIBE_VARIABLE):
+        started.add(agent.name)
+        print(described(agent.tools))
+        return
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="cloister: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     started.add(agent.name)
@@ -71,6 +82,16 @@ def run_agent(agent: Runnable) -> None:
         print(f"cloister: {agent.name} ends: {told(error)}", file=sys.stderr)
         follow_up(error)
         raise SystemExit(1) from None
+
+
+def described(tools: Mapping[str, ToolDescription]) -> str:
+    """Tools as MCP lists them, and the digests that callers pin."""
+    ordered = sorted(tools.items())
+    members = {
+        "tools": [tool.to_mcp() for _, tool in ordered],
+        "digests": {name: tool.digest for name, tool in ordered},
+    }
+    return json.dumps(members, indent=2, ensure_ascii=False)
 
 
 def failed(error: Exception) -> int:

@@ -1,5 +1,6 @@
 """The examples are run as their own first lines say."""
 
+import json
 import os
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def test_the_queue_books_each_order_once_and_refuses_nonsense(lab: Lab) -> None:
         with run(lab, "queue/shop.py") as shop:
             assert lines(shop, 4) == ["A-1: 97 left", "A-2: 93 left", "A-1: 97 left", "A-3: order.no_pieces"]
             assert ended(shop) == 0
+
+
+def test_the_tool_that_the_caller_approved_is_the_one_that_is_described() -> None:
+    server = str(EXAMPLES / "tools" / "server.py")
+    line = [sys.executable, "-m", "cloister", "run", server, "--tools"]
+    said = json.loads(subprocess.run(line, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert [tool["name"] for tool in said["tools"]] == ["find"]
+    assert f'APPROVED = "{said["digests"]["find"]}"' in (EXAMPLES / "tools" / "caller.py").read_text()
 
 
 def test_a_tool_is_called_only_if_it_is_the_code_that_was_named(lab: Lab) -> None:

@@ -102,6 +102,15 @@ def test_a_trust_file_says_whom_to_believe_and_its_digest_names_it() -> None:
     assert trust() == trust()
 
 
+def test_a_trust_file_pins_tools_by_the_names_that_policies_have_for_them() -> None:
+    found = TrustFile.parse(trust(tools={"lab/tools/desk/refund": "ab" * 32}))
+    assert found.tool("lab/tools/desk/refund") == "ab" * 32
+    assert found.tool("lab/tools/desk/other") == found.tool("") == ""
+    for wrong in ({"desk/refund": "ab" * 32}, {"lab/mail/desk": "ab" * 32}, {"lab/tools/desk/refund": "AB" * 32}):
+        assert code_of(TrustFile.parse, trust(tools=wrong)) == Code.TRUST_MALFORMED
+    assert code_of(TrustFile.parse, trust(tools={"lab/tools/a/b": 5})) == Code.TRUST_MALFORMED
+
+
 def test_toml_says_the_same_as_json() -> None:
     text = f'version = 1\ntenant = "t"\n[broker]\nid = "{broker_id(LOG_KEY).hex()}"\n[roots]\nintel = true\n'
     found = TrustFile.parse(text.encode())

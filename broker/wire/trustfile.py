@@ -24,6 +24,8 @@ file is TOML, or JSON when its first character is a brace; both have the same me
     signers = ["<hex of a public key>"]
     [administrators]
     keys = ["<RFC 7638 thumbprint>"]
+    [tools]                              # optional: the descriptions of other agents' tools that were approved
+    "lab/tools/desk/refund" = "<64 hex digits>"
 
 Which of them a deployment must name is left to whoever uses the value, and so is the code by which he refuses a file
 that is none. Agents, brokers and the holders of shares all read it here.
@@ -35,6 +37,7 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -45,7 +48,7 @@ from attestation.pki import TrustRoots
 from broker.wire.attested import BrokerReference
 from broker.wire.errors import WireError
 from broker.wire.log import broker_id as id_of
-from broker.wire.names import TENANT
+from broker.wire.names import TENANT, is_resource
 
 T = TypeVar("T")
 MAX_FILE: Final = 256 * 1024
@@ -69,7 +72,12 @@ class TrustFile:
     roots: TrustRoots
     policy_signers: tuple[bytes, ...]
     administrators: tuple[str, ...]
+    tools: tuple[tuple[str, str], ...]  # what policies call a tool, and the digest of its description
     digest: bytes
+
+    def tool(self, name: str) -> str:
+        """The digest that is pinned for a tool, by the name that policies have for it; or nothing."""
+        return dict(self.tools).get(name, "")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -94,6 +102,7 @@ class TrustFile:
             roots=_roots(roots),
             policy_signers=tuple(_hex(text, "policies.signers", None) for text in policies.texts("signers")),
             administrators=administrators.texts("keys"),
+            tools=_tools(top.take("tools", dict) if top.has("tools") else {}),
             digest=hashlib.sha256(raw).digest(),
         )
         for table in (top, broker, roots, policies, administrators):
@@ -112,6 +121,7 @@ def render(
     intel: bool = False,
     administrators: tuple[str, ...] = (),
     reference: BrokerReference | None = None,
+    tools: Mapping[str, str] | None = None,
 ) -> bytes:
     """A trust file's bytes in its JSON form, deterministic: the same arguments give the same digest."""
     broker: dict[str, Any] = {"id": id_of(log_key).hex(), "log_key": log_key.hex(), "url": broker_url}
@@ -124,6 +134,8 @@ def render(
         "roots": {"intel": intel, "pem": [pem.decode("ascii") for pem in roots_pem]},
         "administrators": {"keys": list(administrators)},
     }
+    if tools:
+        found["tools"] = dict(tools)
     return json.dumps(found, indent=2, sort_keys=True).encode() + b"\n"
 
 
@@ -151,6 +163,16 @@ def _reference(members: dict[str, Any]) -> BrokerReference:
         return BrokerReference.from_dict(members)
     except WireError as error:
         raise _bad(f"broker.{error.detail}") from None
+
+
+def _tools(members: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    for name, digest in members.items():
+        if not is_resource(name) or name.split("/")[1] != "tools":
+            raise _bad(f"tools.{name[:64]!a} is not the name of a tool, tenant/tools/agent/tool")
+        if type(digest) is not str:
+            raise _bad(f"tools.{name} must be 64 lower-case hex digits")
+        _hex(digest, f"tools.{name}", 32)
+    return tuple(sorted(members.items()))
 
 
 def _roots(table: _Table) -> TrustRoots:

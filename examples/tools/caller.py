@@ -1,4 +1,5 @@
-"""Calls the search tool, but only if it is the code whose digest is given here: a host cannot slip in another.
+"""Calls the search tool, but only if it is the code whose digest is given here, and says of its tool what was approved:
+a host cannot slip in another, and the tool cannot become another one unseen.
 
 Run it, with the server running:
 `cloister run examples/tools/caller.py --simulated -- "$(cloister run examples/tools/server.py --digest)" WORD`
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from attestation import Verdict
 from enclave import Agent, CloisterError, Context
+
+APPROVED = "676f02eefdcc51460a8fcae39ecdddc5bc2c5ff23c7603750bd62c3408e8cec7"
 
 
 def is_the_tool(verdict: Verdict) -> bool:
@@ -35,8 +38,9 @@ class Hit:
 
 @agent.on_start
 async def call(ctx: Context) -> None:
+    find = ctx.tool("search", "find", digest=APPROVED)
     try:
-        async for hit in ctx.stream("search", Search(word=sys.argv[2]), Hit):
+        async for hit in find.stream(Search(word=sys.argv[2]), Hit):
             print(f"{hit.line}: {hit.text}", flush=True)
     except CloisterError as error:
         print(error.code, flush=True)
