@@ -21,7 +21,7 @@ from enclave.connection import Connection
 from enclave.errors import BrokerRefused
 from enclave.mailbox import DEFAULT_TTL_S, Judge, Outbox
 from enclave.standing import Standing
-from enclave.topics import TopicReader, TopicWriter
+from enclave.topics import Pages, TopicReader, TopicWriter
 from enclave.trustfile import TrustFile
 
 log: Final = logging.getLogger("cloister.agent")
@@ -78,7 +78,12 @@ class Company(Connection):
             judge=self._judge,
             standing=self.standing,
             renew=self.learn_standing,
+            pages=self._pages(name),
         )
+
+    def _pages(self, topic: str) -> Pages | None:
+        """What brings the messages of a topic, if that is not REST."""
+        return None
 
     async def publish_to(
         self,
@@ -91,15 +96,18 @@ class Company(Connection):
         ttl_s: float = DEFAULT_TTL_S,
     ) -> bytes:
         """One message for everybody who reads the topic, labelled as `send` does. Raises as `send` does."""
-        writer = TopicWriter(self._outbox, calls=self._calls, admission=lambda: self.admission, do=self._authorised)
         for last in (False, True):
             marks = (labels | self._labels) - without
             try:
-                return await writer.publish(topic, kind=kind, plaintext=plaintext, labels=marks, ttl_s=ttl_s)
+                return await self._publish(topic, kind=kind, plaintext=plaintext, labels=marks, ttl_s=ttl_s)
             except BrokerRefused as refusal:
                 if last or refusal.code != LOWERED or not await self._catch_up():
                     raise
         raise AssertionError("the second attempt returns or raises")
+
+    async def _publish(self, topic: str, *, kind: str, plaintext: bytes, labels: frozenset[str], ttl_s: float) -> bytes:
+        writer = TopicWriter(self._outbox, calls=self._calls, admission=lambda: self.admission, do=self._authorised)
+        return await writer.publish(topic, kind=kind, plaintext=plaintext, labels=labels, ttl_s=ttl_s)
 
     async def collateral_for(self, subject: str) -> Collateral:
         """For that peer's platform; whoever uses it verifies it. Raises BrokerRefused, MalformedEvidence."""

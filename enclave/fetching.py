@@ -26,6 +26,7 @@ from broker.wire.envelope import MAX_BATCH
 from broker.wire.errors import WireError
 from broker.wire.leases import AckRequest, Extension, Nak, Partly, Rejection
 from broker.wire.mailbox import ReceiveRequest, ReceiveResponse
+from broker.wire.topic import TopicPage
 from enclave.channel import ReceivingChannels
 from enclave.client import BrokerCalls
 from enclave.durable import Do
@@ -115,7 +116,7 @@ def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def as_streamed(answer: ReceiveResponse) -> pb.FromBroker:
+def as_streamed(answer: ReceiveResponse | TopicPage) -> pb.FromBroker:
     """An answer as it would have come on a stream."""
     message = pb.FromBroker(senders=answer.senders)
     for opening in answer.openings:

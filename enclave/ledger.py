@@ -90,10 +90,19 @@ class Incoming(NamedTuple):
 class Ledger:
     """The deliveries of one mailbox."""
 
-    def __init__(self, inbox: Inbox, channels: ReceivingChannels, *, lease_s: int, keeps: bool = False) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        channels: ReceivingChannels,
+        *,
+        lease_s: int,
+        keeps: bool = False,
+        passing: frozenset[str] = PASSING,
+    ) -> None:
         self._inbox = inbox
         self._channels = channels
         self._lease_s = lease_s
+        self._passing = passing
         self._entries: dict[_Key, _Entry] = {}
         self._headers: dict[_Key, Header] = {}
         self._senders: dict[str, str] = {}
@@ -106,8 +115,9 @@ class Ledger:
         self._keeps = keeps
         self._unkept: deque[tuple[int, pb.Settle, int]] = deque()  # numbered, with what each is worth
         self._number = 0
+        self.skipped = 0  # messages of channels that never came
 
-    def delivered(self, message: pb.FromBroker, broker: Broker, now_s: float) -> Iterator[Incoming]:
+    def delivered(self, message: pb.FromBroker | pb.TopicNews, broker: Broker, now_s: float) -> Iterator[Incoming]:
         """What of it is to be handled now, in order."""
         self._learn(message.senders, now_s)
         self._openings.retry(lambda opening: self._admit(opening, broker), now_s)
@@ -144,7 +154,7 @@ class Ledger:
             self._channels.admit(delivery, self._senders, broker)
         except CloisterError as error:
             log.warning("channel refused: %s", error.code)  # and then everything that comes on it
-            return str(error.code) not in PASSING
+            return str(error.code) not in self._passing
         return True
 
     def _batch(self, parcel: pb.Parcel, senders: Mapping[str, str], broker: Broker, now_s: float) -> Iterator[Incoming]:
@@ -159,6 +169,7 @@ class Ledger:
             remaining=frozenset(parcel.remaining),
         )
         if opened.skipped is not None:
+            self.skipped += opened.skipped[1] - opened.skipped[0] + 1
             log.warning("messages %d to %d of a channel never came", *opened.skipped)
         key = (opened.channel, opened.first_seq)
         fresh = {frame.seq for frame in opened.frames}
@@ -259,7 +270,7 @@ class Ledger:
 
     def _refused(self, parcel: pb.Parcel, code: str, now_s: float) -> None:
         log.warning("message refused: %s", code)
-        later = code in PASSING or (code == Code.CHANNEL_UNOPENED and len(self._openings) > 0)
+        later = code in self._passing or (code == Code.CHANNEL_UNOPENED and len(self._openings) > 0)
         delay_s = RETRY_S << min(max(parcel.attempt - 1, 0), 3) if later else 0
         verb = pb.Settle.NAK if later else pb.Settle.REJECT
         if later and parcel.kind == "batch":
@@ -336,6 +347,10 @@ class Ledger:
             return
         self._settles.append(settle)
         self._credit += worth
+
+    def lease_of(self, incoming: Incoming) -> str:
+        """Under which it was delivered last; of what is in hand."""
+        return self._entries[incoming.key].lease
 
     @property
     def unkept(self) -> int:

@@ -1,17 +1,16 @@
 """A message that was proved and opened, whichever way it came: what `handling` and handlers look at.
 
-Decides nothing. What comes for a mailbox comes on a channel or as an envelope of its own, what comes from a topic is an
-envelope; from here on they are alike.
+Decides nothing. It came for a mailbox or from a topic, on a channel or as an envelope of its own; from here on they are
+alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self, final
 
 from attestation.verdict import Verdict
 from enclave.ledger import Incoming
-from enclave.mailbox import Opened
 
 
 @final
@@ -41,22 +40,6 @@ class Received:
         return self.origin
 
     @classmethod
-    def enveloped(cls, opened: Opened, *, lease: str, attempt: int) -> Self:
-        header = opened.header
-        return cls(
-            type=header.type,
-            sender=header.sender,
-            peer=opened.sender,
-            msg_id=header.msg_id,
-            in_reply_to=header.in_reply_to,
-            reply_to=header.reply_to,
-            labels=frozenset(header.labels),
-            plaintext=opened.plaintext,
-            attempt=attempt,
-            lease=lease,
-        )
-
-    @classmethod
     def streamed(cls, incoming: Incoming) -> Self:
         return cls(
             type=incoming.type,
@@ -71,3 +54,8 @@ class Received:
             lease=f"{incoming.key[0].hex()}.{incoming.key[1]}.{incoming.seq}",
             origin=incoming,
         )
+
+    @classmethod
+    def published(cls, incoming: Incoming, *, attempt: int) -> Self:
+        """It came from a topic, where nobody waits to hear what became of it."""
+        return replace(cls.streamed(incoming), lease="", attempt=attempt, origin=None)

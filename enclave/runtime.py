@@ -178,6 +178,7 @@ class Runtime(Company):
             time=self.time,
             admit=self._admit,
             lookup=self._mailbox,
+            lookup_topic=lambda name: self._authorised(lambda: self._calls.topic(name)),
             inbox=self.inbox,
             outbox=self._outbox,
             channels=self._channels,
@@ -272,6 +273,17 @@ class Runtime(Company):
         if announce is not None:
             announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
         return await self._send(mailbox, envelope)
+
+    async def _publish(self, topic: str, *, kind: str, plaintext: bytes, labels: frozenset[str], ttl_s: float) -> bytes:
+        """Whoever publishes often does so on a channel of its own, as with mail."""
+        name = f"~topic/{topic}"
+        async with self._sending.setdefault(name, asyncio.Lock()):
+            often = self._met.get(name) is not None
+            self._met.put(name, True)
+            if self._stream is None or not often:
+                return await super()._publish(topic, kind=kind, plaintext=plaintext, labels=labels, ttl_s=ttl_s)
+            sent = self._stream.post(topic, kind=kind, plaintext=plaintext, labels=labels, ttl_s=ttl_s, topic=True)
+        return await sent
 
     async def _beside(
         self,

@@ -34,6 +34,11 @@ class Standing:
         """Whether a newer list should be asked for."""
         return self._asked_s is None or self._time.now_s() - self._asked_s > RENEW_S
 
+    @property
+    def known(self) -> bool:
+        """Whether there is a list that is young enough to go by."""
+        return self._asked_s is not None and self._time.now_s() - self._asked_s <= MAX_AGE_S
+
     def learn(self, answer: Revocations, broker: Broker, *, nonce: bytes, asked_s: float) -> None:
         """Take over a list that answers `nonce`, which was sent at `asked_s`: the list is no older than that.
 
@@ -47,7 +52,7 @@ class Standing:
         """Raises EnvelopeRefused: standing.unknown, peer.fallen."""
         if self.on_due is not None and self.due:
             self.on_due()
-        if self._asked_s is None or self._time.now_s() - self._asked_s > MAX_AGE_S:
+        if not self.known:
             raise EnvelopeRefused(Code.STANDING_UNKNOWN, "no list of the broker's that is younger than a minute")
         if subject in self._fallen:
             raise EnvelopeRefused(Code.PEER_FALLEN, subject)

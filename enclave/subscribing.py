@@ -21,6 +21,7 @@ from enclave.telling import follow_up, told
 from enclave.topics import TopicReader, TopicReceived
 
 log: Final = logging.getLogger("cloister.agent")
+NOT_READER: Final = "topic.not_reader"  # the broker has not heard of this agent for too long, and has rolled the key
 
 
 async def subscribe(reader: TopicReader, host: Host, table: Mapping[str, Declared], ready: asyncio.Event) -> None:
@@ -38,21 +39,23 @@ async def subscribe(reader: TopicReader, host: Host, table: Mapping[str, Declare
             pause = FIRST_PAUSE_S
         except CloisterError as error:
             log.warning("reading %s failed: %s", reader.topic, error.code)
+            joined = joined and error.code != NOT_READER
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_PAUSE_S)
 
 
 async def _handle(received: TopicReceived, topic: str, host: Host, table: Mapping[str, Declared]) -> None:
-    declared = table.get(received.opened.header.type)
+    incoming = received.incoming
+    declared = table.get(incoming.type)
     try:
         if declared is None:
-            raise MessageError(Code.MESSAGE_TYPE, f"{received.opened.header.type} on {topic}")
-        message = declared.kind.decode(received.opened.plaintext)
+            raise MessageError(Code.MESSAGE_TYPE, f"{incoming.type} on {topic}")
+        message = declared.kind.decode(incoming.plaintext)
     except MessageError as error:
         log.warning("message of %s passed over: %s", topic, error.code)
         return
     for attempt in range(1, declared.retry.attempts + 1):
-        if await _attempt(declared, host, Received.enveloped(received.opened, lease="", attempt=attempt), message):
+        if await _attempt(declared, host, Received.published(incoming, attempt=attempt), message):
             return
         if attempt < declared.retry.attempts:
             await asyncio.sleep(declared.retry.pause_s(attempt))

@@ -1,31 +1,41 @@
-"""Topics: published to with one envelope, read by everybody who was given the key.
+"""Topics: published to with an envelope or on a channel, read by everybody who was given the key.
 
 Decides what a reader accepts: what the named sender's attested key signed, for this topic, under a key that the broker
 released to this reader, in time, once, and not from before it began to read, so that nothing old can be shown again
 after a restart. The broker makes the keys of a topic and could read it; it can't speak in anybody's name. A key that is
 not known is asked for: the topic was rolled meanwhile.
+
+What comes meets the same ledger as mail: a place in the topic's row stands for a lease. Openings have windows of their
+own: one may be new to a reader that came late, when envelopes with higher numbers have come long before. A gap in a
+channel is what the topic had no room for, what had ended, or what this reader may not see; it is told, and what was
+passed over is not taken later.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from attestation.errors import CloisterError
+from broker.wire import stream_pb2 as pb
 from broker.wire.envelope import Envelope, Header
 from broker.wire.keys import KeysRequest, Place
-from broker.wire.mailbox import Delivery, SendStatus
+from broker.wire.mailbox import SendStatus
 from broker.wire.topic import MAX_PAGE, TopicPage, TopicRead
+from enclave.channel import ReceivingChannels
 from enclave.client import BrokerCalls
 from enclave.clock import BrokerTime
 from enclave.durable import Do
-from enclave.errors import BrokerRefused, Code, EnvelopeRefused
+from enclave.errors import BrokerRefused, Code
+from enclave.fetching import LEASE_S, as_streamed
 from enclave.kept import open_keys
 from enclave.keys import AgentKeys
-from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Opened, Outbox, everyone
+from enclave.ledger import PASSING, Incoming, Ledger
+from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Outbox, everyone
 from enclave.session import Admission
 from enclave.standing import Standing
 
@@ -33,6 +43,9 @@ log: Final = logging.getLogger("cloister.agent")
 WAIT_S: Final = 10
 BEHIND_MS: Final = 2_000  # a sender's clock may be behind this one by so much
 STALE: Final = "mailbox.key_stale"
+PAUSE_S: Final = 1.0  # before what could not be judged is asked for again
+MAX_TRIES: Final = 8
+WAITS: Final = PASSING - {str(Code.PEER_FALLEN)}  # who has fallen is not heard again: nobody else gets what he said
 
 
 @final
@@ -40,12 +53,43 @@ STALE: Final = "mailbox.key_stale"
 class TopicReceived:
     """An opened message of a topic and its place in the row. Tell `TopicReader.done` when it was handled."""
 
-    opened: Opened = field(repr=False)
+    incoming: Incoming = field(repr=False)
     place: int
 
-    @property
-    def labels(self) -> frozenset[str]:
-        return frozenset(self.opened.header.labels)
+
+class Pages(Protocol):
+    """Where a reader's messages come from, in order. `read` says how far it is, and waits for more."""
+
+    async def read(self, request: TopicRead) -> pb.TopicNews: ...
+    def again(self) -> None:
+        """What was not done is to come once more."""
+
+
+@final
+class Fetched:
+    """Pages over REST: each begins behind what is done."""
+
+    def __init__(self, topic: str, calls: BrokerCalls, do: Do) -> None:
+        self._topic = topic
+        self._calls = calls
+        self._do = do
+
+    async def read(self, request: TopicRead) -> pb.TopicNews:
+        return as_news(await self._do(lambda: self._calls.read_topic(self._topic, request)))
+
+    def again(self) -> None:
+        pass
+
+
+def as_news(page: TopicPage) -> pb.TopicNews:
+    """A page as it would have come on a stream."""
+    message = as_streamed(page)
+    news = pb.TopicNews(senders=page.senders, openings=message.openings, missed=page.missed)
+    places = (*page.places, *page.batch_places)
+    for parcel, place in sorted(zip(message.parcels, places, strict=False), key=lambda pair: pair[1]):
+        news.parcels.append(parcel)
+        news.places.append(place)
+    return news
 
 
 @final
@@ -65,6 +109,7 @@ class TopicReader:
         judge: Judge = everyone,
         standing: Standing,
         renew: Callable[[], Awaitable[None]],
+        pages: Pages | None = None,
     ) -> None:
         self.topic = topic
         self._keys = keys
@@ -75,11 +120,24 @@ class TopicReader:
         self._heard = heard
         self._standing = standing
         self._renew = renew
-        self._inbox = Inbox(topic, keys, time, judge=judge, durable=True, standing=standing)
+        self._pages = pages or Fetched(topic, calls, do)
+        self._inboxes = [
+            Inbox(topic, keys, time, judge=judge, durable=True, standing=standing) for _ in ("envelopes", "openings")
+        ]
+        channels = ReceivingChannels(self._inboxes[1], time, judge=judge)
+        self._ledger = Ledger(self._inboxes[0], channels, lease_s=LEASE_S, passing=WAITS)
         self._done = 0  # told to the broker with the next question
-        self._open: dict[int, Header] = {}
+        self._highest = 0
+        self._out: set[int] = set()  # places that came and are not over
+        self._tries: dict[int, int] = {}  # of those that could not be judged
+        self._later = False
         self.missed = 0  # messages that went before this reader came to them
         self._told = 0  # of them, as the broker counts since it was joined last
+
+    @property
+    def skipped(self) -> int:
+        """Messages on channels that never came: missed, ended, not for this reader, or kept back."""
+        return self._ledger.skipped
 
     async def join(self) -> None:
         """Be given the keys, from now on; again when the topic was rolled. Raises BrokerRefused, and as `open_keys`."""
@@ -95,32 +153,65 @@ class TopicReader:
             nonce=nonce,
             now_s=self._time.now_s(),
         )
-        self._inbox.take(kept)
-        if not self._inbox.refuse_before_ms:
-            self._inbox.refuse_before_ms = self._time.now_ms() - BEHIND_MS
+        for inbox in self._inboxes:
+            inbox.take(kept)
+            inbox.refuse_before_ms = inbox.refuse_before_ms or self._time.now_ms() - BEHIND_MS
 
     async def receive(self, limit: int = 16, *, wait_s: int = WAIT_S) -> list[TopicReceived]:
         """What has come since, opened. What cannot be proved is passed over, and logged with its code."""
+        again, self._later = self._later, False
+        if again:
+            await asyncio.sleep(PAUSE_S)
+            self._pages.again()
         request = TopicRead(done=self._done, max_messages=min(limit, MAX_PAGE), wait_s=wait_s)
-        page = await self._do(lambda: self._calls.read_topic(self.topic, request))
-        self._count(page.missed)
-        if any(not self._known(delivery) for delivery in page.deliveries):
-            await self.join()
-        if page.deliveries and self._standing.due:
+        news = await self._pages.read(request)
+        del news.parcels[len(news.places) :]
+        self._count(news.missed)
+        if not news.parcels:
+            self._later = again
+            return []
+        if self._standing.due:
             await self._renew()
-        received: list[TopicReceived] = []
-        for delivery, place in zip(page.deliveries, page.places, strict=False):
-            try:
-                opened = self._opened(delivery, page)
-            except EnvelopeRefused:
-                break  # it waits, and so does what is behind it
-            if opened is not None:
-                received.append(TopicReceived(opened=opened, place=place))
-                self._heard(frozenset(opened.header.labels))
-                self._open[place] = opened.header
-            elif not self._open:
-                self._done = max(self._done, place)
+        if not self._standing.known:
+            log.warning("reading %s: %s", self.topic, Code.STANDING_UNKNOWN)
+            self._later = True  # it waits, and so does what is behind it
+            return []
+        if not all(map(self._known, _envelopes(news))):
+            await self.join()
+        return self._delivered(news, again)
+
+    def _delivered(self, news: pb.TopicNews, again: bool) -> list[TopicReceived]:
+        for place in [place for place in self._tries if again and place < news.places[0]]:
+            self._over(place)  # it is not there any more
+        for parcel, place in zip(news.parcels, news.places, strict=False):
+            parcel.lease = str(place)
+            self._out.add(place)
+            self._highest = max(self._highest, place)
+        now_s = asyncio.get_running_loop().time()
+        received = [
+            TopicReceived(incoming=incoming, place=int(self._ledger.lease_of(incoming)))
+            for incoming in self._ledger.delivered(news, self._admission().broker, now_s)
+        ]
+        self._settle()
+        self._heard(frozenset().union(*(one.incoming.labels for one in received)))
         return received
+
+    def _settle(self) -> None:
+        """What the ledger has to say: it is over, or cannot be judged yet."""
+        told = pb.ToBroker()
+        self._ledger.take(told)
+        for settle in told.settles:
+            place = int(settle.lease)
+            tries = self._tries.get(place, 0) + 1
+            if settle.verb == pb.Settle.NAK and tries < MAX_TRIES:
+                self._tries[place], self._later = tries, True
+            else:
+                self._over(place)
+        self._done = max(self._done, min(self._out) - 1 if self._out else self._highest)
+
+    def _over(self, place: int) -> None:
+        self._out.discard(place)
+        self._tries.pop(place, None)
 
     def _count(self, missed: int) -> None:
         fresh = missed - self._told if missed >= self._told else missed
@@ -129,32 +220,26 @@ class TopicReader:
             self.missed += fresh
             log.warning("reading %s: %s, %d messages", self.topic, Code.TOPIC_MISSED, fresh)
 
-    def _known(self, delivery: Delivery) -> bool:
+    def _known(self, envelope: bytes) -> bool:
         try:
-            return self._inbox.knows(Header.from_bytes(delivery.envelope.header).mailbox_key)
+            return self._inboxes[0].knows(Header.from_bytes(Envelope.from_bytes(envelope).header).mailbox_key)
         except CloisterError:
             return True  # whatever it is, no key will help
 
-    def _opened(self, delivery: Delivery, page: TopicPage) -> Opened | None:
-        """None for what will never open. Raises EnvelopeRefused standing.unknown."""
-        try:
-            return self._inbox.open(delivery, page.senders, self._admission().broker)
-        except CloisterError as error:
-            if isinstance(error, EnvelopeRefused) and error.code is Code.STANDING_UNKNOWN:
-                raise
-            if error.code is not Code.ENVELOPE_IN_PROGRESS:
-                log.warning("message of %s refused: %s", self.topic, error.code)
-            return None
-
     def done(self, received: TopicReceived) -> None:
         """It was handled. The broker hears of it with the next `receive`, up to the first that is still open."""
-        self._inbox.done(received.opened.header)
-        self._open.pop(received.place, None)
-        self._done = max(self._done, received.place if not self._open else min(self._open) - 1)
+        self._ledger.done(received.incoming)
+        self._settle()
 
     async def leave(self) -> None:
         """Read no more: the topic's key is rolled without this agent."""
         await self._do(lambda: self._calls.leave_topic(self.topic))
+
+
+def _envelopes(news: pb.TopicNews) -> list[bytes]:
+    """Whatever is sealed to a key of the topic itself."""
+    single = [parcel.content for parcel in news.parcels if parcel.kind != "batch"]
+    return [*(opening.envelope for opening in news.openings), *single]
 
 
 @final

@@ -50,14 +50,14 @@ class StreamSend(_message.Message):
     def __init__(self, id: _Optional[int] = ..., mailbox: _Optional[str] = ..., opening: _Optional[bytes] = ..., batch: _Optional[bytes] = ..., topic: _Optional[bool] = ...) -> None: ...
 
 class Follow(_message.Message):
-    __slots__ = ("topic", "done", "begin")
+    __slots__ = ("topic", "done", "begun")
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
-    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     topic: str
     done: int
-    begin: bool
-    def __init__(self, topic: _Optional[str] = ..., done: _Optional[int] = ..., begin: _Optional[bool] = ...) -> None: ...
+    begun: int
+    def __init__(self, topic: _Optional[str] = ..., done: _Optional[int] = ..., begun: _Optional[int] = ...) -> None: ...
 
 class Settle(_message.Message):
     __slots__ = ("lease", "verb", "delay_s", "code")
@@ -130,7 +130,7 @@ class FromBroker(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., results: _Optional[_Iterable[_Union[StreamResult, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., lost: _Optional[_Iterable[str]] = ..., saved: _Optional[_Iterable[_Union[Saved, _Mapping]]] = ..., news: _Optional[_Iterable[_Union[TopicNews, _Mapping]]] = ...) -> None: ...
 
 class TopicNews(_message.Message):
-    __slots__ = ("topic", "parcels", "places", "openings", "senders", "missed", "code", "status")
+    __slots__ = ("topic", "begun", "parcels", "places", "openings", "senders", "missed", "code", "status")
     class SendersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +139,7 @@ class TopicNews(_message.Message):
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     TOPIC_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     PARCELS_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
     OPENINGS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +148,7 @@ class TopicNews(_message.Message):
     CODE_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     topic: str
+    begun: int
     parcels: _containers.RepeatedCompositeFieldContainer[Parcel]
     places: _containers.RepeatedScalarFieldContainer[int]
     openings: _containers.RepeatedCompositeFieldContainer[StreamOpening]
@@ -154,7 +156,7 @@ class TopicNews(_message.Message):
     missed: int
     code: str
     status: int
-    def __init__(self, topic: _Optional[str] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., places: _Optional[_Iterable[int]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., missed: _Optional[int] = ..., code: _Optional[str] = ..., status: _Optional[int] = ...) -> None: ...
+    def __init__(self, topic: _Optional[str] = ..., begun: _Optional[int] = ..., parcels: _Optional[_Iterable[_Union[Parcel, _Mapping]]] = ..., places: _Optional[_Iterable[int]] = ..., openings: _Optional[_Iterable[_Union[StreamOpening, _Mapping]]] = ..., senders: _Optional[_Mapping[str, str]] = ..., missed: _Optional[int] = ..., code: _Optional[str] = ..., status: _Optional[int] = ...) -> None: ...
 
 class Saved(_message.Message):
     __slots__ = ("number", "digest", "signature", "code", "status")
