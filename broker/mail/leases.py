@@ -126,6 +126,11 @@ class Leases:
         proved = tuple(message for message in leased if message.lease not in lost)
         return Taken(messages=proved, tokens=tokens, past=past, cut=found.cut)
 
+    def forget(self, name: str, owner: str) -> None:
+        """What is out of the owner's mailbox comes first, and again, when he next takes something."""
+        if self._begun.get(name) == owner:
+            del self._begun[name]
+
     async def hold(self, session: Session, name: str, at: datetime) -> None:
         """The mailbox is the session's own, and its owner is there.
 

@@ -73,6 +73,7 @@ class Mailboxes:
         self._clock = clock
         self._streamed: dict[str, str] = {}  # mailbox → the owner who was last seen on a stream
         self._quota = quota
+        self._end_stream: Callable[[str], None] = lambda _: None
 
     async def open(self, session: Session, name: str, key: MailboxKey, *, correlation_id: str = "") -> None:
         """Publish an epoch's key, and own the mailbox from now on.
@@ -179,10 +180,18 @@ class Mailboxes:
             self._streamed.clear()  # until they come again, their senders write envelopes
         self._streamed[name] = session.subject
 
+    def streams_end_by(self, end: Callable[[str], None]) -> None:
+        """How the stream that empties a mailbox is ended, where there are streams."""
+        self._end_stream = end
+
     async def receive(
         self, session: Session, name: str, request: ReceiveRequest, *, correlation_id: str = ""
     ) -> ReceiveResponse:
         """Mail that is there, leased; waits for a first message if told so. Raises as `Leases.take` does."""
+        if request.anew:
+            await self._leases.hold(session, name, self._clock())
+            self._end_stream(name)
+            self._leases.forget(name, session.subject)
         loop = asyncio.get_running_loop()
         give_up = loop.time() + request.wait_s
         wanted = Wanted(parcels=request.max_messages, lease_s=request.lease_s)

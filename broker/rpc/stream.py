@@ -64,6 +64,7 @@ class Streams:
         self._live: dict[MailStream, None] = {}  # oldest first
         self._emptying: dict[str, MailStream] = {}
         broker.generation.on_change(self._generation_rose)
+        broker.mailboxes.streams_end_by(self.end)
 
     def _generation_rose(self) -> None:
         for stream in self._live:
@@ -75,6 +76,11 @@ class Streams:
         if before is not None:
             before.superseded.set()
         self._emptying[mailbox] = stream
+
+    def end(self, mailbox: str) -> None:
+        """The owner empties the mailbox by requests now; what is out on a stream is no longer the stream's."""
+        if (before := self._emptying.pop(mailbox, None)) is not None:
+            before.superseded.set()
 
     def _make_room(self, stream: "MailStream") -> None:
         """There are so many streams for everybody: an agent that begins too many loses its oldest."""

@@ -440,16 +440,18 @@ class SendResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[SendResult, _Mapping]]] = ...) -> None: ...
 
 class ReceiveRequest(_message.Message):
-    __slots__ = ("name", "max_messages", "wait_s", "lease_s")
+    __slots__ = ("name", "max_messages", "wait_s", "lease_s", "anew")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    ANEW_FIELD_NUMBER: _ClassVar[int]
     name: str
     max_messages: int
     wait_s: int
     lease_s: int
-    def __init__(self, name: _Optional[str] = ..., max_messages: _Optional[int] = ..., wait_s: _Optional[int] = ..., lease_s: _Optional[int] = ...) -> None: ...
+    anew: bool
+    def __init__(self, name: _Optional[str] = ..., max_messages: _Optional[int] = ..., wait_s: _Optional[int] = ..., lease_s: _Optional[int] = ..., anew: _Optional[bool] = ...) -> None: ...
 
 class Delivery(_message.Message):
     __slots__ = ("envelope", "lease", "attempt", "accepted_at_ms", "acceptance", "sender_token")

@@ -98,8 +98,8 @@ class Reader:
             return None
         return self.number(name, low=low, high=high)
 
-    def flag(self, name: str) -> bool:
-        found = self._take(name)
+    def flag(self, name: str, *, default: bool | None = None) -> bool:
+        found = self._take(name, _MISSING if default is None else default)
         if not isinstance(found, bool):
             raise self._bad(name, "true or false")
         return found

@@ -248,15 +248,18 @@ class SendResponse:
 class ReceiveRequest:
     """POST /v1/mailboxes/{name}:receive. Waits up to `wait_s` for a first message; leases what it gives out.
 
-    `max_messages` counts deliveries: an envelope or a batch is one.
+    `max_messages` counts deliveries: an envelope or a batch is one. `anew` ends what the owner began before, perhaps on
+    a stream that he has lost and the broker has not: what is out comes again, in order, and no attempt is counted.
     """
 
     max_messages: int = 16
     wait_s: int = 0
     lease_s: int = DEFAULT_LEASE_S
+    anew: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        return {"max_messages": self.max_messages, "wait_s": self.wait_s, "lease_s": self.lease_s}
+        told = {"max_messages": self.max_messages, "wait_s": self.wait_s, "lease_s": self.lease_s}
+        return told | ({"anew": True} if self.anew else {})
 
     @classmethod
     def from_dict(cls, value: object) -> Self:
@@ -265,6 +268,7 @@ class ReceiveRequest:
             max_messages=read.number("max_messages", low=1, high=MAX_BATCH, default=16),
             wait_s=read.number("wait_s", high=MAX_WAIT_S, default=0),
             lease_s=read.number("lease_s", low=1, high=MAX_LEASE_S, default=DEFAULT_LEASE_S),
+            anew=read.flag("anew", default=False),
         )
         read.end()
         return made
