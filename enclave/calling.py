@@ -245,16 +245,26 @@ class BlockingTool:
         self._context = context
         self._tool = tool
 
+    @overload
+    def __call__(
+        self, arguments: object = ..., *, timeout_s: float = ..., key: str = ..., attempts: int = ...
+    ) -> None: ...
+    @overload
+    def __call__(
+        self, arguments: object, result: type[T], *, timeout_s: float = ..., key: str = ..., attempts: int = ...
+    ) -> T: ...
     def __call__(
         self,
-        arguments: object,
-        result: type[T],
+        arguments: object = None,
+        result: type[Any] | None = None,
         *,
         timeout_s: float = TIMEOUT_S,
         key: str = "",
         attempts: int = 1,
-    ) -> T:
-        return self._context.wait(self._tool(arguments, result, timeout_s=timeout_s, key=key, attempts=attempts))
+    ) -> Any:
+        found = self._tool(arguments, result or Nothing, timeout_s=timeout_s, key=key, attempts=attempts)
+        taken = self._context.wait(found)
+        return None if result is None else taken
 
     def stream(
         self,

@@ -99,7 +99,18 @@ class MessageType:
         try:
             return self.kind.model_validate(data)  # type: ignore[attr-defined]  # duck-typed
         except ValueError as error:
-            raise MessageError(Code.MESSAGE_SCHEMA, f"{self.name}: {type(error).__name__}") from None
+            raise MessageError(Code.MESSAGE_SCHEMA, _fault(self.name, error, self.schema)) from None
+
+
+def _fault(name: str, error: ValueError, schema: Mapping[str, Any]) -> str:
+    """Where a model's first fault is and which it is; of the place only names that stand in the schema are told."""
+    try:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]  # type: ignore[attr-defined]  # duck-typed: pydantic's own
+        known = json.dumps(schema)
+        place = [str(part) if json.dumps(part) in known and type(part) is str else "*" for part in first["loc"]]
+        return f"{'.'.join([name, *place])}: {first['type']}"
+    except (AttributeError, TypeError, LookupError):
+        return f"{name}: {type(error).__name__}"
 
 
 @final

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, final
@@ -18,10 +18,12 @@ from typing import Any, Final, Generic, Self, TypeVar, final
 from attestation.errors import CloisterError
 from attestation.verdict import Verdict
 from enclave.agent import Agent
+from enclave.calling import BlockingTool, Offer
 from enclave.context import ASK_TIMEOUT_S, Context
 from enclave.errors import AgentError
 from enclave.release import Secret
 from enclave.telling import everything_shown
+from enclave.tools import Unpinned
 from simulator.broker_fixture import PATIENCE_S, BrokerUnderTest
 from simulator.domain import SimulatedTd
 
@@ -141,12 +143,27 @@ class Peer(AgentUnderTest):
 
     def stream(self, to: str, message: object, item: type[T]) -> Iterator[T]:
         """Ask a handler that yields."""
-        parts = self._context.stream(to, message, item)
+        return self.each(self._context.stream(to, message, item))
+
+    def tool(self, to: str, name: str, *, digest: str | Unpinned | None = None) -> BlockingTool:
+        """A tool that an agent serves: `tool(arguments, Result)`, `tool.stream(arguments, Item)`, `tool.describe()`."""
+        return BlockingTool(self, self._context.tool(to, name, digest=digest))
+
+    def tools_of(self, to: str) -> list[Offer]:
+        """The tools that an agent serves."""
+        return self.wait(self._context.tools_of(to))
+
+    def wait(self, work: Awaitable[T]) -> T:
+        """For something that is done where the agents live."""
+        return self._agents.run(_await(work))
+
+    def each(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """One after the other; leaving the loop closes them."""
         try:
-            while (part := self._agents.run(_next(parts))) is not None:
-                yield part
+            while (item := self._agents.run(_next(items))) is not None:
+                yield item
         finally:
-            self._agents.run(parts.aclose())
+            self._agents.run(items.aclose())
 
     def secret(self, name: str) -> Secret:
         """Raises BrokerRefused when policy says no."""
@@ -178,6 +195,10 @@ class Heard(Generic[T]):
             return self._found.get(timeout=timeout_s)
         except queue.Empty:
             raise TimeoutError(f"nothing came within {timeout_s:g} s") from None
+
+
+async def _await(work: Awaitable[T]) -> T:
+    return await work
 
 
 async def _next(parts: Any) -> Any:

@@ -15,11 +15,14 @@ from attestation.sealing import seal_to
 from broker.wire.envelope import Envelope, Header, info
 from broker.wire.leases import AckRequest
 from broker.wire.mailbox import ReceiveRequest
+from broker.wire.tools import call_type
 from enclave.agent import Agent
 from enclave.client import BrokerCalls
 from enclave.keys import AgentKeys
 from enclave.mailbox import DEFAULT_TTL_S, pad
+from enclave.messages import MessageType, Shaped
 from enclave.runtime import Runtime
+from enclave.tools import ToolAnswer, ToolCall
 from simulator.agent_fixture import Agents, AgentUnderTest, Peer, code_of
 from simulator.domain import SimulatedTd
 
@@ -51,7 +54,24 @@ class HostileAgent(Peer):
             "open another's mailbox": self.take_over(mailbox),
             "use another's token": self.use_token(victim.agent.running.admission.token),
             "reach into another tenant": code_of(lambda: self.secret("elsewhere/some/secret")),
+            "call a tool by a name that none has": self.send_raw(mailbox, text, kind=call_type("../tool")),
+            **self.call_tools(victim, pin="0" * 64),
         }
+
+    def call_tools(self, victim: AgentUnderTest, *, pin: str = "", arguments: str = "{}") -> Mapping[str, str]:
+        """Call whatever an agent serves, with arguments that are none: attempt → code. What policy does not permit is
+        refused by the broker; the rest by the server, and an "ok" is a result."""
+        return {
+            f"call {name}": self.call_tool(victim, name, pin=pin, arguments=arguments) for name in victim.agent.tools
+        }
+
+    def call_tool(self, victim: AgentUnderTest, name: str, *, pin: str = "", arguments: str = "{}") -> str:
+        """Call a tool with a body of one's own making, under a pin or none."""
+        call = Shaped(MessageType(ToolCall, call_type(name)), ToolCall(pin=pin, key="", arguments=arguments))
+        mailbox = victim.agent.running.inbox.name
+        answers: list[ToolAnswer] = []
+        code = code_of(lambda: answers.append(self.ask(mailbox, call, ToolAnswer)))
+        return code if code != "ok" else answers[0].code or "ok"
 
     def send_raw(
         self,

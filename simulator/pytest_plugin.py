@@ -118,7 +118,7 @@ def agent(_agents: Agents) -> Callable[..., AgentUnderTest]:
 
 @pytest.fixture
 def peer(_agents: Agents, tdx_machine: Machine) -> Peer:
-    """An attested agent that does what the test says: `ask`, `send`, `stream`, `secret`, `listen`."""
+    """An attested agent that does what the test says: `ask`, `send`, `stream`, `tool`, `secret`, `listen`."""
     from enclave.agent import Agent
     from simulator.agent_fixture import Peer
 
