@@ -25,6 +25,7 @@ from broker.judging import Judge, Judged, circumstances_of, earns_entry
 from broker.pool import Pool
 from broker.ports import Clock, Transaction
 from broker.reasons import codes_of, told
+from broker.retired import require_current
 from broker.sessions import Session, Sessions, record_of, require_unrevoked
 from broker.wire.bodies import AttestationRequest, AttestationResponse
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
@@ -82,7 +83,7 @@ class AdmissionDesk:
         self, request: AttestationRequest, *, source_ip: str | None = None, correlation_id: str = ""
     ) -> AttestationResponse:
         """Raises MalformedEvidence evidence.*, quote.*; BrokerError attestation.*, challenge.*, agent.revoked,
-        collateral.pending; VerificationFailed; Refused; CollateralUnavailable.
+        agent.retired, collateral.pending; VerificationFailed; Refused; CollateralUnavailable.
         """
         at = self._clock()
         attempt = self._begin(request, at, source_ip, correlation_id)
@@ -127,6 +128,7 @@ class AdmissionDesk:
             attempt.claim.settle(tx)
             self._generation.expect(tx, generation)
             require_unrevoked(tx, session.subject)
+            require_current(tx, session.subject)
             keep(tx, attempt.packed, at)
             tx.agents.put(session.record)
 

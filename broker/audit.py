@@ -48,6 +48,7 @@ class Kind(StrEnum):
     AGENT_QUARANTINED = "agent.quarantined"
     AGENT_RESTORED = "agent.restored"
     AGENT_REVOKED = "agent.revoked"
+    AGENTS_RETIRED = "agents.retired"
     GUEST_ADMITTED = "guest.admitted"  # over the KBS protocol
     GUEST_REFUSED = "guest.refused"
     SECRET_RELEASED = "secret.released"

@@ -52,6 +52,7 @@ class Background:
         while True:
             await _carefully("archive.cut", self._broker.upkeep.cut_archive)
             await _carefully("keys.purge", self._broker.keys.purge)
+            await _carefully("agents.retire", self._broker.retirement.sweep)
             await asyncio.sleep(CUT_S)
 
     async def _sweep(self) -> None:

@@ -58,6 +58,7 @@ class Settings:
     refresh_s: int = 3600
     early: bool = True  # judge by Intel's early collateral too, and warn
     archive_days: int = 400  # how long evidence is kept that nobody needs any more
+    agents_days: int = 90  # an agent that was silent for as long, and owns nothing, has ended
     token_ttl_s: int = 300
     rotate_days: int = 30  # age at which token keys get successors; 0: when an administrator says so
     admins: tuple[Admin, ...] = ()
@@ -113,6 +114,7 @@ class Settings:
             "" if 0 <= self.rotate_days <= 3650 else "tokens.rotate_days must be 0 to 3650",
             "" if 1 <= self.refresh_s <= 86_400 else "collateral.refresh_s must be 1 to 86400",
             "" if 1 <= self.archive_days <= 36_500 else "archive.days must be 1 to 36500",
+            "" if 10 <= self.agents_days <= 36_500 else "agents.days must be 10 to 36500",
             "" if self.trust_domain in DOMAINS else f"server.trust_domain must be one of {', '.join(DOMAINS)}",
             "" if self.trust_domain == "none" or self.trust_file else "trust.file must be named with a trust domain",
             ""
@@ -256,6 +258,7 @@ _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "collateral.refresh_s": ("refresh_s", _number),
     "collateral.early": ("early", _flag),
     "archive.days": ("archive_days", _number),
+    "agents.days": ("agents_days", _number),
     "tokens.ttl_s": ("token_ttl_s", _number),
     "tokens.rotate_days": ("rotate_days", _number),
     **{f"limits.{name}": (name, _number) for name in _RATES},

@@ -17,6 +17,7 @@ from broker.leasing import Leasing
 from broker.mail.labels import Ratchets
 from broker.ports import DAY_S
 from broker.release import ReleaseDesk
+from broker.retirement import Retirement
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
 from broker.second import SecondPerson
@@ -153,6 +154,16 @@ def rotation(records: Records, root: RootKey, settings: Settings) -> KeyRotation
         audit=records.audit,
         clock=records.clock,
         every_days=settings.rotate_days,
+    )
+
+
+def retirement(records: Records, trust: Trust, settings: Settings) -> Retirement:
+    return Retirement(
+        store=records.store,
+        audit=records.audit,
+        sessions=trust.sessions,
+        clock=records.clock,
+        after_s=settings.agents_days * DAY_S,
     )
 
 

@@ -18,6 +18,7 @@ class BrokerCode(StrEnum):
     ADMIN_TENANT = "admin.tenant"
     AGENT_EXPIRED = "agent.expired"
     AGENT_QUARANTINED = "agent.quarantined"
+    AGENT_RETIRED = "agent.retired"
     AGENT_REVOKED = "agent.revoked"
     AGENT_UNKNOWN = "agent.unknown"
     ATTESTATION_ROLE = "attestation.role"
@@ -163,6 +164,10 @@ MEANING: Final[dict[BrokerCode, tuple[str, str]]] = {
     BrokerCode.AGENT_QUARANTINED: (
         "The agent was admitted and no longer passes the policy.",
         "`cloister agent show` lists the reasons; when they are mended the agent is let in again by attesting.",
+    ),
+    BrokerCode.AGENT_RETIRED: (
+        "Nothing was heard of this agent for so long that its identity key has ended.",
+        "Start the agent anew: it makes new keys and attests again. `agents.days` says how long is too long.",
     ),
     BrokerCode.AGENT_REVOKED: (
         "An administrator revoked this agent's identity key.",

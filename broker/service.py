@@ -51,6 +51,7 @@ from broker.pool import Pool
 from broker.ports import AgentState, Clock, Store
 from broker.readiness import Readiness
 from broker.release import ReleaseDesk
+from broker.retirement import Retirement
 from broker.rootkey.root import RootKey
 from broker.rotation import KeyRotation
 from broker.sessions import Session, Sessions
@@ -106,6 +107,7 @@ class Broker:
     releases: ReleaseDesk
     kbs: KbsDesk
     upkeep: Upkeep
+    retirement: Retirement
     router: Router
     channels: Channels
     mailboxes: Mailboxes
@@ -237,6 +239,7 @@ async def _assemble(settings: Settings, records: Records, trust: Trust, root: Ro
         administration=administration,
         rotation=desks.rotation(records, root, settings),
         upkeep=desks.upkeep(records, trust, settings),
+        retirement=desks.retirement(records, trust, settings),
         metrics=Metrics(lambda: _live(administration)),
         bell=mail.bell,
         labels=mail.labels,

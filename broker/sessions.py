@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -141,6 +141,11 @@ class Sessions:
         self._live.move_to_end(session.subject)
         if len(self._live) > MAX_LIVE:
             self._live.popitem(last=False)
+
+    def forget(self, subjects: Sequence[str]) -> None:
+        """They are gone for good."""
+        for subject in subjects:
+            self._live.pop(subject, None)
 
     async def of_token(self, token: str, at: datetime) -> Session:
         """The session of whoever holds the token; that he holds its key is for the caller to check.

@@ -30,7 +30,7 @@ T = TypeVar("T")
 ATTEST_PATIENCE_S: Final = 60.0  # collateral of a platform that the broker has never seen is fetched meanwhile
 FIRST_REFUSED_S: Final = 1.0
 MAX_REFUSED_S: Final = 30.0
-REVOKED: Final = "agent.revoked"
+ENDED: Final = frozenset({"agent.revoked", "agent.retired"})
 _NONCE_CODES: Final = frozenset({"challenge.expired", "challenge.used"})  # this nonce is gone, another one may do
 _RETRY: Final = frozenset({429, 503})
 
@@ -155,12 +155,13 @@ class Connection:
         return await self._client.do(make())
 
     def _note(self, refusal: BrokerRefused) -> None:
-        if refusal.code == REVOKED and self._revocation is None:
+        if refusal.code in ENDED and self._revocation is None:
             self._revocation = refusal
             self._revoked.set()
 
     async def until_revoked(self) -> None:
-        """Raises BrokerRefused agent.revoked once the broker has said so: this key will never be admitted again."""
+        """Raises BrokerRefused agent.revoked, agent.retired once the broker has said so: this key is never admitted
+        again."""
         await self._revoked.wait()
         assert self._revocation is not None
         raise self._revocation

@@ -22,10 +22,10 @@ PACKAGES = ("attestation", "policies", "enclave", "broker", "simulator")
 # Each folder's files, in reading order: a file imports only files to its left. A folder stands for its contents.
 ORDER: dict[str, str] = {
     "attestation": (
-        "provided names errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem certificates pki pck "
-        "collateral documents validity chains endorsements quoting appraisal arguments recent verifier ear "
-        "transparency tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports measure inspect "
-        "net terminal inspect_cli measure_cli verify_cli decision_cli cli __init__"
+        "provided names errors binary quote encoding eventlog es256 evidence guest records tcb checks der pem "
+        "certificates pki pck collateral documents validity chains endorsements quoting appraisal arguments recent "
+        "verifier ear transparency tokens verdict_claims verdict_facts verdict_agreement verdict sealing ports "
+        "measure inspect net terminal inspect_cli measure_cli verify_cli decision_cli cli __init__"
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
@@ -43,9 +43,10 @@ ORDER: dict[str, str] = {
     "broker": (
         "__init__ wire ports errors points deadlines tree archive audit bundles generation rootkey keyring authority "
         "identity challenges dpop collateral platforms tracing pool judging attested reasons status sessions clock "
-        "rights limits config foundation admission vault svids second leasing mail standing release derivation kbs tls "
-        "decisions auditing store verification tokens rotation witness sealed domains administration telemetry sources "
-        "upkeep desks readiness service background calls rest rpc app opening commands cli"
+        "rights limits config foundation retired admission vault svids second leasing mail standing release "
+        "retirement derivation kbs tls decisions auditing store verification tokens rotation witness sealed domains "
+        "administration telemetry sources upkeep desks readiness service background calls rest rpc app opening "
+        "commands cli"
     ),
     "broker/ports": "channels mail svids topics releases __init__",
     "broker/mail": (
@@ -53,9 +54,9 @@ ORDER: dict[str, str] = {
         "ways topics channels drawing blobs desks"
     ),
     "broker/store": (
-        "__init__ rows undo turns shares memory_channels memory_stones memory_mail memory_svids memory_topics "
-        "memory_releases memory sql_releases sql_schema sql_blobs sql_channels sql_parcel sql_stones sql_mail "
-        "sql_svids sql_topics sql_tables fence sql"
+        "__init__ rows undo turns shares memory_blobs memory_channels memory_stones memory_mail memory_svids "
+        "memory_topics memory_releases memory sql_releases sql_schema sql_blobs sql_channels sql_parcel sql_stones "
+        "sql_mail sql_svids sql_topics sql_tables fence sql"
     ),
     "broker/rest": (
         "__init__ refusals connections front http_api sealed_http kbs_http openapi console routes_audit routes_keys "
@@ -73,10 +74,10 @@ ORDER: dict[str, str] = {
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
     "broker/rpc": "__init__ doors members unary settling stream server",
     "simulator": (
-        "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral "
-        "ccel domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral "
-        "faults_tcb faults_evidence faults judging vectors pcs_server guest strategies residence lablog ending lab demo "
-        "cli broker_fixture agent_fixture hostile pytest_plugin"
+        "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral ccel "
+        "domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral faults_tcb "
+        "faults_evidence faults judging vectors pcs_server guest strategies residence lablog ending lab demo cli "
+        "broker_fixture agent_fixture hostile pytest_plugin"
     ),
     "simulator/guest": (
         "__init__ keccak secp256k1 dstack_keys msgpack dstack dstack_http mounts tsm fusefs init qgs sandbox cli"

@@ -37,6 +37,11 @@ def held(tx: Transaction, subject: str) -> Labels:
     return frozenset(json.loads(found)) if found else NOTHING
 
 
+def forget_labels(tx: Transaction, subject: str) -> None:
+    """The account of a key that is never admitted again."""
+    tx.marks.drop(_MARK + subject)
+
+
 def labels_in(kind: str, raw: bytes) -> Labels:
     """Of an envelope, or of all messages of a channel's batch, as they lie in a queue."""
     if kind == "batch":

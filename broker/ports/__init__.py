@@ -108,6 +108,12 @@ class Agents(Protocol):
     def counts(self) -> Mapping[str, int]:
         """How many there are in each state that anybody is in; no row is read for it."""
 
+    def silent(
+        self, *, state: AgentState, before_s: int, after: tuple[int, str] = (0, ""), limit: int
+    ) -> Sequence[AgentRecord]:
+        """Agents in that state whose last token ended before, in order of its end and of subject, behind `after`."""
+
+    def drop(self, subject: str) -> None: ...
     def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
         """Subjects of quarantined and revoked agents whose token had not expired then, in order."""
 

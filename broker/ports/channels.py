@@ -34,6 +34,9 @@ class ChannelRows(Protocol):
     def of(self, sender: str, mailbox: str) -> Sequence[bytes]:
         """The names of the sender's channels to that mailbox, oldest first."""
 
+    def last(self, sender: str) -> int:
+        """When the last of the sender's channels ends that are kept (ms); 0 when there is none."""
+
     def drop(self, channel: bytes) -> None:
         """Forget it and its opening."""
 

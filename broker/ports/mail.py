@@ -219,6 +219,12 @@ class Mail(Protocol):
     def accepts(self, name: str, key: bytes, incarnation: bytes) -> bool:
         """Whether that thumbprint is one of the mailbox's newest MAX_KEYS keys, and of that incarnation."""
 
+    def concerns(self, subject: str) -> bool:
+        """Whether it owns a mailbox, or mail of it lies somewhere, also as dead letters."""
+
+    def leave(self, subject: str) -> None:
+        """Forget what is remembered of a sender of whom no mail lies anywhere, and that never comes again."""
+
     # ── the queue ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def queue(self, message: NewMessage, quota: Quota) -> Queued:

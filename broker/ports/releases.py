@@ -88,5 +88,11 @@ class Releases(Protocol):
     def leases(self, *, tenant: str | None = None, after: str = "", limit: int = 100) -> Sequence[Lease]:
         """Those that are not closed, of names behind `after`; every lease of a name or none."""
 
+    def lent(self, subject: str) -> bool:
+        """Whether a lease of that subject is not closed."""
+
+    def forget(self, subject: str) -> None:
+        """Drop the closed leases of a subject that never comes again."""
+
     def ended(self, *, now_s: int, limit: int) -> Sequence[Lease]:
         """Leases to be closed: past their end, or of agents that are not admitted any more."""

@@ -67,6 +67,9 @@ class Topics(Protocol):
 
     def reader(self, topic: str, subject: str) -> TopicReader | None: ...
     def readers(self, topic: str) -> Sequence[TopicReader]: ...
+    def of(self, subject: str) -> Sequence[str]:
+        """The topics that it reads, in order."""
+
     def leave(self, topic: str, subject: str) -> bool: ...
     def page(
         self,

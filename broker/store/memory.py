@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from broker.ports import DAY_S, AgentRecord, AgentState, LogHead, LogRow, SecretRecord, Transaction
+from broker.store.memory_blobs import MemoryBlobs
 from broker.store.memory_channels import MemoryChannels
-from broker.store.memory_mail import MemoryBlobs, MemoryMail
+from broker.store.memory_mail import MemoryMail
 from broker.store.memory_releases import MemoryReleases
 from broker.store.memory_svids import MemorySvids
 from broker.store.memory_topics import MemoryStates, MemoryTopics
@@ -64,6 +65,16 @@ class _Agents:
 
     def counts(self) -> Mapping[str, int]:
         return Counter(str(record.state) for record in self._rows.rows.values())
+
+    def silent(
+        self, *, state: AgentState, before_s: int, after: tuple[int, str] = (0, ""), limit: int
+    ) -> Sequence[AgentRecord]:
+        found = [r for r in self._rows.rows.values() if r.state is state and r.expires_at_s < before_s]
+        found.sort(key=lambda r: (r.expires_at_s, r.subject))
+        return [r for r in found if (r.expires_at_s, r.subject) > after][:limit]
+
+    def drop(self, subject: str) -> None:
+        self._rows.drop(subject)
 
     def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
         down = (AgentState.QUARANTINED, AgentState.REVOKED)

@@ -22,6 +22,9 @@ class MemoryChannels:
     def of(self, sender: str, mailbox: str) -> Sequence[bytes]:
         return [row.channel for row in self._rows.rows.values() if (row.sender, row.mailbox) == (sender, mailbox)]
 
+    def last(self, sender: str) -> int:
+        return max((row.until_ms for row in self._rows.rows.values() if row.sender == sender), default=0)
+
     def drop(self, channel: bytes) -> None:
         self._rows.drop(channel)
 

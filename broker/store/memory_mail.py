@@ -13,7 +13,6 @@ from broker.ports.mail import (
     MAX_OUT,
     MAX_SEEN,
     NO_LIMIT,
-    BlobRecord,
     DeadLetter,
     End,
     EndedParcel,
@@ -27,7 +26,7 @@ from broker.ports.mail import (
     WhenFallen,
 )
 from broker.store.memory_stones import MemoryStones
-from broker.store.shares import Load, blob_has_room, blob_octets, has_room
+from broker.store.shares import Load, has_room
 from broker.store.turns import Harvest, beyond, hungry
 from broker.store.undo import Table, Undo
 
@@ -186,6 +185,15 @@ class MemoryMail:
             return False
         self._boxes.put(name, replace(box, held_until_ms=until_ms))
         return True
+
+    def concerns(self, subject: str) -> bool:
+        return self.owned(subject) > 0 or any(p.new.sender == subject for p in self._parcels.rows.values())
+
+    def leave(self, subject: str) -> None:
+        for lane in [lane for lane in self._taken.rows if lane[1] == subject]:
+            self._taken.drop(lane)
+        for token in [token for token in self._tokens.rows if token[0] == subject]:
+            self._tokens.drop(token)
 
     # ── the queue ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -412,38 +420,3 @@ class MemoryMail:
             if subject == sender and issued_s <= at_s < end_s
         ]
         return max(found)[1] if found else None
-
-
-@final
-class MemoryBlobs:
-    """`broker.ports.mail.Blobs` in a dictionary."""
-
-    def __init__(self, undo: Undo) -> None:
-        self._rows: Table[bytes, BlobRecord] = Table(undo)
-
-    def put(self, record: BlobRecord, quota: Quota) -> Queued:
-        if self._rows.get(record.digest) is not None:
-            return Queued.DUPLICATE
-        beside = [
-            row
-            for row in self._rows.rows.values()
-            if row.mailbox == record.mailbox and row.expires_at_ms > record.accepted_at_ms
-        ]
-        held = sum(blob_octets(row.octets) for row in beside)
-        own = sum(blob_octets(row.octets) for row in beside if row.sender == record.sender)
-        if not blob_has_room(quota, held=held, own=own, more=blob_octets(record.octets)):
-            return Queued.FULL
-        self._rows.put(record.digest, record)
-        return Queued.QUEUED
-
-    def get(self, digest: bytes) -> BlobRecord | None:
-        return self._rows.get(digest)
-
-    def drop(self, digest: bytes) -> bool:
-        return self._rows.drop(digest)
-
-    def expire(self, *, now_ms: int, most: int = MAX_ENDED) -> int:
-        over = [row.digest for row in self._rows.rows.values() if row.expires_at_ms <= now_ms][:most]
-        for digest in over:
-            self._rows.drop(digest)
-        return len(over)

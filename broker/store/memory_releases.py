@@ -59,6 +59,14 @@ class MemoryReleases:
         names = sorted({lease.name for lease in found})[:limit]
         return [lease for lease in found if lease.name in names]
 
+    def lent(self, subject: str) -> bool:
+        return any(lease.subject == subject for lease in self._open())
+
+    def forget(self, subject: str) -> None:
+        for key, lease in list(self._leases.rows.items()):
+            if lease.subject == subject and lease.closed:
+                self._leases.drop(key)
+
     def ended(self, *, now_s: int, limit: int) -> Sequence[Lease]:
         return [lease for lease in self._open() if lease.ends_at_s <= now_s or not self._admitted(lease)][:limit]
 

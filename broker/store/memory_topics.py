@@ -79,6 +79,9 @@ class MemoryTopics:
     def readers(self, topic: str) -> Sequence[TopicReader]:
         return [self._readers.rows[key] for key in sorted(self._readers.rows) if key[0] == topic]
 
+    def of(self, subject: str) -> Sequence[str]:
+        return sorted(topic for topic, reader in self._readers.rows if reader == subject)
+
     def leave(self, topic: str, subject: str) -> bool:
         return self._readers.drop((topic, subject))
 

@@ -42,6 +42,10 @@ class SqlChannels:
         )
         return [bytes(row[0]) for row in rows]
 
+    def last(self, sender: str) -> int:
+        query = "SELECT coalesce(max(until_ms), 0) FROM channel WHERE sender = ?"
+        return int(self._db.execute(query, (sender,)).fetchone()[0])
+
     def drop(self, channel: bytes) -> None:
         for table in ("channel_opening", "channel"):
             self._db.execute(f"DELETE FROM {table} WHERE channel = ?", (channel,))  # noqa: S608  # texts of this file

@@ -137,6 +137,17 @@ class SqlMail:
         query = "SELECT 1 FROM mailbox_key WHERE name = ? AND key = ? AND incarnation = ?"
         return self._db.execute(query, (name, key, incarnation)).fetchone() is not None
 
+    def concerns(self, subject: str) -> bool:
+        query = """SELECT EXISTS (SELECT 1 FROM mailbox WHERE owner = ?1)
+            OR EXISTS (SELECT 1 FROM lane WHERE sender = ?1 AND messages > 0)
+            OR EXISTS (SELECT 1 FROM lane AS l JOIN parcel AS p ON p.mailbox = l.mailbox
+                       WHERE l.sender = ?1 AND p.sender = ?1 AND p.dead_at_ms > 0)"""
+        return bool(self._db.execute(query, (subject,)).fetchone()[0])
+
+    def leave(self, subject: str) -> None:
+        for table in ("lane", "peer_token"):
+            self._db.execute(f"DELETE FROM {table} WHERE sender = ?", (subject,))
+
     # ── the queue ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def queue(self, m: NewMessage, quota: Quota) -> Queued:

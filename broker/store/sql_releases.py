@@ -108,6 +108,13 @@ class SqlReleases:
         )
         return [_lease(row) for row in rows]
 
+    def lent(self, subject: str) -> bool:
+        query = "SELECT 1 FROM secret_lease WHERE subject = ? AND closed = 0 LIMIT 1"
+        return self._db.execute(query, (subject,)).fetchone() is not None
+
+    def forget(self, subject: str) -> None:
+        self._db.execute("DELETE FROM secret_lease WHERE subject = ? AND closed = 1", (subject,))
+
     def ended(self, *, now_s: int, limit: int) -> Sequence[Lease]:
         rows = self._db.execute(
             """SELECT l.* FROM secret_lease l LEFT JOIN agent a ON a.subject = l.subject

@@ -215,4 +215,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
                 WHERE topic = old.topic AND sender = old.sender;
             DELETE FROM topic_lane WHERE topic = old.topic AND sender = old.sender AND messages = 0; END""",
     ),
+    (
+        # What is kept of an agent, to be found when it goes.
+        "CREATE INDEX lane_of ON lane (sender)",
+        "CREATE INDEX secret_lease_of ON secret_lease (subject)",
+        "CREATE INDEX topic_reader_of ON topic_reader (subject)",
+    ),
 )

@@ -103,6 +103,19 @@ class _Agents:
     def counts(self) -> Mapping[str, int]:
         return dict(self._db.execute("SELECT state, count(*) FROM agent GROUP BY state").fetchall())
 
+    def silent(
+        self, *, state: AgentState, before_s: int, after: tuple[int, str] = (0, ""), limit: int
+    ) -> Sequence[AgentRecord]:
+        rows = self._db.execute(
+            """SELECT * FROM agent WHERE state = ? AND expires_at_s < ? AND (expires_at_s, subject) > (?, ?)
+               ORDER BY expires_at_s, subject LIMIT ?""",
+            (state, before_s, *after, limit),
+        )
+        return [_agent(row) for row in rows]
+
+    def drop(self, subject: str) -> None:
+        self._db.execute("DELETE FROM agent WHERE subject = ?", (subject,))
+
     def fallen(self, *, live_at_s: int, limit: int) -> Sequence[str]:
         rows = self._db.execute(
             """SELECT subject FROM agent WHERE state IN ('quarantined', 'revoked') AND expires_at_s > ?

@@ -120,6 +120,10 @@ class SqlTopics:
         rows = self._db.execute(f"{_READERS} ORDER BY subject", (topic,))
         return [_reader(row) for row in rows]
 
+    def of(self, subject: str) -> Sequence[str]:
+        rows = self._db.execute("SELECT topic FROM topic_reader WHERE subject = ? ORDER BY topic", (subject,))
+        return [row[0] for row in rows]
+
     def leave(self, topic: str, subject: str) -> bool:
         done = self._db.execute("DELETE FROM topic_reader WHERE topic = ? AND subject = ?", (topic, subject))
         return done.rowcount == 1
