@@ -252,16 +252,16 @@ class Evidence:
         found = _members("evidence", members, _EVIDENCE_MEMBERS, _OPTIONAL)
         log = found.get("event_log")
         return cls(
-            quote=_bytes("quote", found["quote"], MAX_QUOTE, own=_OWN_OF_QUOTE),
+            quote=_bytes("quote", found["quote"], MAX_QUOTE, own=OWN_OF_QUOTE * 4 // 3),
             event_log=None if log is None else _bytes("event_log", log, MAX_LOG, own=0),
             binding=Binding.from_dict(found["binding"]),
             proof=_bytes("proof", found["proof"], es256.SIGNATURE_SIZE),
         )
 
 
-_OWN_OF_QUOTE: Final = 936
-"""Characters that hold the body and its signature of the usual quote, of version 4; what vouches for the attestation
-key follows. A multiple of four, so that both parts are texts of their own."""
+OWN_OF_QUOTE: Final = 702
+"""Bytes that hold the body and its signature of the usual quote, of version 4; what vouches for the attestation key
+follows. A multiple of three, so that both parts are base64url texts of their own."""
 _MAX_SHARED: Final = 128 << 10
 _OPTIONAL: Final = frozenset({"event_log"})
 _EVIDENCE_MEMBERS: Final = frozenset({"quote", "binding", "proof"})

@@ -15,6 +15,7 @@ from attestation.errors import VerificationFailed
 from attestation.evidence import Evidence, Role, verify_proof
 from attestation.quote import Quote
 from attestation.records import Packed, pack_agent
+from broker.abreast import abreast
 from broker.archive import keep
 from broker.audit import Audit, Entry, Kind
 from broker.challenges import Challenges, Claim
@@ -86,7 +87,7 @@ class AdmissionDesk:
         agent.retired, collateral.pending; VerificationFailed; Refused; CollateralUnavailable.
         """
         at = self._clock()
-        attempt = self._begin(request, at, source_ip, correlation_id)
+        attempt = await self._begin(request, at, source_ip, correlation_id)
         try:
             return await again_while_moving(lambda: self._admit(attempt, at))
         except (VerificationFailed, Refused) as error:
@@ -94,7 +95,9 @@ class AdmissionDesk:
                 await self._record_refusal(attempt, error, at)
             raise
 
-    def _begin(self, request: AttestationRequest, at: datetime, source_ip: str | None, correlation_id: str) -> _Attempt:
+    async def _begin(
+        self, request: AttestationRequest, at: datetime, source_ip: str | None, correlation_id: str
+    ) -> _Attempt:
         evidence = Evidence.from_dict(request.evidence)
         binding = evidence.binding
         if binding.broker_id != self._identity.broker_id:
@@ -104,6 +107,7 @@ class AdmissionDesk:
         self._judge.bundles.of(binding.tenant)
         claim = self._challenges.claim(binding.nonce, request.client_nonce, at)
         quote = Quote.parse(evidence.quote)
+        await abreast()
         verify_proof(evidence, client_nonce=request.client_nonce)
         return _Attempt(
             evidence=evidence,
@@ -119,9 +123,11 @@ class AdmissionDesk:
         judged = await self._judge.judge_on(
             self._pool, attempt.evidence, attempt.quote, at=at, source_ip=attempt.source_ip
         )
+        await abreast()
         issued = self._identity.admission(
             judged.verdict, at=at, appraisal=judged.appraisal, policy=judged.bundle.digest
         )
+        await abreast()
         session = self._session(attempt, judged, issued, generation, at)
 
         def work(tx: Transaction) -> None:
@@ -183,7 +189,7 @@ class AdmissionDesk:
             subject=f"{binding.role}/{binding.tenant}/{binding.jkt}",
             tenant=binding.tenant,
             codes=codes_of(error) if error else (),
-            policy=self._judge.bundles.of(binding.tenant).digest,
+            policy=(judged.bundle if judged else self._judge.bundles.of(binding.tenant)).digest,
             evidence=attempt.packed.digest.hex(),
             collateral=judged.verdict.collateral_digest if judged else self._judge.collateral_digest(attempt.quote),
             permit=judged.permit.digest.hex() if judged else "",

@@ -23,6 +23,7 @@ from attestation.recent import Recent
 from attestation.tcb import ANY_TCB
 from attestation.verdict import Verdict
 from attestation.verifier import VerifiedQuote, Verifier
+from broker.abreast import abreast
 from broker.bundles import Bundles
 from broker.collateral import CollateralCache
 from broker.errors import BrokerError
@@ -107,18 +108,21 @@ class Judge:
         garbage takes no turn of those who are known. Raises BrokerError broker.busy as well.
         """
         name = hashlib.sha256(quote.certified).digest()
-        if self._proved.get(name):
-            return self.judge(evidence, quote, at=at, source_ip=source_ip)
+        await abreast()
         bundle = self.bundles.of(evidence.binding.tenant)
         collateral = self.collateral.find(quote)
         if collateral is None:
             await pool.run(self.require_chain, quote)
             raise self.collateral.wanted(quote)
         try:
-            verified = await pool.run(self._verified, evidence, quote, collateral, bundle, at)
+            if self._proved.get(name):
+                verified = self._verified(evidence, quote, collateral, bundle, at)
+            else:
+                verified = await pool.run(self._verified, evidence, quote, collateral, bundle, at)
+                self._proved.put(name, True)
         except VerificationFailed as error:
             raise self.told(error, quote) from None
-        self._proved.put(name, True)
+        await abreast()
         return self._concluded(evidence, verified, bundle, at, source_ip)
 
     def _verified(

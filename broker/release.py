@@ -11,6 +11,7 @@ from typing import Final, final
 
 from attestation.sealing import seal
 from attestation.verdict import Verdict
+from broker.abreast import abreast
 from broker.audit import Audit, Entry, Kind
 from broker.generation import Generation
 from broker.identity import Identity
@@ -71,6 +72,7 @@ class ReleaseDesk:
         record = self._store.read(lambda tx: tx.secrets.get(checked_name(name), request.version))
         permit = await self._permit(session, name, record, request, at, source_ip, correlation_id)
         record = self._store.read(lambda tx: find(tx, name, request.version)) if record is None else record
+        await abreast()
         sealing_key = sealing_thumbprint(session.verdict.suite, session.verdict.sealing_key)
         bound = permit.bind(
             broker_id=self._identity.broker_id.hex(),
@@ -97,7 +99,9 @@ class ReleaseDesk:
             entry, lambda tx: self._still(tx, session, bound, record, request.version, at)
         )
         reached("release.recorded")
+        await abreast()
         sealed = seal(session.verdict, self._vault.open_permitted(bound, current), context=permit_digest(statement))
+        await abreast()
         answer = ReleaseResponse.sign(
             self._identity.key, sealed=sealed.blob, suite=sealed.suite, permit=statement, receipt=receipt
         )

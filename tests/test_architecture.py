@@ -41,9 +41,9 @@ ORDER: dict[str, str] = {
         "supervise labs reload cli __init__"
     ),
     "broker": (
-        "__init__ wire ports errors points deadlines tree archive audit bundles generation rootkey keyring authority "
-        "identity challenges dpop collateral platforms tracing pool judging attested reasons status sessions clock "
-        "rights limits config foundation retired admission vault svids second leasing mail standing release "
+        "__init__ wire ports errors points deadlines abreast tree archive audit bundles generation rootkey keyring "
+        "authority identity challenges dpop collateral platforms tracing pool judging attested reasons status sessions "
+        "clock rights limits config foundation retired admission vault svids second leasing mail standing release "
         "retirement derivation kbs tls decisions auditing store verification tokens rotation witness sealed domains "
         "administration telemetry sources upkeep desks readiness service background calls rest rpc app opening "
         "commands cli"

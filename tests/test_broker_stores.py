@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import AgentRecord, AgentState, LogHead, SecretRecord, Store, Transaction
+from broker.ports import DAY_S, AgentRecord, AgentState, LogHead, SecretRecord, Store, Transaction
 from broker.ports.mail import MAX_KEYS, End, MailboxRecord, NewMessage, Queued, Quota
 from broker.store.memory import MemoryStore
 from broker.store.sql import SqlStore
@@ -247,6 +247,26 @@ def test_a_blob_is_kept_under_its_digest(store: Store) -> None:
     do(store, lambda tx: tx.archive.put((b"d", b"blob"), at_s=1))
     assert store.read(lambda tx: tx.archive.get(b"d")) == b"blob"
     assert store.read(lambda tx: tx.archive.get(b"x")) is None
+
+
+def test_a_blob_that_was_cut_or_never_committed_can_be_put_again_at_once(store: Store) -> None:
+    def fail(tx: Transaction) -> None:
+        tx.archive.put((b"d", b"blob"), at_s=1)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        do(store, fail)
+    do(store, lambda tx: tx.archive.put((b"d", b"blob"), at_s=1))
+    assert do(store, lambda tx: tx.archive.prune(before_s=2)) == 1
+    do(store, lambda tx: tx.archive.put((b"d", b"blob"), at_s=2))
+    assert store.read(lambda tx: tx.archive.get(b"d")) == b"blob"
+
+
+def test_the_day_of_a_blobs_last_use_is_noted(store: Store) -> None:
+    do(store, lambda tx: tx.archive.put((b"d", b"blob"), at_s=1))
+    do(store, lambda tx: tx.archive.put((b"d", b"blob"), at_s=2 * DAY_S))
+    assert do(store, lambda tx: tx.archive.prune(before_s=2 * DAY_S)) == 0
+    assert do(store, lambda tx: tx.archive.prune(before_s=2 * DAY_S + 1)) == 1
 
 
 def test_the_newest_version_of_a_secret_is_found_and_old_ones_stay(store: Store) -> None:

@@ -29,6 +29,7 @@ from attestation.encoding import (
 from attestation.errors import AttestationError, Code
 from attestation.evidence import (
     MLKEM768_X25519,
+    OWN_OF_QUOTE,
     X25519,
     Binding,
     Evidence,
@@ -410,13 +411,15 @@ def test_long_parts_are_read_like_short_ones_whatever_was_read_before(at: int, n
             assert getattr(Evidence.from_dict(changed), part) == expected
 
 
-@pytest.mark.parametrize("log", [b"log", None])
-def test_evidence_is_stored_as_its_parts_and_a_record_that_names_them(log: bytes | None) -> None:
-    told = evidence(log=log)
+@pytest.mark.parametrize("log", [b"log", None], ids=["log", "no log"])
+@pytest.mark.parametrize("size", [1, OWN_OF_QUOTE - 1, OWN_OF_QUOTE, OWN_OF_QUOTE + 1, 5000])
+def test_evidence_is_stored_as_its_parts_and_a_record_that_names_them(log: bytes | None, size: int) -> None:
+    told = evidence(quote=bytes(number % 251 for number in range(size)), log=log)
     packed = pack_agent(told, CLIENT)
     blobs = dict(packed.blobs)
     assert all(hashlib.sha256(blob).digest() == digest for digest, blob in blobs.items())
-    assert set(blobs.values()) - {blobs[packed.digest]} == {part for part in (told.quote, log) if part is not None}
+    rest = told.quote[OWN_OF_QUOTE:]
+    assert set(blobs.values()) - {blobs[packed.digest]} == {part for part in (rest, log) if part is not None}
     assert set(part_digests(blobs[packed.digest])) == blobs.keys() - {packed.digest}
     found = unpack(packed.digest, blobs.__getitem__)
     assert isinstance(found, AgentEvidence)
@@ -439,6 +442,46 @@ def test_records_of_an_earlier_version_are_read(log: bytes | None) -> None:
     assert isinstance(found, AgentEvidence)
     assert (found.evidence, found.client_nonce) == (told, CLIENT)
     assert part_digests(record) == told.digests
+
+
+@pytest.mark.parametrize("log", [b"log", None], ids=["log", "no log"])
+def test_records_with_the_digest_of_the_whole_quote_are_read(log: bytes | None) -> None:
+    told = evidence(quote=bytes(1000), log=log)
+    record = framed(b"cloister/agent-evidence/v1", told.binding.encode(), told.proof, CLIENT, *told.digests)
+    blobs = {hashlib.sha256(part).digest(): part for part in (told.quote, log, record) if part is not None}
+    found = unpack(hashlib.sha256(record).digest(), blobs.__getitem__)
+    assert isinstance(found, AgentEvidence)
+    assert (found.evidence, found.client_nonce) == (told, CLIENT)
+    assert part_digests(record) == told.digests
+
+
+def test_agents_of_one_platform_have_what_vouches_for_their_key_in_common() -> None:
+    packed = [pack_agent(evidence(quote=bytes([number] * OWN_OF_QUOTE) + b"chain"), CLIENT) for number in (1, 2)]
+    first, second = ({digest for digest, _ in each.blobs} - {each.digest} for each in packed)
+    assert first == second
+    assert packed[0].digest != packed[1].digest
+
+
+def test_a_quote_is_cut_at_one_place_alone() -> None:
+    told = evidence(quote=bytes(1000))
+    for at in (OWN_OF_QUOTE - 1, OWN_OF_QUOTE + 1):
+        rest = told.quote[at:]
+        fields = (told.binding.encode(), told.proof, CLIENT, told.quote[:at], hashlib.sha256(rest).digest())
+        record = framed(b"cloister/agent-evidence/v2", *fields)
+        blobs = {hashlib.sha256(part).digest(): part for part in (rest, record)}
+        with pytest.raises(ValueError, match="cut"):
+            unpack(hashlib.sha256(record).digest(), blobs.__getitem__)
+
+
+@pytest.mark.parametrize("fields", [(), (b"cloister/agent-evidence/v2",), (b"another", b"", b"", b"", b"", bytes(32))])
+def test_what_is_no_record_names_no_parts_and_no_evidence(fields: tuple[bytes, ...]) -> None:
+    record = framed(*fields)
+    digest = hashlib.sha256(record).digest()
+    with pytest.raises(ValueError, match=r".+"):
+        unpack(digest, {digest: record}.__getitem__)
+    if fields[:1] != (b"cloister/agent-evidence/v2",):
+        with pytest.raises(ValueError, match=r".+"):
+            part_digests(record)
 
 
 @given(at=st.integers(0, 2000), flip=st.integers(0, 255), cut=st.booleans())

@@ -23,6 +23,8 @@ from broker.store.sql_topics import SqlStates, SqlTopics
 
 MAX_SECRETS: Final = 1024  # kept in memory, encrypted as they rest
 NO_END: Final = 2**63 - 1
+MAX_BLOBS: Final = 1024  # of which it is remembered that they were just put
+AGAIN_S: Final = 3600
 MAX_MARKS: Final = 4096  # kept in memory, those that are not there included
 
 
@@ -127,15 +129,31 @@ class _Agents:
 
 @final
 class _Archive:
-    def __init__(self, db: sqlite3.Connection) -> None:
+    """With `remember`, for the only connection that writes, a blob that was just put is not put again."""
+
+    def __init__(self, db: sqlite3.Connection, *, remember: bool) -> None:
         self._db = db
+        self._remember = remember
+        self._put_at_s: dict[bytes, int] = {}
+
+    def forget(self) -> None:
+        self._put_at_s.clear()
 
     def put(self, *blobs: tuple[bytes, bytes], at_s: int) -> None:
+        fresh = [(digest, blob, at_s, DAY_S) for digest, blob in blobs if not self._just_put(digest, at_s)]
         self._db.executemany(
             """INSERT INTO archive (digest, blob, used_at_s) VALUES (?, ?, ?) ON CONFLICT DO UPDATE
                SET used_at_s = excluded.used_at_s WHERE excluded.used_at_s > used_at_s + ?""",
-            [(digest, blob, at_s, DAY_S) for digest, blob in blobs],
+            fresh,
         )
+        if self._remember:
+            if len(self._put_at_s) >= MAX_BLOBS:
+                self.forget()
+            self._put_at_s.update((digest, at_s) for digest, *_ in fresh)
+
+    def _just_put(self, digest: bytes, at_s: int) -> bool:
+        then_s = self._put_at_s.get(digest)
+        return then_s is not None and 0 <= at_s - then_s < AGAIN_S
 
     def touch(self, digests: Sequence[bytes], *, at_s: int) -> None:
         self._db.executemany(
@@ -143,6 +161,7 @@ class _Archive:
         )
 
     def prune(self, *, before_s: int) -> int:
+        self.forget()
         return self._db.execute("DELETE FROM archive WHERE used_at_s < ?", (before_s,)).rowcount
 
     def get(self, digest: bytes) -> bytes | None:
@@ -380,7 +399,7 @@ class SqlTransaction:
     ) -> None:
         self.nonces = _Nonces(db)
         self.agents = _Agents(db)
-        self.archive = _Archive(db)
+        self.archive = _Archive(db, remember=remember)
         self.secrets = _Secrets(db, remember=remember_secrets)
         self.mail = SqlMail(db)
         self.blobs = SqlBlobs(db)
@@ -395,5 +414,6 @@ class SqlTransaction:
     def forget(self, total: int | None) -> None:
         """`total` is that of the marks before what was rolled back, when it was known."""
         self.log.known_size = None
+        self.archive.forget()
         self.marks.known.clear()
         self.marks.total = total
