@@ -36,7 +36,7 @@ from enclave.calling import Offer
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, declare
 from enclave.durable import Durable
-from enclave.errors import AgentError, Code
+from enclave.errors import AgentError, BrokerRefused, Code
 from enclave.guards import ToolUse
 from enclave.handling import MAX_PAUSE_S, Handling
 from enclave.life import Asked, Life, end_all, quietly, until, usable
@@ -347,6 +347,16 @@ class Agent(Toolbox):
         """The digest that the trust file names for that tool of that agent, or nothing."""
         trust = self.running.trust
         return trust.tool(tool_name(self._address(to, trust.tenant), tool) or "")
+
+    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> frozenset[str] | None:
+        """Those that the policy lets this agent call there now; None where the broker cannot tell."""
+        mailbox = self._address(to, self.running.trust.tenant)
+        try:
+            return frozenset((await self.running.call(lambda calls: calls.tools(mailbox, tools))).tools)
+        except BrokerRefused as refusal:
+            if refusal.code != "route.unknown":
+                raise
+            return None
 
     async def may_call(
         self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str

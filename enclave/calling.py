@@ -19,7 +19,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final, overload
 
-from broker.wire.tools import NAME, call_type
+from broker.wire.tools import MAX_TOOLS, NAME, call_type
 from enclave.errors import AgentError, Code, MessageError, ToolRefused, TransportFailed
 from enclave.messages import MessageType, Shaped
 from enclave.tools import (
@@ -49,12 +49,12 @@ _OF_TOOLS: Final[Mapping[str, Code]] = {str(code): code for code in Code if code
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A tool that another agent serves. `permitted` is what the broker says about this agent calling it now, None where
-    it was not asked; `pinned` whether the trust file names this very description."""
+    """A tool that another agent serves. `pinned`: the trust file names this very description. `permitted`: the broker
+    says that this agent may call it now; without it the broker could not tell, and every tool is listed."""
 
     description: ToolDescription
     pinned: bool
-    permitted: bool | None
+    permitted: bool
 
     @property
     def name(self) -> str:
@@ -212,20 +212,22 @@ async def _descriptions(ctx: Context, to: str) -> list[ToolDescription]:
     """All that an agent says it serves. Raises ToolRefused tool.description_malformed, MessageError, BrokerRefused."""
     given = await ctx.ask(to, ToolsAsked(), ToolsGiven)
     found = [ToolDescription.parse(text) for text in given.tools]
-    if len({one.name for one in found}) != len(found):
-        raise ToolRefused(Code.TOOL_DESCRIPTION, f"{to} serves two tools of one name")
+    if len({one.name for one in found}) != len(found) or len(found) > MAX_TOOLS:
+        raise ToolRefused(Code.TOOL_DESCRIPTION, f"{to} serves two tools of one name, or more than {MAX_TOOLS}")
     return found
 
 
 async def offers(host: Host, ctx: Context, to: str) -> list[Offer]:
-    """The tools of an agent, without those that are other than the trust file says."""
+    """The tools of an agent that this one may call, without those that are other than the trust file says."""
+    served = await _descriptions(ctx, to)
+    allowed = await host.callable_tools(to, tuple(one.name for one in served)) if served else frozenset()
     found = []
-    for one in await _descriptions(ctx, to):
+    for one in served:
         pin = host.pinned(to, one.name)
-        if pin in ("", one.digest):
-            found.append(Offer(description=one, pinned=bool(pin), permitted=None))
-        else:
+        if pin not in ("", one.digest):
             log.warning("%s: %s of %s is not the tool that the trust file pins", Code.TOOL_DRIFT, one.name, to)
+        elif allowed is None or one.name in allowed:
+            found.append(Offer(description=one, pinned=bool(pin), permitted=allowed is not None))
     return found
 
 

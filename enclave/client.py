@@ -27,6 +27,7 @@ import httpx2
 from broker.wire.blob import BlobRef
 from broker.wire.bodies import AttestationRequest, AttestationResponse, PeerInfo, Problem
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
+from broker.wire.channel import ChannelSend
 from broker.wire.envelope import Envelope, batch_to_bytes
 from broker.wire.errors import WireError
 from broker.wire.fields import parse_object
@@ -46,6 +47,7 @@ from broker.wire.relying import TokenRequest, TokenResponse
 from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
 from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
+from broker.wire.tools import ToolNames
 from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
@@ -157,6 +159,11 @@ class BrokerCalls:
     def mailbox(self, name: str) -> Call[MailboxInfo]:
         return MailboxInfo.from_dict((yield from self._json("GET", f"/v1/mailboxes/{name}", None)))
 
+    def tools(self, name: str, tools: tuple[str, ...]) -> Call[ToolNames]:
+        """Which of these tools of that mailbox's owner this agent may call."""
+        asked = ToolNames(tools=tools).to_dict()
+        return ToolNames.from_dict((yield from self._json("POST", f"/v1/mailboxes/{name}:tools", asked)))
+
     def labels(self) -> Call[HeldLabels]:
         return HeldLabels.from_dict((yield from self._json("GET", "/v1/labels", None)))
 
@@ -211,6 +218,11 @@ class BrokerCalls:
         """A resend of the same bytes is recognised by the broker, so it may be repeated."""
         body = batch_to_bytes(envelopes)
         return SendResponse.from_dict((yield from self._call("POST", f"/v1/mailboxes/{name}:send", body, PROTOBUF)))
+
+    def send_on_channel(self, name: str, sent: ChannelSend, *, topic: bool = False) -> Call[SendResponse]:
+        """The same: what was taken in is recognised."""
+        path = f"/v1/topics/{name}:publish" if topic else f"/v1/mailboxes/{name}:send"
+        return SendResponse.from_dict((yield from self._call("POST", path, sent.to_bytes(), PROTOBUF)))
 
     def receive(self, name: str, request: ReceiveRequest) -> Call[ReceiveResponse]:
         found = yield from self._json(

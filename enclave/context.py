@@ -69,6 +69,8 @@ class Host(Protocol):
 
     def pinned(self, to: str, tool: str) -> str: ...
 
+    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> frozenset[str] | None: ...
+
     async def may_call(
         self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str
     ) -> None: ...
@@ -201,7 +203,8 @@ class Context:
         return RemoteTool(self._host, self, to, name, digest)
 
     async def tools_of(self, to: str) -> list[Offer]:
-        """The tools that an agent serves. What is not as the trust file pins it is left out, and told in the log.
+        """The tools that an agent serves and this one may call. What is not as the trust file pins it is left out, and
+        told in the log.
 
         Raises BrokerRefused, MessageError, ToolRefused tool.description_malformed.
         """

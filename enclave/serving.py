@@ -42,7 +42,6 @@ from enclave.messages import MessageType
 from enclave.tools import MAX_KEY, PROGRESS, Nothing, Progress, ToolAnswer, ToolCall, ToolDescription, collected
 
 log: Final = logging.getLogger("cloister.agent")
-MAX_TOOLS: Final = 128
 _STREAMS: Final = ("AsyncIterator", "AsyncGenerator", "AsyncIterable", "Iterator", "Generator", "Iterable")
 
 

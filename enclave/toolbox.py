@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar, overload
 
+from broker.wire.tools import MAX_TOOLS
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
 from enclave.errors import AgentError, Code
@@ -18,7 +19,7 @@ from enclave.guards import Guards
 from enclave.messages import MessageType
 from enclave.peers import TYPES as PROOF_TYPES
 from enclave.replies import OWN
-from enclave.serving import MAX_TOOLS, Served
+from enclave.serving import Served
 from enclave.tools import ASKED, ToolDescription, ToolsAsked, ToolsGiven
 from enclave.tools import TYPES as TOOL_TYPES
 

@@ -6,6 +6,7 @@ are no fewer than the sender is held to, and that the policy lets this sender se
 One transaction takes a whole batch.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -27,6 +28,7 @@ from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.jose import p256_from_spki
 from broker.wire.mailbox import SendResponse, SendResult, SendStatus
+from broker.wire.tools import call_type
 from policies.errors import Refused
 from policies.model import Send
 
@@ -107,6 +109,11 @@ class Router:
         return SendResponse(
             results=tuple(result_of(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
         )
+
+    def callable_tools(self, session: Session, mailbox: str, tools: Iterable[str], at: datetime) -> tuple[str, ...]:
+        """Those that it may call there with all that it is held to. The log hears of it when it calls."""
+        held = self._labels.of(session.subject)
+        return tuple(tool for tool in tools if self._edges.permits(session, Send(mailbox, call_type(tool), held), at))
 
     def check(
         self,

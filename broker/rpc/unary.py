@@ -87,6 +87,7 @@ TWINS: Final[tuple[Twin, ...]] = (
     _twin("Broker.Receive", routes.receive),
     _twin("Broker.Acknowledge", routes.acknowledge),
     _twin("Broker.CloseMailbox", routes_mail.close_mailbox),
+    _twin("Broker.ListTools", routes_mail.callable_tools),
     _twin("Broker.ListTombstones", routes_mail.tombstones),
     _twin("Broker.ListDeadLetters", routes_mail.dead_letters, door=Door.AGENT),
     _twin("Broker.Redrive", routes_mail.redrive, door=Door.AGENT),

@@ -10,10 +10,14 @@ tool that there can be is asked about under the type itself, which is no name of
 """
 
 import re
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final, Self, final
 
+from broker.wire.errors import WireCode, WireError
+from broker.wire.fields import Reader
 from broker.wire.names import is_resource
 
+MAX_TOOLS: Final = 128  # that one agent serves
 CALL: Final = "cloister.tool:"
 NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
@@ -35,3 +39,24 @@ def tool_called(mailbox: str, type_: str) -> str | None:
     if not type_.startswith(CALL):
         return None
     return tool_name(mailbox, type_[len(CALL) :]) or type_
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolNames:
+    """POST /v1/mailboxes/{name}:tools: the tools that are asked about there, and those that the asking agent may call
+    now, with all that it is held to."""
+
+    tools: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tools": list(self.tools)}
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        read = Reader(value, "tools")
+        made = cls(tools=read.texts("tools", max_items=MAX_TOOLS, max_len=64))
+        read.end()
+        if not all(map(NAME.fullmatch, made.tools)):
+            raise WireError(WireCode.BODY_FIELD_INVALID, f"tools: names must match {NAME.pattern}")
+        return made
