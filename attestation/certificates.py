@@ -162,11 +162,9 @@ class Crl(NamedTuple):
     entries: x509.CertificateRevocationList
 
     def revokes(self, serial: int) -> bool:
-        """A list in which the serial's DER does not occur has no entry for it; only where it does are entries read."""
-        return (
-            _serial_record(serial) in self.tbs
-            and self.entries.get_revoked_certificate_by_serial_number(serial) is not None
-        )
+        """A list in which the serial's octets do not occur has no entry for it; only where they do are entries read."""
+        octets = serial.to_bytes(serial.bit_length() // 8 + 1, "big")  # positive: a zero goes before a top bit
+        return octets in self.tbs and self.entries.get_revoked_certificate_by_serial_number(serial) is not None
 
     @classmethod
     def parse(cls, raw: bytes) -> Crl:
@@ -265,12 +263,6 @@ def _long_integer(raw: bytes, span: der.Range, what: str) -> int:
     if found[0] == 0 and len(found) > 1 and found[1] < 0x80:
         raise Unmet(f"{what} is not in its shortest form")
     return int.from_bytes(found, "big")
-
-
-def _serial_record(serial: int) -> bytes:
-    """The INTEGER, tag and length included: positive, so a leading zero where its top bit is set."""
-    size = serial.bit_length() // 8 + 1
-    return bytes((der.INTEGER, size)) + serial.to_bytes(size, "big")
 
 
 def _p256_point(spki: bytes) -> bytes:

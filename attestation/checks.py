@@ -213,16 +213,25 @@ class Ledger:
     def each(self, step: Step, items: Mapping[str, S], demand: Callable[[S], T]) -> dict[str, T]:
         """Run one demand on several labelled things as one check. What met it comes back under its label."""
         met: dict[str, T] = {}
+        try:
+            for label, item in items.items():
+                met[label] = demand(item)
+        except Unmet:
+            return self._each_apart(step, items, demand)
+        if met:
+            self._checks.append(step.passed)
+        return met
+
+    def _each_apart(self, step: Step, items: Mapping[str, S], demand: Callable[[S], T]) -> dict[str, T]:
+        """The same where something does not meet it: all that do not are told."""
+        met: dict[str, T] = {}
         unmet: dict[str, Unmet] = {}
         for label, item in items.items():
             try:
                 met[label] = demand(item)
             except Unmet as error:
                 unmet[label] = error
-        if unmet:
-            details = "; ".join(f"{label}: {error.detail}" for label, error in unmet.items())
-            short = tuple(item for error in unmet.values() for item in error.short)
-            self.failed(step, Unmet(details, next(iter(unmet.values())).remedy, short))
-        elif met:
-            self._checks.append(step.passed)
+        details = "; ".join(f"{label}: {error.detail}" for label, error in unmet.items())
+        short = tuple(item for error in unmet.values() for item in error.short)
+        self.failed(step, Unmet(details, next(iter(unmet.values())).remedy, short))
         return met

@@ -19,7 +19,8 @@ MAX_CERTIFICATES: Final = 8
 _BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 _END: Final = b"-----END CERTIFICATE-----"
 _WHITE: Final = b" \t\r\n"
-_WIDTHS: Final = (64, 76)  # characters of a line: nearly all write 64, a few the 76 of MIME
+_WIDTH: Final = 64  # characters of a line, as nearly all write them
+_MIME_WIDTH: Final = 76  # and as a few do
 _AFTER: Final = (b"\n", b"")  # an END line
 
 
@@ -52,8 +53,9 @@ def pem_blocks(text: bytes, *, in_quote: bool = False) -> list[bytes]:
 
 def _with_unix_line_ends(text: bytes) -> bytes:
     """All of them changed where all are CR LF; a text of two kinds stays as it is, and is refused for its CRs."""
-    ends = text.count(b"\r\n")
-    return text.replace(b"\r\n", b"\n") if ends and ends == text.count(b"\n") else text
+    if b"\r" not in text:
+        return text
+    return text.replace(b"\r\n", b"\n") if text.count(b"\r\n") == text.count(b"\n") else text
 
 
 def _strict(body: bytes) -> bool:
@@ -63,7 +65,8 @@ def _strict(body: bytes) -> bool:
     lines = body.count(b"\n") - 1
     if not lines > 0 or body[-1:] != b"\n" or body[-2:] == b"\n\n":
         return False
-    return any(body[: -1 : width + 1] == b"\n" * lines for width in _WIDTHS)
+    ends = b"\n" * lines
+    return body[: -1 : _WIDTH + 1] == ends or body[: -1 : _MIME_WIDTH + 1] == ends
 
 
 def pem_decode(body: bytes) -> bytes:
