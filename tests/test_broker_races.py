@@ -15,12 +15,13 @@ import pytest_asyncio
 from attestation.collateral import Collateral
 from attestation.quote import Quote
 from broker.collateral import CollateralCache
+from broker.errors import BrokerCode, BrokerError
 from broker.generation import stored
 from broker.ports import Transaction
 from broker.wire import api_pb2 as pb
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.terms import LeaseEnd, SecretTerms
-from tests.broker_world import World, write_bundle
+from tests.broker_world import Agent, World, outcome, write_bundle
 from tests.grpc_client import BY_NAME, dialled
 
 SECRET = "acme/open/a"
@@ -179,3 +180,58 @@ async def test_policies_that_are_reloaded_when_nobody_waits_any_more_are_in_forc
 async def _ended(calling: Any) -> None:
     with suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
         await calling
+
+
+# ── entries that an act rests on ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Failing:
+    """A store whose every unit is undone at its end, until `mend`."""
+
+    def __init__(self, world: World) -> None:
+        store = world.broker.store
+        transact = store.transact
+
+        async def fail(work: Callable[[Transaction], Any]) -> Any:
+            def undone(tx: Transaction) -> None:
+                work(tx)
+                raise BrokerError(BrokerCode.STORE_UNAVAILABLE, "a test")
+
+            return await transact(undone)
+
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(store, "transact", fail)
+
+    def mend(self) -> None:
+        self.patch.undo()
+
+
+async def send(agent: Agent, kind: str = "note") -> str:
+    key = (await agent.find("acme/mail/b")).key
+    return await outcome(agent.send(agent.envelope(key, type=kind)))
+
+
+@pytest.mark.asyncio
+async def test_an_answer_whose_entry_went_with_the_store_is_entered_before_anything_rests_on_it(world: World) -> None:
+    sender, owner = await world.admitted("sender"), await world.admitted("owner")
+    await owner.open("acme/mail/b")
+    failing, size = Failing(world), world.broker.audit.head().size
+    assert [await send(sender) for _ in range(3)] == [BrokerCode.STORE_UNAVAILABLE] * 3
+    assert [await send(sender, "cloister.secret") for _ in range(3)] == [BrokerCode.STORE_UNAVAILABLE] * 3
+    failing.mend()
+    assert world.broker.audit.head().size == size
+    assert [await send(sender), await send(sender)] == ["ok"] * 2
+    assert [row.kind for row in world.broker.audit.page(start=size, limit=9)] == ["edge.permitted"]
+    assert told(world, "edge.permitted")[0]["type"] == "note"
+
+
+@pytest.mark.asyncio
+async def test_whoever_acts_on_a_new_answer_while_another_does_writes_no_second_entry(world: World) -> None:
+    sender, owner = await world.admitted("sender"), await world.admitted("owner")
+    await owner.open("acme/mail/b")
+    size, held = world.broker.audit.head().size, Held(world)
+    sending = asyncio.gather(*(send(sender) for _ in range(8)))
+    await turns()
+    await held.release()
+    assert await sending == ["ok"] * 8
+    assert [row.kind for row in world.broker.audit.page(start=size, limit=9)] == ["edge.permitted"]

@@ -77,7 +77,7 @@ class Blobs:
         def work(tx: Transaction) -> Refusal | None:
             self._generation.expect(tx, session.generation)
             for entry in checked.entries:
-                self._audit.append(tx, entry)
+                entry.pay(tx, self._audit)
             return checked.refusal or self._keep(tx, record, header, checked)
 
         if refusal := await self._store.transact(work):

@@ -23,7 +23,7 @@ from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.mail.bell import Bell
 from broker.mail.deadletters import DeadLetters
-from broker.mail.edges import Edges
+from broker.mail.edges import Edges, Owed
 from broker.mail.labels import CLEARED, Labels, Ratchets, require
 from broker.mail.routing import FULL_RETRY_S, SKEW_MS, belongs
 from broker.mail.topics import TopicDesk
@@ -68,7 +68,7 @@ class _Checked:
     opening: _Opened | None
     way: Way
     needs: tuple[tuple[Labels, Labels], ...] = ()  # labels of messages, and which of the ratchet's may be missing
-    entries: tuple[Entry, ...] = ()  # for the log, whatever becomes of the batch
+    entries: tuple[Owed, ...] = ()  # for the log, whatever becomes of the batch
     lowered: tuple[Entry, ...] = ()  # for the log when it is taken in
     refusal: Refusal | None = None
 
@@ -129,7 +129,7 @@ class Channels:
             self._generation.expect(tx, generation)
             self._vouchers.keep(tx, session, voucher, at)
             for entry in checked.entries:
-                self._audit.append(tx, entry)
+                entry.pay(tx, self._audit)
             return checked.refusal or self._queue(tx, checked, at)
 
         outcome = await self._store.transact(work)

@@ -85,7 +85,7 @@ def assemble(records: Records, *, sessions: Sessions, vault: Vault, quota: Quota
 
 
 def _common(records: Records, sessions: Sessions, quota: Quota) -> _Common:
-    edges, bell = Edges(), Bell()
+    edges, bell = Edges(records.store), Bell()
     return _Common(
         records=records,
         sessions=sessions,

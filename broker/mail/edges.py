@@ -1,9 +1,9 @@
 """Who may send to and read from which mailbox: the policy's answers, kept as long as nothing can have changed.
 
 Decides how long an answer lasts: within one generation, until the permit's end, or a refusal's, and a permit not at all
-when a rule read the time. An answer that is new is written to the log with the first message that rests on it; the same
-answer again is not. Types and labels are words of the sender's choice, so of one who asks about more and more of them
-not every answer is written (sparing.py).
+when a rule read the time. An answer that is new is written to the log in the transaction of the first act that rests on
+it; if that fails, in that of the next one. The same answer again is not. Types and labels are words of the sender's
+choice, so of one who asks about more and more of them not every answer is written (sparing.py).
 
 A message that calls a tool is both: sent to a mailbox, and a call. Whoever sends it needs a permit for each.
 """
@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, final
 
-from broker.audit import Entry, Kind
+from broker.audit import Audit, Entry, Kind
 from broker.mail.sparing import Sparing
+from broker.ports import Store, Transaction
 from broker.reasons import codes_of, told
 from broker.sessions import Session
 from broker.wire.tools import tool_called
@@ -32,6 +33,29 @@ _Key = tuple[int, str, str, Asked]
 
 
 @final
+class Owed:
+    """An entry that everybody who acts on an answer has to see in the log, and whoever comes first writes."""
+
+    __slots__ = ("_entry", "_index", "_raw")
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._index, self._raw = -1, b""
+
+    def pay(self, tx: Transaction, audit: Audit) -> None:
+        """Inside the transaction of the act: what was written before counts as far as it has not been undone."""
+        if not self.stands(tx):
+            self._index, self._raw = audit.append(tx, self._entry)
+
+    def stands(self, tx: Transaction) -> bool:
+        """Whether it is in the log, as far as that transaction sees it."""
+        if self._index < 0:
+            return False
+        row = tx.log.entry(self._index)
+        return row is not None and row.entry == self._raw
+
+
+@final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The policy's answer for one edge, to be asked for again from `until` on. `entry` is for the log, if it is new.
@@ -41,7 +65,7 @@ class Answer:
 
     permit: Permit | None
     refusal: Refused | None
-    entry: Entry | None
+    entry: Owed | None
     about: Judged
     until: datetime = AT_ONCE
     owed: bool = False  # it was looked at, and nobody has written it to the log
@@ -66,7 +90,8 @@ class Answer:
 class Edges:
     """Remembers answers by generation, evidence, subject and action."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._known: OrderedDict[_Key, Answer] = OrderedDict()
         self._listed = Sparing(MAX_LISTED)
 
@@ -74,17 +99,25 @@ class Edges:
         """Permit or refusal; ask again for every message."""
         key = (session.generation, session.record.evidence.hex(), session.subject, action)
         known = self._known.get(key)
+        if known is not None and known.entry is not None:
+            known = self._paid(key, known)
         if known is not None and at < known.until and not known.owed:
             self._known.move_to_end(key)
             return known.given()
         fresh = _decide(session, action, at)
-        self._keep(key, fresh)
         if known is not None and known.says == fresh.says and not known.owed:
-            return fresh.given()
-        unlisted = self._listed.left_out(session.subject, at)
-        if unlisted is None:
-            return fresh.given()
-        return replace(fresh.given(), entry=_entry(session, action, at, correlation_id, fresh, unlisted))
+            fresh = replace(fresh, entry=known.entry)
+        elif (unlisted := self._listed.left_out(session.subject, at)) is not None:
+            fresh = replace(fresh, entry=Owed(_entry(session, action, at, correlation_id, fresh, unlisted)))
+        self._keep(key, fresh)
+        return fresh.given()
+
+    def _paid(self, key: _Key, known: Answer) -> Answer:
+        """The answer without its entry, once that is durable."""
+        owed = known.entry
+        if owed is not None and self._store.read(owed.stands):
+            known = self._known[key] = replace(known, entry=None)
+        return known
 
     def permits(self, session: Session, action: Asked, at: datetime) -> bool:
         """The answer alone, for a look at what somebody may do: the log hears of it when he asks."""
@@ -93,7 +126,8 @@ class Edges:
         if known is None or at >= known.until:
             fresh = _decide(session, action, at)
             owed = known is None or known.owed or known.says != fresh.says
-            self._keep(key, known := replace(fresh, owed=owed))
+            kept = None if owed or known is None else known.entry
+            self._keep(key, known := replace(fresh, owed=owed, entry=kept))
         return known.permit is not None
 
     def _keep(self, key: _Key, answer: Answer) -> None:

@@ -15,7 +15,7 @@ from typing import Final, final
 
 from broker.audit import Audit, Entry, Kind
 from broker.errors import BrokerCode, BrokerError
-from broker.mail.edges import Edges
+from broker.mail.edges import Edges, Owed
 from broker.ports import Store, Transaction
 from broker.reasons import codes_of
 from broker.sessions import Session
@@ -84,7 +84,7 @@ class Cleared:
 
     waived: Labels = NOTHING
     refusal: BrokerError | None = None
-    asked: Entry | None = None
+    asked: Owed | None = None
     lowered: Entry | None = None
 
 

@@ -169,7 +169,7 @@ class Leases:
     async def _ask(self, session: Session, action: Receive, at: datetime, correlation_id: str) -> Refused | None:
         answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
         if (entry := answer.entry) is not None:
-            await self._store.transact(lambda tx: self._audit.append(tx, entry))
+            await self._store.transact(lambda tx: entry.pay(tx, self._audit))
         return answer.refusal
 
     async def _lease(self, session: Session, name: str, wanted: Wanted, ready: frozenset[str], at: datetime) -> Leased:

@@ -186,7 +186,7 @@ class KeyDesk:
         action = Receive(name, kind="topic" if of is Place.TOPIC else "mailbox")
         answer = self._edges.ask(session, action, at, correlation_id=correlation_id)
         if (entry := answer.entry) is not None:
-            await self._store.transact(lambda tx: self._audit.append(tx, entry))
+            await self._store.transact(lambda tx: entry.pay(tx, self._audit))
         if answer.permit is None:
             assert answer.refusal is not None
             raise answer.refusal

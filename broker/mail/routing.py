@@ -12,12 +12,12 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Final, Literal, final
 
-from broker.audit import Audit, Entry
+from broker.audit import Audit
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.mail.bell import Bell
 from broker.mail.deadletters import DeadLetters
-from broker.mail.edges import Edges
+from broker.mail.edges import Edges, Owed
 from broker.mail.labels import CLEARED, Cleared, Labels, Ratchets, require
 from broker.mail.vouchers import Vouchers
 from broker.ports import AgentState, Clock, Store, Transaction
@@ -48,7 +48,7 @@ class Checked:
     refusal: Refusal | None = None
     labels: Labels = frozenset()
     cleared: Cleared = CLEARED
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[Owed, ...] = ()
 
 
 @final
@@ -94,7 +94,7 @@ class Router:
         def work(tx: Transaction) -> list[Refusal | SendStatus]:
             self._generation.expect(tx, session.generation)
             for entry in entries:
-                self._audit.append(tx, entry)
+                entry.pay(tx, self._audit)
             self._vouchers.keep(tx, session, voucher, at)
             box = open_box(tx, mailbox)
             return [item.refusal or self._queue(tx, box, item, at) for item in checked]

@@ -127,6 +127,6 @@ class StateDesk:
             raise BrokerError(BrokerCode.MAILBOX_NAME, f"{mailbox[:80]!a}")
         answer = self._edges.ask(session, Receive(mailbox, labels), self._clock(), correlation_id=correlation_id)
         if (entry := answer.entry) is not None:
-            await self._store.transact(lambda tx: self._audit.append(tx, entry))
+            await self._store.transact(lambda tx: entry.pay(tx, self._audit))
         if answer.refusal is not None:
             raise answer.refusal

@@ -226,7 +226,7 @@ class TopicDesk:
             self._generation.expect(tx, session.generation)
             for item in checked:
                 for entry in item.entries:
-                    self._audit.append(tx, entry)
+                    entry.pay(tx, self._audit)
             return [item.refusal or self._keep(tx, item, way, at) for item in checked]
 
         outcomes = await self._store.transact(work)
@@ -310,6 +310,7 @@ class TopicDesk:
         after: int,
         limit: int = MAX_PAGE,
         messages: int = MAX_OUTSTANDING,
+        octets: int = PAGE_OCTETS,
         correlation_id: str = "",
     ) -> TopicDrawn:
         """What lies behind that place: only of senders who may still speak, and only what the policy lets this reader
@@ -318,9 +319,7 @@ class TopicDesk:
         await self._permit(session, topic, at, correlation_id)
         reader, now_ms = self._reader(session, topic), int(at.timestamp() * 1000)
         found = self._store.read(
-            lambda tx: tx.topics.page(
-                topic, after=after, now_ms=now_ms, limit=limit, messages=messages, octets=PAGE_OCTETS
-            )
+            lambda tx: tx.topics.page(topic, after=after, now_ms=now_ms, limit=limit, messages=messages, octets=octets)
         )
         senders = await self._sessions.settle(tuple({message.sender for message in found}), at)
         held = self._labels.of(session.subject)
@@ -369,13 +368,13 @@ class TopicDesk:
     async def _may_see(self, session: Session, topic: str, labels: Labels, at: datetime) -> bool:
         answer = self._edges.ask(session, Receive(topic, labels, kind="topic"), at)
         if (entry := answer.entry) is not None:
-            await self._store.transact(lambda tx: self._audit.append(tx, entry))
+            await self._store.transact(lambda tx: entry.pay(tx, self._audit))
         return answer.refusal is None
 
     async def _permit(self, session: Session, topic: str, at: datetime, correlation_id: str) -> None:
         answer = self._edges.ask(session, Receive(topic, kind="topic"), at, correlation_id=correlation_id)
         if (entry := answer.entry) is not None:
-            await self._store.transact(lambda tx: self._audit.append(tx, entry))
+            await self._store.transact(lambda tx: entry.pay(tx, self._audit))
         if answer.refusal is not None:
             raise answer.refusal
 
