@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from broker.wire.heap import keep_freed
 from enclave.durable import Durable
 from enclave.mailbox import Inbox
 from enclave.runtime import Runtime
@@ -130,6 +131,7 @@ async def _receive(member: Member, order: Order) -> None:
 
 
 async def _work(order: Order, pipe: Connection, act: Callable[[Sequence[Member]], Awaitable[Any]], **how: Any) -> None:
+    keep_freed()  # as an agent's process does
     members = await _members(order, **how)
     gc.collect()
     gc.freeze()

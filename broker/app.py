@@ -33,6 +33,7 @@ from broker.rpc.server import GrpcServer
 from broker.rpc.server import start as start_grpc
 from broker.service import Broker, build
 from broker.tls import Tls
+from broker.wire.heap import keep_freed
 
 __all__ = ["Background", "Broker", "build", "create_app", "listen", "serve"]
 
@@ -115,8 +116,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 def settle() -> None:
     """When serving begins, collections become rare and short. What is here now stays, so none has to look through it
-    again, for tens of milliseconds; what a request makes has mostly gone by itself when the next one looks.
+    again, for tens of milliseconds; what a request makes has mostly gone by itself when the next one looks. Memory that
+    is freed is kept for what comes next.
     """
+    keep_freed()
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])

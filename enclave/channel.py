@@ -198,15 +198,14 @@ class SendingChannel:
     def _headers(self, messages: Sequence[Outgoing], first: int) -> list[bytes]:
         """Most messages of a batch say the same of themselves but for the number."""
         now_ms, end_ms = self._time.now_ms(), self._end_ms
-        known: dict[tuple[str, frozenset[str], bytes, str, float], bytes] = {}
+        before: tuple[object, ...] = ()
         headers = []
         for seq, (kind, _, labels, in_reply_to, reply_to, ttl_s) in enumerate(messages, start=first):
             said = (kind, labels, in_reply_to, reply_to, ttl_s)
-            header = known.get(said)
-            if header is None:
+            if said != before:
                 shape = shape_of(kind, tuple(sorted(labels)) if labels else (), in_reply_to, reply_to)
                 until_ms = max(min(now_ms + int(ttl_s * 1000), end_ms), now_ms + 1)
-                header = known[said] = FrameHeader(self.channel, seq, now_ms, until_ms, shape).to_bytes()
+                before, header = said, FrameHeader(self.channel, seq, now_ms, until_ms, shape).to_bytes()
             headers.append(renumbered(header, seq))
         return headers
 

@@ -175,12 +175,16 @@ class Ledger:
         fresh = {frame.seq for frame in opened.frames}
         self._take(key, parcel, fresh, now_s, settled=opened.settled)
         withheld = self._withhold(key, fresh)
-        attempt, channel = parcel.attempt, opened.channel
-        for (_, _, _, _, shape), seq, plaintext, sender in opened.frames:
+        attempt, channel, before = parcel.attempt, opened.channel, None
+        for kind, seq, plaintext, sender in opened.frames:
             if seq in withheld:
                 continue
-            said = (shape.type, shape.label_set, shape.in_reply_to, shape.reply_to, sender.subject, sender)
-            yield _new(Incoming, (frame_id(channel, seq), *said, plaintext, attempt, key, seq))
+            if kind is not before:  # most messages of a batch say the same of themselves
+                before, shape, who = kind, kind.shape, sender.subject
+                type_, labels, answers, reply_to = shape.type, shape.label_set, shape.in_reply_to, shape.reply_to
+            msg_id = frame_id(channel, seq)
+            said = (msg_id, type_, labels, answers, reply_to, who, sender, plaintext, attempt, key, seq)
+            yield _new(Incoming, said)
 
     def _in_turn(self, parcel: pb.Parcel, now_s: float) -> None:
         """What was put off comes before what is behind it. Raises EnvelopeRefused channel.outstanding."""
@@ -252,6 +256,8 @@ class Ledger:
 
     def _withhold(self, key: _Key, fresh: set[int]) -> set[int]:
         """Messages that were rejected before, in a batch that held others too: alone, they become dead letters."""
+        if not self._rejected:
+            return set()
         rejected = {seq for seq in fresh if (key, seq) in self._rejected}
         entry = self._entries.get(key)
         if not rejected or entry is None:

@@ -22,6 +22,7 @@ import httpx2
 from attestation.errors import CloisterError
 from attestation.ports import TrustDomain
 from attestation.verdict import Verdict
+from broker.wire.heap import keep_freed
 from enclave.domain import RemoteDomain
 from enclave.errors import AgentError, BrokerRefused, Code, EnclaveError, TransportFailed
 from enclave.telling import follow_up, full, place, show_everything, told
@@ -67,6 +68,7 @@ def run_agent(agent: Runnable) -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="cloister: %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     started.add(agent.name)
+    keep_freed()
     try:
         domain, trust, broker_url = _surroundings()
         asyncio.run(_run(agent, domain, trust, broker_url))

@@ -66,7 +66,7 @@ ORDER: dict[str, str] = {
         "__init__ admin_client unsealing setup rewrap hardening cli_parts lending_cli audit_cli domain_cli root_cli"
     ),
     "broker/wire": (
-        "__init__ errors canonical tags jose fields names tools log evidence challenge attested svid dpop unseal terms "
+        "__init__ heap errors canonical tags jose fields names tools log evidence challenge attested svid dpop unseal terms "
         "release derive labels api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 "
         "mailbox keys state peers revocations topic bodies relying trustfile"
     ),
