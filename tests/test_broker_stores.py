@@ -3,8 +3,10 @@
 import asyncio
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,6 +168,32 @@ def test_a_failing_unit_takes_nothing_of_its_neighbours(store: Store) -> None:
     outcomes = asyncio.run(both())
     assert [type(found).__name__ for found in outcomes] == ["NoneType", "KeyError"] * 2 + ["NoneType"]
     assert store.read(lambda tx: tx.log.size()) == 3
+
+
+def test_whoever_makes_units_fail_again_and_again_costs_its_neighbours_no_second_run(tmp_path: Path) -> None:
+    store, runs = SqlStore(tmp_path / "a.db", mac_key=KEY), Counter[int]()
+
+    def good(number: int, tx: Transaction) -> None:
+        runs[number] += 1
+        tx.log.append(at_ms=1, kind="k", subject="s", entry=b"e")
+
+    def bad(_: Transaction) -> None:
+        raise KeyError("stop")
+
+    async def story() -> None:
+        for number in range(4):
+            together = (store.transact(partial(good, number)), store.transact(bad))
+            assert [type(one) for one in await asyncio.gather(*together, return_exceptions=True)] == [
+                type(None),
+                KeyError,
+            ]
+
+    try:
+        asyncio.run(story())
+        assert runs == {0: 2, 1: 1, 2: 1, 3: 1}
+        assert store.read(lambda tx: tx.log.size()) == 4
+    finally:
+        store.close()
 
 
 def test_the_hook_runs_inside_what_it_closes(store: Store) -> None:

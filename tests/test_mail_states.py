@@ -40,6 +40,24 @@ async def test_no_checkpoint_is_kept_of_a_mailbox_that_is_not_durable(world: Wor
 
 
 @pytest.mark.asyncio
+async def test_a_checkpoint_that_is_refused_takes_no_place_among_what_is_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eve = await world.admitted("eve")
+    await eve.acting(partial(world.broker.keys.grant, of=Place.MAILBOX, name=BOX, request=KeysRequest(nonce=bytes(32))))
+    await durable(world, eve, BOX)
+    assert await save(eve, BOX) == "ok"
+    assert await save(eve, "acme/mail/other") == "mailbox.not_owner"  # that it may receive there is in the log now
+
+    async def nothing(_: object) -> None:
+        raise AssertionError("written")
+
+    monkeypatch.setattr(world.broker.store, "transact", nothing)
+    assert await save(eve, BOX, b"another") == "mailbox.checkpoint_stale"
+    assert await save(eve, "acme/mail/other") == "mailbox.not_owner"
+
+
+@pytest.mark.asyncio
 async def test_a_checkpoint_ends_with_the_keys_of_its_mailbox(world: World) -> None:
     eve = await world.admitted("eve")
     await eve.acting(partial(world.broker.keys.grant, of=Place.MAILBOX, name=BOX, request=KeysRequest(nonce=bytes(32))))

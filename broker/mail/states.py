@@ -36,6 +36,24 @@ def newest(tx: Transaction, mailbox: str) -> tuple[int, bytes]:
     return int(number), bytes.fromhex(digest)
 
 
+def _is_next(tx: Transaction, session: Session, mailbox: str, number: int, digest: bytes) -> bool:
+    """Whether a checkpoint of that number comes next; False for the newest one, once more.
+
+    Raises BrokerError mailbox.not_owner, mailbox.kind_mismatch, mailbox.checkpoint_stale.
+    """
+    box = tx.mail.find(mailbox)
+    if box is None or box.owner != session.subject:
+        raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{mailbox} is not {session.subject}'s")
+    if box.kind != "durable":
+        raise BrokerError(BrokerCode.MAILBOX_KIND, f"{mailbox} is not durable")
+    last, known = newest(tx, mailbox)
+    if (last, known) == (number, digest):
+        return False
+    if not last < number <= last + MAX_AHEAD:
+        raise BrokerError(BrokerCode.MAILBOX_CHECKPOINT, f"{mailbox}: {number} after {last}")
+    return True
+
+
 @final
 class StateDesk:
     """Keeps and shows checkpoints."""
@@ -91,19 +109,13 @@ class StateDesk:
         """What keeps it, for a transaction that does more. Raises as `save` does; so does what it returns."""
         await self._permit(session, mailbox, correlation_id)
         digest = state_digest(request.sealed)
+        # What is refused now would be refused then, and costs nobody a place in the writer's next group.
+        self._store.read(lambda tx: _is_next(tx, session, mailbox, request.number, digest))
 
         def work(tx: Transaction) -> None:
             self._generation.expect(tx, session.generation)
-            box = tx.mail.find(mailbox)
-            if box is None or box.owner != session.subject:
-                raise BrokerError(BrokerCode.MAILBOX_NOT_OWNER, f"{mailbox} is not {session.subject}'s")
-            if box.kind != "durable":
-                raise BrokerError(BrokerCode.MAILBOX_KIND, f"{mailbox} is not durable")
-            number, known = newest(tx, mailbox)
-            if (number, known) == (request.number, digest):
+            if not _is_next(tx, session, mailbox, request.number, digest):
                 return  # the answer was lost, and this is the same again
-            if not number < request.number <= number + MAX_AHEAD:
-                raise BrokerError(BrokerCode.MAILBOX_CHECKPOINT, f"{mailbox}: {request.number} after {number}")
             tx.states.put(mailbox, request.sealed)
             tx.marks.put(STATE_NUMBER + mailbox, f"{request.number} {digest.hex()}")
             labels = json.dumps(sorted(held(tx, session.subject)))

@@ -1,8 +1,9 @@
 """The store in SQLite: WAL, synchronous=FULL, one writer thread that commits whatever has gathered as one group.
 
-Decides how units of work become durable; the queries stand in sql_tables.py. Each unit runs in a savepoint
-of the group's transaction, so one that fails takes nothing of the others with it; nobody hears of success before the
-group's fsync. Queries run on a second connection, which sees only what is committed.
+Decides how units of work become durable; the queries stand in sql_tables.py. A unit that fails takes nothing of the
+others with it: the group starts over, each unit in a savepoint of its own, and the next groups begin like that, so that
+whoever makes units fail costs others no second run. Nobody hears of success before the group's fsync. Queries run on a
+second connection, which sees only what is committed.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from broker.store.sql_tables import SqlTransaction
 
 T = TypeVar("T")
 MAX_GROUP: Final = 256  # no more units are added to a commit that has as many
+WARY: Final = 256  # groups after a failed unit in which each unit has a savepoint from the start
 BUSY_MS: Final = 5000
 logger = logging.getLogger("cloister.broker.store")
 
@@ -81,6 +83,7 @@ class SqlStore:
         self._gathering: dict[asyncio.AbstractEventLoop, list[_Unit]] = {}
         self._total: int | None = None  # of the marks, as last committed
         self._closed = False
+        self._wary = 0  # groups
         self._thread = threading.Thread(target=self._run, name="cloister-store", daemon=True)
         self._thread.start()
 
@@ -173,9 +176,10 @@ class SqlStore:
         return group, True
 
     def _carry_out(self, group: Sequence[_Unit]) -> None:
-        """Units rarely fail, so they run bare first; when one does, all start over, each in a savepoint of its own."""
+        """Units rarely fail, so they run bare; when one does, all start over, each in a savepoint of its own."""
+        careful, self._wary = self._wary > 0, max(0, self._wary - 1)
         try:
-            if not self._attempt(group, careful=False):
+            if not self._attempt(group, careful=careful):
                 self._attempt(group, careful=True)
         except Exception as error:  # noqa: BLE001  # whatever happened, nothing of the group may count as done
             logger.error("store.unavailable", extra={"error": type(error).__name__, "why": str(error)})
@@ -200,6 +204,7 @@ class SqlStore:
             except sqlite3.Error:
                 raise
             except Exception:  # noqa: BLE001  # it will happen again in a savepoint, and go to the caller from there
+                self._wary = WARY
                 self._roll_back()
                 return False
         reached("store.worked")
@@ -224,6 +229,7 @@ class SqlStore:
             raise
         except Exception as error:  # noqa: BLE001  # handed to the caller, who asked for this work
             unit.error = error
+            self._wary = WARY
             self._writer.execute("ROLLBACK TO unit")
             self._write.forget(total)
         self._writer.execute("RELEASE unit")
