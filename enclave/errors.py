@@ -575,7 +575,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "Read the log where the hook runs: it names the hook and what became of it.",
     ),
     Code.TOOL_KEY: (
-        "The tool does harm when it is repeated, and the call that is to be repeated has no idempotency key.",
+        "The call has no idempotency key, and the tool wants one, or does harm when a call is repeated without.",
         'Give the call a key that is new for each thing to be done, `key="…"`; or leave `attempts` out.',
     ),
     Code.TOOL_KEY_REUSED: (

@@ -22,7 +22,7 @@ from enclave.context import BlockingContext, Context, Host
 from enclave.declared import Declared, Remembered, name_of
 from enclave.errors import AgentError, Code, MessageError, Reject
 from enclave.received import Received
-from enclave.replies import Outflow, Problem, StreamEnd, Waiting
+from enclave.replies import Outflow, Problem, StreamEnd, Waiting, Whole
 from enclave.runtime import LEASE_S
 from enclave.telling import follow_up, told
 
@@ -251,6 +251,9 @@ class Handling:
         number = 0
         async with aclosing(items_of(declared.handler, context, message)) as items:
             async for item in items:
+                if isinstance(item, Whole):
+                    await context.reply_with(item.message, context.labels)
+                    return
                 await flow.room(number)
                 await context.reply_with(item, context.labels, item=number)
                 number += 1

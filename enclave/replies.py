@@ -52,6 +52,14 @@ STATE: Final = MessageType(StreamState, "cloister.stream.state")
 OWN: Final = {Problem: PROBLEM, StreamEnd: END, StreamState: STATE}
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Yielded in place of a stream: the one answer, and the end."""
+
+    message: object = field(repr=False)
+
+
 class Incoming(Protocol):
     """What is asked here of a received message."""
 

@@ -7,7 +7,8 @@
 Decides what can be a tool, what is said about it (`tools.ToolDescription`: name, docstring and the schemas of its
 types), and in which order a call is judged here, after the broker's policy has let it through:
 
-    1. the caller pins this very description                tool.drift
+    1. the caller pins this very description, and gives     tool.drift
+       a key where the tool is declared to want one         tool.key_required
     2. the arguments fit their type                         tool.arguments_invalid
     3. every hook allows the call                           tool.denied, tool.hook_failed
     4. its key was not used for something else              tool.key_reused, tool.outcome_unknown
@@ -19,6 +20,7 @@ What was answered under a caller's key is answered again, as long as the process
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -33,12 +35,14 @@ from typing import Any, Final, final
 
 from broker.wire.tools import call_type
 from enclave.context import BlockingContext, Context, confine
-from enclave.declared import MAX_REMEMBERED, ONCE, Declared, Handler, Key, Retry, declare, name_of
+from enclave.declared import MAX_REMEMBERED as MAX_REMEMBERED
+from enclave.declared import ONCE, Declared, Handler, Key, Retry, declare, name_of
 from enclave.errors import AgentError, Code, MessageError, ToolRefused
 from enclave.guards import Guards, ToolUse
 from enclave.handling import call as run_handler
 from enclave.handling import items_of
 from enclave.messages import MessageType
+from enclave.replies import Whole
 from enclave.tools import MAX_KEY, PROGRESS, Nothing, Progress, ToolAnswer, ToolCall, ToolDescription, collected
 
 log: Final = logging.getLogger("cloister.agent")
@@ -70,13 +74,14 @@ class Served:
         name: str,
         needs: str | Iterable[str],
         idempotent: bool | Key,
+        keyed: bool,
     ) -> None:
         """Raises AgentError agent.tool_invalid, agent.handler_invalid."""
         shape = _shape(function)
         self._guards = guards
         self._arguments = message_type(shape.arguments)
         self._result = message_type(shape.result)
-        self._function = _adapted(function, shape)
+        self._function = _adapted(function, takes_ctx=shape.takes_ctx, takes_arguments=shape.takes_arguments)
         self._streams = shape.streams
         self._idempotent = bool(idempotent)
         self._key = idempotent if callable(idempotent) else None
@@ -90,10 +95,24 @@ class Served:
                 output_schema=collected(outcome) if shape.streams else outcome,
                 idempotent=self._idempotent,
                 streams=shape.streams,
+                keyed=keyed,
                 needs=tuple(sorted({needs} if isinstance(needs, str) else set(needs))),
             )
         except ToolRefused as error:
             raise _invalid(function, error.detail) from None
+        if keyed and (shape.streams or self._key is not None):
+            raise _invalid(function, "streams, or makes keys of its own, and wants one from its callers")
+
+    def replaced(self, function: Handler, guards: Guards) -> Served:
+        """The same tool, as it is described, with another function of its kind behind it: what tests call."""
+        made = copy.copy(self)
+        takes_ctx, rest = _parameters(function, {})
+        streams = inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+        if streams is not self._streams or len(rest) > 1:
+            raise _invalid(function, f"cannot stand in for {self.description.name}")
+        made._function = _adapted(function, takes_ctx=takes_ctx, takes_arguments=bool(rest))
+        made._guards, made._answered = guards, _Answered()
+        return made
 
     def declared(self, *, retry: Retry | None, deadline_s: float | None, durable: bool) -> Declared:
         """The handler of its calls. Raises AgentError agent.not_idempotent, agent.handler_invalid."""
@@ -118,7 +137,7 @@ class Served:
         async def answer(ctx: Context, call: ToolCall) -> ToolAnswer:
             return await self._answer(ctx, call)
 
-        async def stream(ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer, None]:
+        async def stream(ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer | Whole, None]:
             async with aclosing(self._stream(ctx, call)) as answers:
                 async for one in answers:
                     yield one
@@ -142,11 +161,11 @@ class Served:
         self._answered.end(ctx, self._name_of(call, arguments), answer)
         return answer
 
-    async def _stream(self, ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer, None]:
+    async def _stream(self, ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer | Whole, None]:
         try:
             arguments = await self._admitted(ctx, call)
         except ToolRefused as refusal:
-            await ctx.reply_with(self._refusal(ctx, refusal), ctx.labels)  # no item: who waits for one answer reads it
+            yield Whole(self._refusal(ctx, refusal))  # no stream: who waits for a single answer reads it, too
             return
         async with aclosing(items_of(self._function, ctx, arguments)) as items:
             async for item in items:
@@ -161,6 +180,8 @@ class Served:
         name, digest = self.description.name, self.description.digest
         if call.pin and call.pin != digest:
             raise ToolRefused(Code.TOOL_DRIFT, f"{name} is {digest[:16]}…, the caller pins {call.pin[:16]!a}…")
+        if self.description.keyed and not call.key:
+            raise ToolRefused(Code.TOOL_KEY, f"{name} is called under a key")
         body = call.arguments.encode(errors="surrogatepass")
         try:
             arguments = self._arguments.decode(body)
@@ -205,10 +226,11 @@ class Served:
 @final
 class _Answered:
     """What was answered to each caller under each key: the digest of the arguments, the answer, and its labels. No
-    answer yet: it was begun."""
+    answer yet: it was begun. Where all room is taken, whoever has the most keys loses the oldest."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, str], tuple[bytes, ToolAnswer | None, frozenset[str]]] = OrderedDict()
+        self._known: dict[str, OrderedDict[str, tuple[bytes, ToolAnswer | None, frozenset[str]]]] = {}
+        self._count = 0
 
     def begin(self, ctx: Context, key: str, call: ToolCall, *, again: bool) -> ToolAnswer | None:
         """The answer of before, or None: then do it. `again`: what never ended may be done once more.
@@ -219,13 +241,13 @@ class _Answered:
             return None
         if len(key) > MAX_KEY:
             raise ToolRefused(Code.TOOL_ARGUMENTS, f"a key of more than {MAX_KEY} characters")
-        name, digest = (ctx.peer.subject, key), hashlib.sha256(call.arguments.encode(errors="surrogatepass")).digest()
-        if name not in self._known:
-            self._known[name] = digest, None, frozenset()
-            if len(self._known) > MAX_REMEMBERED:
-                self._known.popitem(last=False)
+        own = self._known.setdefault(ctx.peer.subject, OrderedDict())
+        digest = hashlib.sha256(call.arguments.encode(errors="surrogatepass")).digest()
+        if key not in own:
+            own[key] = digest, None, frozenset()
+            self._make_room()
             return None
-        arguments, answer, labels = self._known[name]
+        arguments, answer, labels = own[key]
         if arguments != digest:
             raise ToolRefused(Code.TOOL_KEY_REUSED, "other arguments than the first time")
         if answer is None and not again:
@@ -234,10 +256,18 @@ class _Answered:
         return answer
 
     def end(self, ctx: Context, key: str, answer: ToolAnswer) -> None:
-        name = (ctx.peer.subject if ctx.peer else "", key)
-        if name in self._known:
-            self._known[name] = self._known[name][0], answer, ctx.labels
-            self._known.move_to_end(name)
+        own = self._known.get(ctx.peer.subject) if ctx.peer else None
+        if own is not None and key in own:
+            own[key] = own[key][0], answer, ctx.labels
+
+    def _make_room(self) -> None:
+        self._count += 1
+        if self._count > MAX_REMEMBERED:
+            most = max(self._known, key=lambda subject: len(self._known[subject]))
+            self._known[most].popitem(last=False)
+            self._count -= 1
+            if not self._known[most]:
+                del self._known[most]
 
 
 def _shown(refusal: ToolRefused) -> str:
@@ -250,13 +280,9 @@ def _shown(refusal: ToolRefused) -> str:
 
 def _shape(function: Handler) -> _Shape:
     """Raises AgentError agent.tool_invalid."""
-    hints, parameters = _hints(function), list(inspect.signature(function).parameters.values())
-    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.KEYWORD_ONLY) for one in parameters):
-        raise _invalid(function, "takes more than a context and its arguments")
-    first = parameters[0] if parameters else None
-    takes_ctx = first is not None and (first.name == "ctx" or hints.get(first.name) in (Context, BlockingContext))
-    rest = parameters[takes_ctx:]
-    if len(rest) > 1 or (rest and rest[0].name not in hints):
+    hints = _hints(function)
+    takes_ctx, rest = _parameters(function, hints)
+    if len(rest) > 1 or not all(name in hints for name in rest):
         raise _invalid(function, "takes one object of a type that it names")
     if "return" not in hints:
         raise _invalid(function, "does not say what it returns")
@@ -264,10 +290,20 @@ def _shape(function: Handler) -> _Shape:
     return _Shape(
         takes_ctx=takes_ctx,
         takes_arguments=bool(rest),
-        arguments=hints[rest[0].name] if rest else Nothing,
+        arguments=hints[rest[0]] if rest else Nothing,
         result=_item(function, hints["return"]) if streams else _plain(hints["return"]),
         streams=streams,
     )
+
+
+def _parameters(function: Handler, hints: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    """Whether it takes a context first, and the names of what it takes beside that."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.KEYWORD_ONLY) for one in parameters):
+        raise _invalid(function, "takes more than a context and its arguments")
+    names = [one.name for one in parameters]
+    takes_ctx = bool(names) and (names[0] == "ctx" or hints.get(names[0]) in (Context, BlockingContext))
+    return takes_ctx, names[takes_ctx:]
 
 
 def _hints(function: Handler) -> Mapping[str, Any]:
@@ -293,11 +329,11 @@ def _plain(returned: Any) -> Any:
     return Nothing if returned is type(None) else returned
 
 
-def _adapted(function: Handler, shape: _Shape) -> Handler:
+def _adapted(function: Handler, *, takes_ctx: bool, takes_arguments: bool) -> Handler:
     """(ctx, arguments) → what the function does, a function of the same kind."""
 
     def pick(ctx: object, arguments: object) -> list[object]:
-        return [ctx] * shape.takes_ctx + [arguments] * shape.takes_arguments
+        return [ctx] * takes_ctx + [arguments] * takes_arguments
 
     if inspect.isasyncgenfunction(function):
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar, overload
 
 from broker.wire.tools import MAX_TOOLS
@@ -34,7 +33,7 @@ class Toolbox:
         self._keeps = durable
         self._types: dict[type, MessageType] = {**OWN, **PROOF_TYPES, **TOOL_TYPES}
         self._handlers: dict[str, Declared] = {}
-        self._tools: dict[str, ToolDescription] = {}
+        self._tools: dict[str, Served] = {}
         self._before_tool: Final = Guards("before_tool")
         self._before_call: Final = Guards("before_call")
         self._own(ASKED, self._tell_tools)
@@ -50,6 +49,7 @@ class Toolbox:
         retry: Retry | None = ...,
         deadline_s: float | None = ...,
         idempotent: bool | Key = ...,
+        keyed: bool = ...,
     ) -> Callable[[H], H]: ...
     def tool(
         self,
@@ -60,6 +60,7 @@ class Toolbox:
         retry: Retry | None = None,
         deadline_s: float | None = None,
         idempotent: bool | Key = False,
+        keyed: bool = False,
     ) -> Any:
         """Serve a function to other agents: `async def find(ctx, wanted: Search) -> Hits`, with a docstring.
 
@@ -68,6 +69,7 @@ class Toolbox:
         retry       how often a failed call is tried again; once in all unless it is idempotent
         deadline_s  an attempt that takes longer is broken off and counts as failed
         idempotent  a repetition does no harm; or `lambda arguments: key`: a repeated key is answered from memory
+        keyed       callers must give a key, `key="…"`; under one key it is done once
         """
 
         def register(one: H) -> H:
@@ -78,17 +80,21 @@ class Toolbox:
                 name=name,
                 needs=needs,
                 idempotent=idempotent,
+                keyed=keyed,
             )
-            described = served.description
-            if described.name in self._tools or len(self._tools) >= MAX_TOOLS:
-                detail = f"two tools called {described.name}, or more than {MAX_TOOLS}"
-                raise AgentError(Code.AGENT_TOOL, detail, "Give each a name of its own: @agent.tool(name=…).")
-            made = served.declared(retry=retry, deadline_s=deadline_s, durable=self._keeps)
-            self._handlers[made.kind.name] = made
-            self._tools[described.name] = described
+            self._serve(served, retry, deadline_s)
             return one
 
         return register if function is None else register(function)
+
+    def _serve(self, served: Served, retry: Retry | None, deadline_s: float | None) -> None:
+        name = served.description.name
+        if name in self._tools or len(self._tools) >= MAX_TOOLS:
+            detail = f"two tools called {name}, or more than {MAX_TOOLS}"
+            raise AgentError(Code.AGENT_TOOL, detail, "Give each a name of its own: @agent.tool(name=…).")
+        made = served.declared(retry=retry, deadline_s=deadline_s, durable=self._keeps)
+        self._handlers[made.kind.name] = made
+        self._tools[name] = served
 
     def before_tool(self, hook: H) -> H:
         """Ask `hook(ctx, use)` before a tool of this agent runs. Whatever it answers but `Allow()` denies the call."""
@@ -101,7 +107,7 @@ class Toolbox:
     @property
     def tools(self) -> Mapping[str, ToolDescription]:
         """What this agent serves, by name."""
-        return MappingProxyType(self._tools)
+        return {name: served.description for name, served in self._tools.items()}
 
     def message_type(self, kind: type) -> MessageType:
         """Raises AgentError agent.handler_invalid for a type that cannot be a message."""
@@ -121,10 +127,10 @@ class Toolbox:
         self._handlers[kind.name] = declare(kind, handler, retry=None, deadline_s=None, idempotent=True, durable=False)
 
     async def _tell_tools(self, ctx: Context, asked: ToolsAsked) -> ToolsGiven:
-        return ToolsGiven(tools=tuple(self._tools[name].text.decode() for name in sorted(self._tools)))
+        return ToolsGiven(tools=tuple(self.tools[name].text.decode() for name in sorted(self._tools)))
 
     def _say_tools(self) -> None:
-        for name, described in self._tools.items():
+        for name, described in self.tools.items():
             log.info("serves the tool %s, digest %s", name, described.digest)
 
 

@@ -30,6 +30,7 @@ MAX_DESCRIPTION: Final = 64 << 10
 MAX_KEY: Final = 256
 NEEDS: Final = "cloister/needs"
 STREAMS: Final = "cloister/streams"
+KEYED: Final = "cloister/keyed"
 
 
 @final
@@ -47,7 +48,8 @@ UNPINNED: Final = Unpinned()
 @final
 @dataclass(frozen=True, kw_only=True)  # without slots: text and digest are computed once and kept
 class ToolDescription:
-    """One tool as its server describes it. `needs` are the secrets that may be released to it, without the tenant.
+    """One tool as its server describes it. `needs` are the secrets that may be released to it, without the tenant;
+    `keyed`: every call names, by a key, what is to be done once.
 
     The results of a tool that `streams` are described together, as `{"items": […]}`.
     """
@@ -58,6 +60,7 @@ class ToolDescription:
     output_schema: Mapping[str, Any]
     idempotent: bool
     streams: bool
+    keyed: bool = False
     needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class ToolDescription:
             "inputSchema": self.input_schema,
             "outputSchema": self.output_schema,
             "annotations": {"idempotentHint": self.idempotent},
-            "_meta": {NEEDS: list(self.needs), STREAMS: self.streams},
+            "_meta": {KEYED: self.keyed, NEEDS: list(self.needs), STREAMS: self.streams},
         }
 
     @cached_property
@@ -122,6 +125,7 @@ class ToolDescription:
             output_schema=returned,
             idempotent=members["annotations"]["idempotentHint"] is True,
             streams=meta[STREAMS] is True,
+            keyed=meta[KEYED] is True,
             needs=tuple(texts[2:]),
         )
 

@@ -20,6 +20,7 @@ from attestation.verdict import Verdict
 from enclave.agent import Agent
 from enclave.calling import BlockingTool, Offer
 from enclave.context import ASK_TIMEOUT_S, Context
+from enclave.declared import Handler
 from enclave.errors import AgentError
 from enclave.release import Secret
 from enclave.telling import everything_shown
@@ -172,6 +173,15 @@ class Peer(AgentUnderTest):
     def listen(self, kind: type[T]) -> Heard[T]:
         """Collect messages of that type that are sent to this peer from now on."""
         return Heard(self.agent, kind)
+
+
+def stand_in(agent: Agent, **functions: Handler) -> Agent:
+    """An agent of the same name that serves tools as that one describes them, with these functions behind them: whoever
+    pins the descriptions takes it for the real one. Tools for which no function is given are not served."""
+    made = Agent(agent.name)
+    for name, function in functions.items():
+        made._serve(agent._tools[name].replaced(function, made._before_tool), None, None)
+    return made
 
 
 @final

@@ -35,11 +35,11 @@ def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
 
 def test_the_guide_s_examples_pass_as_they_stand(pytester: pytest.Pytester) -> None:
     files = dict(BLOCK.findall(GUIDE.read_text()))
-    assert set(files) == {"greeter.py", "test_greeter.py", "test_service.py"}
+    assert set(files) == {"greeter.py", "test_greeter.py", "shop.py", "test_shop.py", "test_service.py"}
     for name, text in files.items():
         (pytester.path / name).write_text(text)
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error")
-    run(pytester).assert_outcomes(passed=6)
+    run(pytester).assert_outcomes(passed=7)
 
 
 def test_the_guide_names_every_fixture(pytester: pytest.Pytester) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from attestation import Verdict
 from enclave import Agent, CloisterError, Context
 
-APPROVED = "676f02eefdcc51460a8fcae39ecdddc5bc2c5ff23c7603750bd62c3408e8cec7"
+APPROVED = "7f863b97ec478c02a8623bc8e43c7d7b25766ca52a64eea3a370a1d12f330850"
 
 
 def is_the_tool(verdict: Verdict) -> bool:
