@@ -21,7 +21,8 @@ from enclave.connection import Connection
 from enclave.errors import BrokerRefused
 from enclave.mailbox import DEFAULT_TTL_S, Judge, Outbox
 from enclave.standing import Standing
-from enclave.topics import Pages, TopicReader, TopicWriter
+from enclave.topics.reader import Pages, TopicReader
+from enclave.topics.writer import TopicWriter
 from enclave.trustfile import TrustFile
 
 log: Final = logging.getLogger("cloister.agent")

@@ -325,6 +325,22 @@ def _fail(item: Item, error: Exception) -> None:
         item.accepted.exception()  # who posted and did not wait has been told in the log
 
 
+class Carried:
+    """What else is said on a stream; `tell` is called when there is something for the broker. This says nothing."""
+
+    def __init__(self) -> None:
+        self.tell: Callable[[], None] = lambda: None
+
+    def take(self, message: pb.ToBroker) -> None:
+        pass
+
+    def arrived(self, message: pb.FromBroker) -> None:
+        pass
+
+    def disconnected(self) -> None:
+        pass
+
+
 @final
 class Lanes:
     """The lanes of one stream."""

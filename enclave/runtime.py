@@ -44,6 +44,8 @@ from enclave.release import Secret, open_release
 from enclave.session import Admission
 from enclave.stream import Stream
 from enclave.svid import SvidKeeper
+from enclave.topics.following import Follows
+from enclave.topics.reader import Pages
 from enclave.trustfile import TrustFile
 
 log: Final = logging.getLogger("cloister.agent")
@@ -105,6 +107,7 @@ class Runtime(Company):
         self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody sends
         self._found: Recent[tuple[float, MailboxInfo]] = Recent(MAX_MET)
         self._stream: Stream | None = None
+        self._follows = Follows()
         self._fetching = Fetching(
             self.inbox,
             self._channels,
@@ -183,6 +186,7 @@ class Runtime(Company):
             outbox=self._outbox,
             channels=self._channels,
             keep=self._durable.save if self._durable else None,
+            carried=self._follows,
             credentials=grpc.ssl_channel_credentials() if self._calls.base_url.startswith("https:") else None,
         )
         await self.learn_standing()
@@ -273,6 +277,9 @@ class Runtime(Company):
         if announce is not None:
             announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
         return await self._send(mailbox, envelope)
+
+    def _pages(self, topic: str) -> Pages | None:
+        return self._follows.topic(topic) if self._stream is not None else None
 
     async def _publish(self, topic: str, *, kind: str, plaintext: bytes, labels: frozenset[str], ttl_s: float) -> bytes:
         """Whoever publishes often does so on a channel of its own, as with mail."""

@@ -32,15 +32,14 @@ from broker.wire.mailbox import MailboxInfo
 from broker.wire.topic import TopicInfo
 from enclave.channel import Outgoing, ReceivingChannels, SendingChannel
 from enclave.clock import BrokerTime
-from enclave.ended import why
 from enclave.errors import AgentError, BrokerRefused, Code
 from enclave.keeping import Keep, Keeping
 from enclave.keys import AgentKeys
-from enclave.lanes import Announce, Item, Lane, Lanes
+from enclave.lanes import Announce, Carried, Item, Lane, Lanes
 from enclave.ledger import Incoming, Ledger
 from enclave.mailbox import DEFAULT_TTL_S, Found, Inbox, Outbox
 from enclave.session import Admission
-from enclave.telling import Trouble
+from enclave.telling import Trouble, why
 
 log: Final = logging.getLogger("cloister.agent")
 METHOD: Final = "/cloister.v1.Mail/Stream"
@@ -96,6 +95,7 @@ class Stream:
         keep: Keep | None = None,
         receive: bool = True,
         credit: int = CREDIT,
+        carried: Carried | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self._target = target
@@ -111,6 +111,7 @@ class Stream:
         self._receive = receive
         self._credit = credit
         self._credentials = credentials
+        self._carried = carried or Carried()
         self._lanes = Lanes()
         known = channels or ReceivingChannels(inbox, time)
         self._ledger = Ledger(inbox, known, lease_s=LEASE_S, keeps=keep is not None)
@@ -118,6 +119,7 @@ class Stream:
         self._trouble = Trouble(expected="dpop.nonce_required")  # the first connection learns the nonce so
         self._arrived = asyncio.Event()
         self._news = asyncio.Event()
+        self._carried.tell = self._news.set
         self._keeping = Keeping(self._ledger, keep, self._news.set) if keep is not None else None
         self._room = asyncio.Event()
         self._connected = asyncio.Event()
@@ -264,6 +266,7 @@ class Stream:
                     self._connected.clear()
                     self._lanes.disconnected()
                     self._ledger.disconnected()
+                    self._carried.disconnected()
                     if self._keeping is not None:
                         self._keeping.disconnected()
 
@@ -358,6 +361,7 @@ class Stream:
                 self._lanes.answered(result, now_s)
             if message.results:
                 self._room.set()
+            self._carried.arrived(message)
             admission = self._admission
             if admission is not None and (message.parcels or message.openings):
                 if self._prepare is not None and (message.openings or message.senders):
@@ -378,6 +382,7 @@ class Stream:
             if self._keeping is not None:
                 self._keeping.take(message)
             self._ledger.take(message)
+            self._carried.take(message)
             message.sends.extend(self._lanes.sends(now_s, SEND_OCTETS))
             if (renewal := self._renewal) is not None:
                 self._renewal, self._admission = None, renewal

@@ -18,7 +18,7 @@ from enclave.errors import Code, MessageError, Reject
 from enclave.handling import FIRST_PAUSE_S, MAX_PAUSE_S, call
 from enclave.received import Received
 from enclave.telling import follow_up, told
-from enclave.topics import TopicReader, TopicReceived
+from enclave.topics.reader import TopicReader, TopicReceived
 
 log: Final = logging.getLogger("cloister.agent")
 NOT_READER: Final = "topic.not_reader"  # the broker has not heard of this agent for too long, and has rolled the key

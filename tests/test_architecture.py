@@ -34,12 +34,13 @@ ORDER: dict[str, str] = {
         "recording replay forecast faults cases cose corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors telling clock keys trustfile tdx replay retired messages domain packages launch session release kept "
-        "standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint ended stream client "
-        "svid durable fetching topics connection company received peers runtime direct workload_messages workload "
-        "declared replies tools calling context main handling subscribing hooks guards serving toolbox life agent "
-        "supervise labs reload cli __init__"
+        "errors telling clock keys trustfile tdx replay retired messages domain packages launch session release "
+        "kept standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint stream "
+        "client svid durable fetching topics connection company received peers runtime direct workload_messages "
+        "workload declared replies tools calling context main handling subscribing hooks guards serving toolbox "
+        "life agent supervise labs reload cli __init__"
     ),
+    "enclave/topics": "__init__ following reader writer",
     "broker": (
         "__init__ wire ports errors points deadlines abreast tree archive audit bundles generation rootkey keyring "
         "authority identity challenges dpop collateral platforms tracing pool judging attested reasons status sessions "
@@ -72,7 +73,7 @@ ORDER: dict[str, str] = {
     ),
     "broker/kbs": "__init__ jwe messages keys token records guests resources desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",
-    "broker/rpc": "__init__ doors members unary settling stream server",
+    "broker/rpc": "__init__ doors members unary settling following stream server",
     "simulator": (
         "__init__ errors seed clock sgx_extension pki tdreport quoting platform catalogue recovery collateral ccel "
         "domain source store machine exhibit scene registry faults_quote faults_chain faults_collateral faults_tcb "

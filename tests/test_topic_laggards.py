@@ -15,7 +15,7 @@ from broker.ports.mail import Quota
 from broker.ports.topics import BEHIND_MS
 from broker.store.shares import Load, has_room, let_go
 from broker.wire.topic import TopicPage
-from enclave.topics import TopicReader
+from enclave.topics.reader import TopicReader
 from tests.broker_world import FILES, Agent, World, write_bundle
 from tests.test_topics import RULES, reader, say
 

@@ -28,6 +28,7 @@ from broker.ports.mail import MAX_OUT
 from broker.reasons import Refusal
 from broker.rest.refusals import as_refusal
 from broker.rpc import doors
+from broker.rpc.following import Following
 from broker.rpc.settling import Settling, saving
 from broker.service import Broker
 from broker.sessions import Session
@@ -156,16 +157,18 @@ class MailStream:
         self._news = asyncio.Event()
         self._read_on = asyncio.Event()
         self._refused: Refusal | None = None  # what ends the stream
+        self._following = Following(broker, self, call_id)
         self.mailbox: Final = hello.mailbox
         self.look: Final = asyncio.Event()
         self.superseded: Final = asyncio.Event()
 
-    async def _session(self) -> Session:
+    async def session(self) -> Session:
+        """Of the agent, as long as it may act. Raises what judging does."""
         return await self._broker.sessions.of_token(self._token, self._broker.clock())
 
     async def welcome(self) -> None:
         """Judge the agent, claim the mailbox, and say until when. Raises what judging does, mailbox.*"""
-        session = await self._session()
+        session = await self.session()
         self.subject = session.subject
         if self.mailbox:
             await self._broker.drawing.begin(session, self.mailbox)
@@ -193,6 +196,7 @@ class MailStream:
             for task in (*tasks, *self._tasks):
                 task.cancel()
             await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+            await self._following.close()
 
     async def leave(self) -> None:
         """Recall what is still out, unless a later stream has done so."""
@@ -223,6 +227,8 @@ class MailStream:
                 await self._answers_read()
                 await self._flying.acquire()
                 self._spawn(self._settle(Settling.of(message.settles)))
+            for follow in message.follows:
+                self._following.follow(follow)
             if message.credit:
                 self._credit = min(self._credit + message.credit, MAX_OUTSTANDING)
                 self._credited.set()
@@ -241,8 +247,11 @@ class MailStream:
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._flying.release()
-        if task.cancelled() or (error := task.exception()) is None:
-            return
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed(error)
+
+    def failed(self, error: BaseException) -> None:
+        """End the stream, with what refused it or without a word."""
         if isinstance(error, REFUSALS):
             self._refused = self._refused or error
         else:
@@ -252,7 +261,7 @@ class MailStream:
     async def _begun(self, send: pb.StreamSend) -> Awaitable[SendStatus] | Refusal:
         """Checked now, so that sends keep their order; what is left needs the store alone."""
         try:
-            session = await self._session()
+            session = await self.session()
             sent = ChannelSend(batch=send.batch, opening=send.opening)
             return self._broker.channels.submit(
                 session, send.mailbox, sent, topic=send.topic, correlation_id=self._call_id
@@ -280,7 +289,7 @@ class MailStream:
         saved = pb.Saved(number=request.number)
         try:
             states = self._broker.states
-            keep = await states.saving(await self._session(), self.mailbox, request, correlation_id=self._call_id)
+            keep = await states.saving(await self.session(), self.mailbox, request, correlation_id=self._call_id)
             await self._settle(settling, keep)
             signed = states.signed(self.mailbox, request)
             saved.digest, saved.signature = signed.digest, signed.signature
@@ -292,7 +301,7 @@ class MailStream:
         self._news.set()
 
     async def _settle(self, settling: Settling, first: Callable[[Transaction], None] | None = None) -> None:
-        session = await self._session()
+        session = await self.session()
         try:
             answer = await self._broker.mailboxes.acknowledge(session, self.mailbox, settling.request, first=first)
             lost = answer.lost
@@ -312,12 +321,25 @@ class MailStream:
         """The same agent goes on under a newer token. Raises what proving and judging do."""
         metadata = (("authorization", f"DPoP {renewal.token}"), ("dpop", renewal.proof))
         self._token = doors.token(self._broker, metadata, METHOD)
-        session = await self._session()
+        session = await self.session()
         if session.subject != self.subject:
             raise BrokerError(BrokerCode.DPOP_KEY, f"{session.subject} renews the stream of {self.subject}")
         self._greet(session)
 
     # ── to the agent ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def carries(self) -> None:
+        """Until little enough waits to be written for more to be drawn."""
+        while len(self._full) >= MAX_FULL:
+            self._credited.clear()
+            await self._credited.wait()
+
+    def news(self) -> pb.TopicNews:
+        """A place for what came to a topic, in a message that goes as soon as it can."""
+        if self._next.news:
+            self._begin_next()
+        self._news.set()
+        return self._next.news.add()
 
     async def _write(self) -> None:
         while True:
@@ -338,7 +360,7 @@ class MailStream:
             while self._credit <= 0 or len(self._full) >= MAX_FULL:
                 self._credited.clear()
                 await self._credited.wait()
-            session = await self._session()
+            session = await self.session()
             rung = self._broker.drawing.listen(self.mailbox)
             self._starved = True  # before the look: what is settled during it may be what it waited for
             try:
@@ -410,7 +432,7 @@ class MailStream:
             self.look.clear()
             if self._refused is not None:
                 raise self._refused
-            session = await self._session()
+            session = await self.session()
             if self.mailbox:  # a receiver without credit, too, is there
                 await self._broker.leases.hold(session, self.mailbox, self._broker.clock())
             if self._broker.bell.stopping:

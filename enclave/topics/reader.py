@@ -1,4 +1,4 @@
-"""Topics: published to with an envelope or on a channel, read by everybody who was given the key.
+"""Reading topics: what was published with an envelope or on a channel, to everybody who was given the key.
 
 Decides what a reader accepts: what the named sender's attested key signed, for this topic, under a key that the broker
 released to this reader, in time, once, and not from before it began to read, so that nothing old can be shown again
@@ -24,25 +24,23 @@ from attestation.errors import CloisterError
 from broker.wire import stream_pb2 as pb
 from broker.wire.envelope import Envelope, Header
 from broker.wire.keys import KeysRequest, Place
-from broker.wire.mailbox import SendStatus
 from broker.wire.topic import MAX_PAGE, TopicPage, TopicRead
 from enclave.channel import ReceivingChannels
 from enclave.client import BrokerCalls
 from enclave.clock import BrokerTime
 from enclave.durable import Do
-from enclave.errors import BrokerRefused, Code
+from enclave.errors import Code
 from enclave.fetching import LEASE_S, as_streamed
 from enclave.kept import open_keys
 from enclave.keys import AgentKeys
 from enclave.ledger import PASSING, Incoming, Ledger
-from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, Outbox, everyone
+from enclave.mailbox import Inbox, Judge, everyone
 from enclave.session import Admission
 from enclave.standing import Standing
 
 log: Final = logging.getLogger("cloister.agent")
 WAIT_S: Final = 10
 BEHIND_MS: Final = 2_000  # a sender's clock may be behind this one by so much
-STALE: Final = "mailbox.key_stale"
 PAUSE_S: Final = 1.0  # before what could not be judged is asked for again
 MAX_TRIES: Final = 8
 WAITS: Final = PASSING - {str(Code.PEER_FALLEN)}  # who has fallen is not heard again: nobody else gets what he said
@@ -240,53 +238,3 @@ def _envelopes(news: pb.TopicNews) -> list[bytes]:
     """Whatever is sealed to a key of the topic itself."""
     single = [parcel.content for parcel in news.parcels if parcel.kind != "batch"]
     return [*(opening.envelope for opening in news.openings), *single]
-
-
-@final
-class TopicWriter:
-    """Publishes to topics under one identity."""
-
-    def __init__(self, outbox: Outbox, *, calls: BrokerCalls, admission: Callable[[], Admission], do: Do) -> None:
-        self._outbox = outbox
-        self._calls = calls
-        self._admission = admission
-        self._do = do
-
-    async def publish(
-        self,
-        topic: str,
-        *,
-        kind: str,
-        plaintext: bytes,
-        labels: frozenset[str] = frozenset(),
-        ttl_s: float = DEFAULT_TTL_S,
-    ) -> bytes:
-        """Seal one message for everybody who reads there; its id once the broker holds it durably.
-
-        The key is asked for each time, so that nothing is sealed for somebody who has just left. Raises BrokerRefused,
-        EnvelopeRefused, WireError.
-        """
-        for last in (False, True):
-            found = await self._do(lambda: self._calls.topic(topic))
-            envelope = self._outbox.seal_for_topic(
-                found.key,
-                topic=topic,
-                admission=self._admission(),
-                kind=kind,
-                plaintext=plaintext,
-                labels=labels,
-                ttl_s=ttl_s,
-            )
-            try:
-                return await self._post(topic, envelope)
-            except BrokerRefused as refusal:
-                if last or refusal.code != STALE:
-                    raise
-        raise AssertionError("the second attempt returns or raises")
-
-    async def _post(self, topic: str, envelope: Envelope) -> bytes:
-        response = await self._do(lambda: self._calls.publish_to(topic, [envelope]))
-        (result,) = response.results
-        if result.status is SendStatus.REFUSED:
-            raise BrokerRefused(status=403, code=result.code, detail=f"{topic} did not take the message")
-        return result.msg_id

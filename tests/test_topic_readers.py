@@ -1,0 +1,450 @@
+"""Channels to topics from end to end: publishers and readers on streams, readers who come late, are slow, start again
+or fall, and a broker that lies.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from broker.ports.mail import Quota
+from broker.ports.topics import BEHIND_MS
+from broker.wire import stream_pb2 as pb
+from broker.wire.channel import ChannelBatch, Opening
+from broker.wire.envelope import Envelope, Header
+from broker.wire.jose import es256_sign
+from broker.wire.keys import NO_INCARNATION
+from broker.wire.mailbox import Delivery
+from enclave.errors import BrokerRefused
+from enclave.mailbox import pad
+from enclave.topics.reader import TopicReceived
+from tests.test_topics import NEWS, key_of, put, reader, sealed
+from tests.topic_world import Listener, Lying, Newsroom, Publisher, newsroom
+
+OTHER = "acme/news/other"
+
+
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [b"%d" % number for number in range(start, start + count)]
+
+
+# ── from several to several ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_every_reader_hears_every_publisher_in_its_order_and_the_broker_keeps_one_copy(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        readers = [await net.listener(f"r{number}") for number in range(4)]
+        writers = [await net.publisher(f"w{number}") for number in range(3)]
+        await asyncio.gather(*[one.say_at_once([b"%d" % n for n in range(200)]) for one in writers])
+        rows = net.rows()
+        assert {kind for kind, _ in rows} == {"batch"}
+        assert sum(count for _, count in rows) == 600
+        for reader in readers:
+            found = await reader.messages(600)
+            for writer in writers:
+                said = [one.incoming.plaintext for one in found if one.incoming.sender == writer.agent.subject]
+                assert said == numbered(200)
+            assert (reader.reader.skipped, reader.reader.missed) == (0, 0)
+            assert await reader.nothing()
+
+
+@pytest.mark.asyncio
+async def test_who_reads_over_rest_hears_the_same_and_envelopes_beside_channels(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        on_stream, over_rest = await net.listener("a"), await net.listener("b", stream=False)
+        writer, simple = await net.publisher("w"), await net.mail.world.admitted("simple")
+        await writer.say(b"1", b"2")
+        await put(simple, sealed(simple, await key_of(simple), pad(b"3")))
+        await writer.say(b"4")
+        for reader in (on_stream, over_rest):
+            assert await reader.texts(4) == [b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.asyncio
+async def test_nothing_readable_rests_at_the_broker(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        await net.listener("a")
+        await (await net.publisher("w")).say(b"the plaintext of a message")
+    files = b"".join(path.read_bytes() for path in tmp_path.glob("broker.db*"))
+    assert b"cloister.channel.open" in files
+    assert b"the plaintext" not in files
+
+
+@pytest.mark.asyncio
+async def test_an_opening_names_the_quote_and_the_policy_of_its_publisher(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        eye = await reader(net.mail.world, "eye")
+        writer = await net.publisher("w")
+        await writer.say(b"1")
+        (opening,) = (await eye.page()).openings
+        body = eye.open(opening.envelope)
+        inside = Opening.from_bytes(body[4 : 4 + int.from_bytes(body[:4], "big")])
+        assert inside.appraisal.hex() == writer.admission().verdict.quote_digest
+
+
+# ── late, again, behind ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_a_reader_that_comes_in_the_middle_of_a_channel_hears_what_is_said_from_then_on(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        early, writer = await net.listener("early"), await net.publisher("w")
+        await writer.say(*numbered(5))
+        net.mail.world.machine.clock.advance(timedelta(seconds=5))
+        late = await net.listener("late")
+        await writer.say(*numbered(5, 5))
+        assert await late.texts(5) == numbered(5, 5)
+        assert await early.texts(10) == numbered(10)
+        assert late.reader.skipped == 0  # it has missed nothing since it came
+
+
+@pytest.mark.asyncio
+async def test_an_opening_is_new_to_a_late_reader_however_many_envelopes_it_has_had_of_that_sender(
+    tmp_path: Path,
+) -> None:
+    async with newsroom(tmp_path) as net:
+        early, writer = await net.listener("early"), await net.publisher("w")
+        await writer.say(b"opened")
+        late = await net.listener("late")
+        key = (await writer.find_topic(NEWS)).key
+        writer.outbox._seq[NEWS] = 5_000
+        envelope = writer.outbox.seal_for_topic(
+            key, topic=NEWS, admission=writer.admission(), kind="item", plaintext=b"alone"
+        )
+        await put(writer.agent, envelope)
+        await writer.say(b"on")
+        assert await late.texts(2) == [b"alone", b"on"]
+        assert await early.texts(3) == [b"opened", b"alone", b"on"]
+
+
+@pytest.mark.asyncio
+async def test_a_reader_that_starts_again_is_shown_nothing_old_by_a_broker_that_would(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a", stream=False), await net.publisher("w")
+        await writer.say(*numbered(3))
+        old = await net.page(reader)
+        assert await reader.texts(3) == numbered(3)
+        net.mail.world.machine.clock.advance(timedelta(seconds=5))
+        again = reader.starts(Lying([old]))
+        await again.join()
+        assert await reader.nothing()
+        await writer.say(b"new")
+        fresh = await net.page(reader)
+        again = reader.starts(Lying([fresh]))
+        await again.join()
+        assert await reader.texts(1) == [b"new"]
+
+
+@pytest.mark.asyncio
+async def test_a_slow_reader_loses_the_oldest_is_told_so_and_believes_what_follows(tmp_path: Path) -> None:
+    async with newsroom(tmp_path, quota=Quota(messages=10, sender_messages=10)) as net:
+        slow, writer = await net.listener("slow", stream=False), await net.publisher("w")
+        await writer.say(*numbered(2))
+        assert await slow.texts(2) == numbered(2)
+        assert await slow.nothing()  # which tells the broker how far it is
+        await writer.say(*numbered(8, 2))
+        net.mail.world.machine.clock.advance(timedelta(milliseconds=BEHIND_MS + 1))
+        await writer.say(*numbered(4, 10))
+        found = await slow.texts(4, wait_s=0)
+        while more := await slow.texts(10, wait_s=0):
+            found += more
+        lost = slow.reader.missed
+        assert 0 < lost == slow.reader.skipped
+        assert found == numbered(12 - lost, 2 + lost)
+
+
+@pytest.mark.asyncio
+async def test_no_more_is_under_way_than_a_reader_has_room_for(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a"), await net.publisher("w")
+        await writer.say_at_once(numbered(2000))
+        held: list[TopicReceived] = []
+        while len(held) < 1024:
+            held += await reader.reader.receive(64)
+        assert len(held) < 1024 + 256
+        assert await reader.nothing()
+        for one in held:
+            reader.reader.done(one)
+        rest = await reader.texts(2000 - len(held))
+        assert [one.incoming.plaintext for one in held] + rest == numbered(2000)
+
+
+@pytest.mark.asyncio
+async def test_a_lost_connection_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a"), await net.publisher("w")
+        await writer.say(*numbered(10))
+        held = await reader.reader.receive(4)
+        while len(held) < 10:
+            held += await reader.reader.receive(4)
+        for one in held[:5]:
+            reader.reader.done(one)
+        await net.mail.away()
+        saying = asyncio.create_task(writer.say(*numbered(5, 10)))
+        await net.mail.back()
+        await saying
+        found = await reader.texts(5)
+        for one in held[5:]:
+            reader.reader.done(one)
+        assert found == numbered(5, 10)
+        assert await reader.nothing()
+
+
+# ── who leaves, and who falls ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+async def test_when_a_reader_leaves_publishers_go_on_on_fresh_channels_that_it_cannot_read(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        stays, leaves = await net.listener("stays"), await net.listener("leaves", stream=False)
+        writer = await net.publisher("w")
+        await writer.say(b"before")
+        assert await leaves.texts(1) == [b"before"]
+        await leaves.reader.leave()
+        await writer.say(b"after")
+        assert await stays.texts(2) == [b"before", b"after"]
+        leaves.reader._pages = Lying([await net.page(stays)])
+        leaves.reader.join = _no_keys  # type: ignore[method-assign]  # none are given to who has left
+        assert await leaves.nothing()
+
+
+async def _no_keys() -> None:
+    pass
+
+
+@pytest.mark.asyncio
+async def test_who_fell_is_read_no_further_whatever_the_broker_hands_on(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, eve, writer = await net.listener("a"), await net.publisher("eve"), await net.publisher("w")
+        await eve.say(b"1")
+        assert await reader.texts(1) == [b"1"]
+        await eve.say(b"2")
+        withheld = await net.page(reader)
+        await net.revoke(eve)
+        with pytest.raises(BrokerRefused):
+            await asyncio.wait_for(eve.say(b"3"), 10)
+        await reader.learn()
+        reader.reader._pages = Lying([withheld])
+        assert await reader.nothing()
+        reader.reader._pages = reader.follows.topic(NEWS)
+        reader.reader._pages.again()
+        await writer.say(b"4")
+        assert (await reader.texts(1))[-1] == b"4"
+
+
+@pytest.mark.asyncio
+async def test_when_a_reader_falls_it_hears_no_more_and_the_others_hear_on(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        eve, stays, writer = await net.listener("eve"), await net.listener("stays"), await net.publisher("w")
+        await writer.say(b"1")
+        assert await eve.texts(1) == await stays.texts(1) == [b"1"]
+        await net.revoke(eve)
+        await writer.say(b"2")
+        assert await stays.texts(1) == [b"2"]
+        assert await eve.nothing()
+        newest = (await writer.find_topic(NEWS)).key.thumbprint
+        assert not eve.reader._inboxes[1].knows(newest)
+
+
+@pytest.mark.asyncio
+async def test_a_reader_whom_the_broker_has_forgotten_is_told_and_can_begin_anew(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a"), await net.publisher("w")
+        await net.listener("other")
+        await writer.say(b"1")
+        assert await reader.texts(1) == [b"1"]
+        store = net.mail.world.broker.store
+        await store.transact(lambda tx: tx.topics.leave(NEWS, reader.agent.subject))
+        await writer.say(b"2")
+        with pytest.raises(BrokerRefused) as refused:
+            await reader.reader.receive()
+        assert refused.value.code == "topic.not_reader"
+        await reader.reader.join()
+        await writer.say(b"3")
+        assert await reader.texts(1) == [b"3"]
+
+
+@pytest.mark.asyncio
+async def test_labels_are_heard_and_a_reader_loses_no_more_than_it_may_not_see(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a"), await net.publisher("w")
+        labels: list[frozenset[str]] = [frozenset(), frozenset({"cosmic"}), frozenset({"internal"})]
+        sent = [
+            writer.stream.post(NEWS, kind="item", plaintext=b"%d" % n, labels=labels[n % 3], topic=True)
+            for n in range(9)
+        ]
+        await asyncio.gather(*sent)
+        assert await reader.texts(6) == [b"0", b"2", b"3", b"5", b"6", b"8"]
+        assert reader.heard == {"internal"}
+        assert net.mail.world.broker.labels.of(reader.agent.subject) == {"internal"}
+
+
+# ── a broker that lies ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def recorded(net: Newsroom, reader: Listener, writer: Publisher, count: int) -> list[pb.TopicNews]:
+    """So many pages of one batch each, all with the opening."""
+    pages = []
+    for number in range(count):
+        await writer.say(b"%d" % number)
+    whole = await net.page(reader)
+    for parcel, place in zip(whole.parcels, whole.places, strict=True):
+        pages.append(pb.TopicNews(parcels=[parcel], places=[place], openings=whole.openings, senders=whole.senders))
+    return pages
+
+
+def reordered(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
+    return [pages[1], pages[0], pages[2]]
+
+
+def replayed(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
+    again = pb.TopicNews()
+    again.CopyFrom(pages[0])
+    again.places[0] = pages[2].places[0] + 1
+    return [*pages, again]
+
+
+def dropped(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
+    return [pages[0], pages[2]]
+
+
+def without_openings(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
+    for page in pages:
+        del page.openings[:]
+    return pages
+
+
+def flipped(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
+    raw = bytearray(pages[1].parcels[0].content)
+    raw[-100] ^= 1
+    pages[1].parcels[0].content = bytes(raw)
+    return pages
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("lie", "heard", "skipped"),
+    [
+        (reordered, [b"1", b"2"], 1),
+        (replayed, [b"0", b"1", b"2"], 0),
+        (dropped, [b"0", b"2"], 1),
+        (without_openings, [], 0),
+        (flipped, [b"0", b"2"], 1),
+    ],
+    ids=["reordered", "replayed", "dropped", "without openings", "flipped"],
+)
+async def test_what_a_lying_broker_does_to_a_channel(
+    tmp_path: Path, lie: Callable[[list[pb.TopicNews]], list[pb.TopicNews]], heard: list[bytes], skipped: int
+) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a", stream=False), await net.publisher("w")
+        pages = lie(await recorded(net, reader, writer, 3))
+        reader.reader._pages = Lying(pages)
+        found: list[bytes] = []
+        while pages:
+            found += await reader.texts(1, wait_s=0)
+        assert found == heard
+        assert reader.reader.skipped == skipped
+
+
+@pytest.mark.asyncio
+async def test_a_batch_that_was_cut_is_not_a_shorter_one(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a", stream=False), await net.publisher("w")
+        await writer.say_at_once(numbered(3))
+        page = await net.page(reader)
+        whole = ChannelBatch.from_bytes(page.parcels[-1].content)
+        assert len(whole) > 1
+        cut = ChannelBatch(
+            channel=whole.channel,
+            first_seq=whole.first_seq,
+            prev_chain=whole.prev_chain,
+            headers=whole.headers[:-1],
+            bodies=whole.bodies[:-1],
+            signature=whole.signature,
+        )
+        page.parcels[-1].content = cut.to_bytes()
+        page.parcels[-1].acceptance = _accepted(net, NEWS, cut, page.parcels[-1].accepted_at_ms)
+        reader.reader._pages = Lying([page])
+        assert len(await reader.texts(3, wait_s=0)) == 3 - len(whole)
+
+
+def _accepted(net: Newsroom, topic: str, batch: ChannelBatch, at_ms: int) -> bytes:
+    return es256_sign(net.mail.world.broker.identity.key, Delivery.message(topic, batch.digest, at_ms))
+
+
+@pytest.mark.asyncio
+async def test_what_was_said_on_one_topic_is_not_heard_on_another(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader = await net.listener("a", stream=False)
+        other = await net.listener("b", stream=False, topic=OTHER)
+        writer = await net.publisher("w")
+        await writer.say(b"for the news")
+        await writer.say(b"for the others", topic=OTHER)
+        here, there = await net.page(reader), await net.page(other)
+        for page in (here, there):
+            for parcel in page.parcels:  # the broker signs what it wants
+                batch = ChannelBatch.from_bytes(parcel.content)
+                elsewhere = OTHER if page is here else NEWS
+                parcel.acceptance = _accepted(net, elsewhere, batch, parcel.accepted_at_ms)
+        other.reader._pages = Lying([here])
+        assert await other.nothing()
+        mixed = pb.TopicNews(openings=here.openings, parcels=there.parcels, places=there.places, senders=here.senders)
+        reader.reader._pages = Lying([mixed])
+        assert await reader.nothing()
+
+
+@pytest.mark.asyncio
+async def test_frames_of_one_channel_are_none_of_another(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader = await net.listener("a", stream=False)
+        one, two = await net.publisher("one"), await net.publisher("two")
+        await one.say(b"1")
+        await two.say(b"2")
+        page = await net.page(reader)
+        mine, theirs = (ChannelBatch.from_bytes(parcel.content) for parcel in page.parcels)
+        spliced = ChannelBatch(
+            channel=mine.channel,
+            first_seq=mine.first_seq,
+            prev_chain=mine.prev_chain,
+            headers=mine.headers,
+            bodies=theirs.bodies,
+            signature=mine.signature,
+        )
+        page.parcels[0].content = spliced.to_bytes()
+        page.parcels[0].acceptance = _accepted(net, NEWS, spliced, page.parcels[0].accepted_at_ms)
+        reader.reader._pages = Lying([page])
+        assert await reader.texts(2, wait_s=0) == [b"2"]
+
+
+@pytest.mark.asyncio
+async def test_the_broker_that_made_the_key_cannot_open_a_channel_in_anybodys_name(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer, broker = await net.listener("a", stream=False), await net.publisher("w"), net.mail.world.broker
+        await writer.say(b"1")
+        page = await net.page(reader)
+        genuine = Envelope.from_bytes(page.openings[0].envelope)
+        header = Header.from_bytes(genuine.header)
+        assert header.incarnation == NO_INCARNATION
+        forged = Envelope.sign(broker.identity.key, header=genuine.header, body=genuine.body)
+        page.openings[0].envelope = forged.to_bytes()
+        at_ms = page.openings[0].accepted_at_ms
+        page.openings[0].acceptance = es256_sign(broker.identity.key, Delivery.message(NEWS, forged.digest, at_ms))
+        reader.reader._pages = Lying([page])
+        assert await reader.nothing()
+
+
+@pytest.mark.asyncio
+async def test_an_opening_of_an_earlier_epoch_does_not_come_back(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        await net.listener("stays")
+        leaves, writer = await net.listener("leaves", stream=False), await net.publisher("w")
+        await writer.say(b"before")
+        old = await net.page(leaves)
+        await leaves.reader.leave()
+        newcomer = await net.listener("newcomer", stream=False)
+        newcomer.reader._pages = Lying([old])
+        assert await newcomer.nothing()
