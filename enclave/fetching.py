@@ -1,6 +1,7 @@
-"""Mail over REST, for an agent that has no mail stream: asked for, opened, and settled request by request.
+"""Mail over REST, for an agent that has no mail stream, or none at the moment: asked for, opened, and settled request
+by request.
 
-    fetching = Fetching(inbox, channels, calls=…, do=…, broker=…, prepare=…)
+    fetching = Fetching(inbox, ledger, calls=…, do=…, broker=…, prepare=…)
     for incoming in await fetching.receive(16, wait_s=10):
         …
         fetching.done(incoming)                                                # or again(incoming, delay_s), reject(…)
@@ -27,7 +28,6 @@ from broker.wire.errors import WireError
 from broker.wire.leases import AckRequest, Extension, Nak, Partly, Rejection
 from broker.wire.mailbox import ReceiveRequest, ReceiveResponse
 from broker.wire.topic import TopicPage
-from enclave.channel import ReceivingChannels
 from enclave.client import BrokerCalls
 from enclave.durable import Do
 from enclave.errors import BrokerRefused
@@ -45,7 +45,7 @@ class Fetching:
     def __init__(
         self,
         inbox: Inbox,
-        channels: ReceivingChannels,
+        ledger: Ledger,
         *,
         calls: BrokerCalls,
         do: Do,
@@ -59,20 +59,24 @@ class Fetching:
         self._broker = broker
         self._prepare = prepare
         self._keep = keep
-        self._ledger = Ledger(inbox, channels, lease_s=LEASE_S, keeps=keep is not None)
+        self._ledger = ledger
         self._incoming: deque[Incoming] = deque()
         self._settling = asyncio.Lock()
 
-    async def receive(self, limit: int, wait_s: int) -> list[Incoming]:
-        """What has come, up to so many. Raises what the call raises."""
+    async def receive(self, limit: int, wait_s: int, *, anew: bool = False) -> list[Incoming]:
+        """What has come, up to so many; `anew` what is out, too. Raises what the call raises."""
         if not self._incoming:
-            request = ReceiveRequest(max_messages=limit, wait_s=wait_s, lease_s=LEASE_S)
+            request = ReceiveRequest(max_messages=limit, wait_s=wait_s, lease_s=LEASE_S, anew=anew)
             answer = await self._do(lambda: self._calls.receive(self._name, request))
             if answer.deliveries or answer.batches:
                 await self._prepare()
             self._incoming.extend(self._ledger.delivered(as_streamed(answer), self._broker(), _now_s()))
             with suppress(BrokerRefused):  # the leases have ended meanwhile; what is said of them is said again
                 await self.settle()
+        return self.ready(limit)
+
+    def ready(self, limit: int) -> list[Incoming]:
+        """What has come, up to so many."""
         return [self._incoming.popleft() for _ in range(min(limit, len(self._incoming)))]
 
     def done(self, incoming: Incoming) -> None:

@@ -40,6 +40,7 @@ class Keeping:
         self._wanted = asyncio.Event()
         self._saving: tuple[pb.Save, asyncio.Future[StateResponse]] | None = None
         self._sent = False
+        self._open = False  # there is a connection
         self._closing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -48,7 +49,7 @@ class Keeping:
 
     def look(self) -> None:
         """Something may have been handled."""
-        if self._ledger.unkept:
+        if self._open and self._ledger.unkept:
             self._wanted.set()
 
     async def _run(self) -> None:
@@ -56,7 +57,7 @@ class Keeping:
         while not self._closing:
             await self._wanted.wait()
             self._wanted.clear()
-            if not (upto := self._ledger.unkept):
+            if not self._open or not (upto := self._ledger.unkept):
                 continue
             try:
                 await self._keep(partial(self._save, upto))
@@ -81,6 +82,8 @@ class Keeping:
 
     async def _save(self, upto: int, request: SaveRequest) -> StateResponse:
         """Show one to the broker, with what it covers. Raises BrokerRefused, TransportFailed."""
+        if not self._open:
+            raise TransportFailed(Code.CLIENT_UNREACHABLE, "the mail stream broke")
         save = pb.Save(number=request.number, sealed=request.sealed, nonce=request.nonce)
         self._ledger.cover(upto, save)
         answered: asyncio.Future[StateResponse] = asyncio.get_running_loop().create_future()
@@ -112,7 +115,13 @@ class Keeping:
                 StateResponse(number=told.number, digest=told.digest, sealed=b"", signature=told.signature)
             )
 
+    def connected(self) -> None:
+        """From now on checkpoints go by a stream; without one they go with the requests that call something done."""
+        self._open = True
+        self.look()
+
     def disconnected(self) -> None:
         """Nobody knows whether it was kept; what it covers comes again."""
+        self._open = False
         if self._saving is not None and not self._saving[1].done():
             self._saving[1].set_exception(TransportFailed(Code.CLIENT_UNREACHABLE, "the mail stream broke"))

@@ -24,7 +24,9 @@ from attestation.evidence import MLKEM768_X25519
 from attestation.ports import TrustDomain
 from attestation.recent import Recent
 from attestation.verdict import Verdict
+from broker.wire import stream_pb2 as pb
 from broker.wire.blob import BLOB_TYPE
+from broker.wire.channel import ChannelSend
 from broker.wire.envelope import Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.mailbox import MailboxInfo, SendStatus
@@ -32,12 +34,14 @@ from broker.wire.release import ReleaseRequest
 from enclave import blobs
 from enclave.channel import ReceivingChannels
 from enclave.company import LOWERED, Company
+from enclave.detour import WAIT_S as DETOUR_WAIT_S
+from enclave.detour import Detour
 from enclave.durable import Durable, DurableReader
 from enclave.errors import BrokerRefused, Code, EnvelopeRefused, TransportFailed
 from enclave.fetching import LEASE_S as LEASE_S
 from enclave.fetching import Fetching
 from enclave.lanes import Announce
-from enclave.ledger import Incoming
+from enclave.ledger import Incoming, Ledger
 from enclave.mailbox import DEFAULT_TTL_S, Inbox, Judge, everyone
 from enclave.received import Received
 from enclave.release import Secret, open_release
@@ -108,9 +112,10 @@ class Runtime(Company):
         self._found: Recent[tuple[float, MailboxInfo]] = Recent(MAX_MET)
         self._stream: Stream | None = None
         self._follows = Follows()
+        self._ledger = Ledger(self.inbox, self._channels, lease_s=LEASE_S, keeps=durable is not None)
         self._fetching = Fetching(
             self.inbox,
-            self._channels,
+            self._ledger,
             calls=self._calls,
             do=self._authorised,
             broker=lambda: self.admission.broker,
@@ -163,8 +168,8 @@ class Runtime(Company):
             await self._durable.begin()
 
     async def connect(self) -> None:
-        """Open the mail stream, where the broker has one that can be reached; without it mail goes over REST, as it
-        does when somebody else carries the requests."""
+        """Open the mail stream, where the broker has one; until it can be reached mail goes over REST, as it does
+        always when somebody else carries the requests."""
         if self._carried:
             return
         try:
@@ -184,7 +189,9 @@ class Runtime(Company):
             lookup_topic=lambda name: self._authorised(lambda: self._calls.topic(name)),
             inbox=self.inbox,
             outbox=self._outbox,
-            channels=self._channels,
+            ledger=self._ledger,
+            detour=Detour(self._carry),
+            find=lambda: self._client.do(self._calls.grpc_target()),
             keep=self._durable.save if self._durable else None,
             carried=self._follows,
             credentials=grpc.ssl_channel_credentials() if self._calls.base_url.startswith("https:") else None,
@@ -195,9 +202,7 @@ class Runtime(Company):
             async with asyncio.timeout(STREAM_PATIENCE_S):
                 await stream.wait_connected()
         except TimeoutError:
-            log.warning("no mail stream at %s; mail goes over REST", target)
-            await stream.close()
-            return
+            stream.detour.begin()
         self._stream = stream
         self._keeping = asyncio.create_task(self._keep_standing(), name="cloister-standing")
 
@@ -334,22 +339,49 @@ class Runtime(Company):
 
     async def receive(self, limit: int) -> list[Received]:
         """Wait for mail and open what can be proved. What cannot becomes a dead letter, and is logged with its code."""
-        way, received = self._way, []
-        for incoming in await way.receive(limit, WAIT_S):
+        received = []
+        for incoming in await self._come(limit):
             try:
-                received.append(await self._whole(way, incoming))
+                received.append(await self._whole(incoming))
             except (EnvelopeRefused, AttestationError, WireError) as error:
                 log.warning("message refused: %s", error.code)
+                way = self._way
                 way.reject(incoming, str(error.code))
                 with suppress(BrokerRefused):  # the lease has ended meanwhile; it will be refused again
                     await way.settle()
         return received
 
+    async def _come(self, limit: int) -> list[Incoming]:
+        """What came by either way, or comes by the one that there is now. Raises what asking for it does."""
+        stream = self._stream
+        if stream is None:
+            return await self._fetching.receive(limit, WAIT_S)
+        if left := self._fetching.ready(limit) or stream.ready(limit):
+            return left
+        if not stream.detour.active:
+            return await stream.receive(limit, WAIT_S)
+        async with stream.detour.request() as anew:
+            if self._way is stream:  # there is one again
+                return []
+            return await self._fetching.receive(limit, DETOUR_WAIT_S, anew=anew)
+
     @property
     def _way(self) -> Stream | Fetching:
-        return self._stream or self._fetching
+        return self._fetching if self._stream is None or self._stream.detour.active else self._stream
 
-    async def _whole(self, way: Stream | Fetching, incoming: Incoming) -> Received:
+    async def _carry(self, send: pb.StreamSend) -> pb.StreamResult:
+        """A batch of the stream's, by a request. Raises what asking does when nobody knows what became of it."""
+        sent, result = ChannelSend(batch=send.batch, opening=send.opening), pb.StreamResult(id=send.id)
+        try:
+            answer = await self._authorised(lambda: self._calls.send_on_channel(send.mailbox, sent, topic=send.topic))
+            if len(answer.results) != 1:
+                raise TransportFailed(Code.CLIENT_ANSWER, f"{len(answer.results)} results for one batch")
+            result.status, result.code = answer.results[0].status, answer.results[0].code
+        except BrokerRefused as refusal:
+            result.status, result.code = SendStatus.REFUSED, refusal.code
+        return result
+
+    async def _whole(self, incoming: Incoming) -> Received:
         """With the large payload that the message may speak of."""
         received = Received.streamed(incoming)
         try:
@@ -363,28 +395,31 @@ class Runtime(Company):
         except (EnvelopeRefused, AttestationError, WireError):
             raise
         except BaseException:
-            way.again(incoming)
+            self._way.again(incoming)
             raise
         self._labels |= received.labels
         return received
 
     async def finish(self, received: Received) -> None:
         """Handled: never again; of a durable mailbox not even after a restart."""
-        self._way.done(received.settled_as)
-        await self._way.settle()
+        way = self._way
+        way.done(received.settled_as)
+        await way.settle()
         if received.blob:
             with suppress(CloisterError):  # it ends by itself
                 await self._authorised(lambda: self._calls.drop_blob(received.blob))
 
     async def refuse(self, received: Received, code: str) -> None:
         """No attempt will help: a dead letter, whose reason is the code. An operator can send it on its way again."""
-        self._way.reject(received.settled_as, code)
-        await self._way.settle()
+        way = self._way
+        way.reject(received.settled_as, code)
+        await way.settle()
 
     async def give_back(self, received: Received, delay_s: int, code: str = "") -> None:
         """To be delivered again, after `delay_s`; `code` says why."""
-        self._way.again(received.settled_as, delay_s, code)
-        await self._way.settle()
+        way = self._way
+        way.again(received.settled_as, delay_s, code)
+        await way.settle()
 
     async def keep(self, _: list[Received]) -> None:
         """Extend the leases of what is being handled."""

@@ -7,17 +7,16 @@
         …
         stream.done(incoming)                                                  # or again(incoming, delay_s), reject(…)
 
-Decides when to connect, with which proof, and what goes into the next message; what may be sent and what may be
-believed is decided in `lanes`, `ledger` and `channel`. Whatever gathers while a message is being written goes with the
-next one, so batches grow with the load and a lone message waits for nobody. After a lost connection everything that the
-broker did not answer goes again as the same bytes, and what it had delivered comes again under new leases.
+Decides with which proof a connection begins, and what goes into the next message; when to connect is `staying`'s, what
+may be sent and what may be believed is decided in `lanes`, `ledger` and `channel`. Whatever gathers while a message is
+being written goes with the next one, so batches grow with the load and a lone message waits for nobody. After a lost
+connection everything that the broker did not answer goes again as the same bytes, and what it had delivered comes again
+under new leases.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -32,36 +31,20 @@ from broker.wire.mailbox import MailboxInfo
 from broker.wire.topic import TopicInfo
 from enclave.channel import Outgoing, ReceivingChannels, SendingChannel
 from enclave.clock import BrokerTime
-from enclave.errors import AgentError, BrokerRefused, Code
+from enclave.detour import Detour
+from enclave.errors import AgentError, Code
 from enclave.keeping import Keep, Keeping
 from enclave.keys import AgentKeys
-from enclave.lanes import Announce, Carried, Item, Lane, Lanes
+from enclave.lanes import Announce, Carried, Item, Lane
 from enclave.ledger import Incoming, Ledger
 from enclave.mailbox import DEFAULT_TTL_S, Found, Inbox, Outbox
 from enclave.session import Admission
-from enclave.telling import Trouble, why
+from enclave.staying import LEASE_S, SEND_OCTETS, Admit, Find, Staying, now_s
+from enclave.telling import why
 
-log: Final = logging.getLogger("cloister.agent")
 METHOD: Final = "/cloister.v1.Mail/Stream"
 CREDIT: Final = 1024  # messages that may be delivered and not settled; no sender is given more than 767 of them
-LEASE_S: Final = 30
-MAX_MESSAGE: Final = 16 << 20  # that the broker may send
-SEND_OCTETS: Final = 1 << 18  # of batches in a message to it, which reads one while the next is made
 MAX_QUEUE: Final = 4096  # messages to one mailbox that wait for the broker, before `send` waits itself
-FIRST_PAUSE_S: Final = 0.1
-MAX_PAUSE_S: Final = 10.0
-IDLE_S: Final = LEASE_S / 4
-OPTIONS: Final = (
-    ("grpc.http2.lookahead_bytes", 1 << 19),  # two messages of batches, so that neither end waits for leave to send
-    ("grpc.http2.max_frame_size", 1 << 19),
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
-    ("grpc.max_send_message_length", MAX_MESSAGE),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.enable_http_proxy", 0),  # the environment is the host's
-    ("grpc.enable_retries", 0),
-)
-Admit = Callable[[Admission | None], Awaitable[Admission]]
 Lookup = Callable[[str], Awaitable[MailboxInfo]]
 TopicLookup = Callable[[str], Awaitable[TopicInfo]]
 Prepare = Callable[[], Awaitable[None]]
@@ -69,13 +52,13 @@ Call = grpc.aio.StreamStreamCall[Any, Any]
 
 
 @final
-class Stream:
+class Stream(Staying):
     """See the module. Runs on one event loop; `close` fails what is still waiting.
 
     `admit(None)` is the present admission; `admit(old)` a newer one than that, which the broker no longer takes.
     `lookup` asks the broker for a mailbox's key, `lookup_topic` for a topic's. `prepare` is awaited before a new sender
     is judged, so that the list of the fallen can be fetched; `keep` before what was handled is called done, so that a
-    checkpoint says so.
+    checkpoint says so. `detour` is taken while no stream can be opened; `find` says then where the broker has it now.
     """
 
     def __init__(
@@ -91,6 +74,9 @@ class Stream:
         inbox: Inbox,
         outbox: Outbox,
         channels: ReceivingChannels | None = None,
+        ledger: Ledger | None = None,
+        detour: Detour | None = None,
+        find: Find | None = None,
         prepare: Prepare | None = None,
         keep: Keep | None = None,
         receive: bool = True,
@@ -98,11 +84,22 @@ class Stream:
         carried: Carried | None = None,
         credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
-        self._target = target
+        ledger = ledger or Ledger(
+            inbox, channels or ReceivingChannels(inbox, time), lease_s=LEASE_S, keeps=keep is not None
+        )
+        super().__init__(
+            target,
+            admit=admit,
+            ledger=ledger,
+            keeping=Keeping(ledger, keep, lambda: self._news.set()) if keep is not None else None,
+            detour=detour,
+            find=find,
+            carried=carried,
+            credentials=credentials,
+        )
         self._url = base_url.rstrip("/") + METHOD
         self._keys = keys
         self._time = time
-        self._admit = admit
         self._lookup = lookup
         self._lookup_topic = lookup_topic
         self._outbox = outbox
@@ -110,21 +107,8 @@ class Stream:
         self._prepare = prepare
         self._receive = receive
         self._credit = credit
-        self._credentials = credentials
-        self._carried = carried or Carried()
-        self._lanes = Lanes()
-        known = channels or ReceivingChannels(inbox, time)
-        self._ledger = Ledger(inbox, known, lease_s=LEASE_S, keeps=keep is not None)
         self._incoming: deque[Incoming] = deque()
-        self._trouble = Trouble(expected="dpop.nonce_required")  # the first connection learns the nonce so
-        self._arrived = asyncio.Event()
-        self._news = asyncio.Event()
-        self._carried.tell = self._news.set
-        self._keeping = Keeping(self._ledger, keep, self._news.set) if keep is not None else None
-        self._room = asyncio.Event()
-        self._connected = asyncio.Event()
         self._looking: dict[Lane, asyncio.Task[None]] = {}
-        self._admission: Admission | None = None
         self._renewal: Admission | None = None
         self._nonce: str | None = None
         self._closed = False
@@ -137,13 +121,6 @@ class Stream:
         self._task = asyncio.create_task(self._run(), name="cloister-stream")
         if self._keeping is not None:
             self._keeping.start()
-
-    @property
-    def connected(self) -> bool:
-        return self._connected.is_set()
-
-    async def wait_connected(self) -> None:
-        await self._connected.wait()
 
     def post(
         self,
@@ -196,6 +173,10 @@ class Stream:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._arrived.wait()
+        return self.ready(limit)
+
+    def ready(self, limit: int) -> list[Incoming]:
+        """What has come, up to so many."""
         return [self._incoming.popleft() for _ in range(min(limit, len(self._incoming)))]
 
     def done(self, incoming: Incoming) -> None:
@@ -245,54 +226,6 @@ class Stream:
         self._room.set()
 
     # ── connecting ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _run(self) -> None:
-        pause = FIRST_PAUSE_S
-        async with self._dial() as dialled:
-            while True:
-                try:
-                    await self._connection(dialled)
-                except CloisterError as error:
-                    if self.connected:
-                        pause = FIRST_PAUSE_S
-                    self._trouble.tell(error)
-                    self._give_up_on(error)
-                    if not await self._admitted_anew(error):
-                        continue_at_once = error.code == "dpop.nonce_required" and pause == FIRST_PAUSE_S
-                        if not continue_at_once:
-                            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
-                        pause = min(2 * pause, MAX_PAUSE_S)
-                finally:
-                    self._connected.clear()
-                    self._lanes.disconnected()
-                    self._ledger.disconnected()
-                    self._carried.disconnected()
-                    if self._keeping is not None:
-                        self._keeping.disconnected()
-
-    def _dial(self) -> grpc.aio.Channel:
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self._target, options=OPTIONS)
-        return grpc.aio.secure_channel(self._target, self._credentials, options=OPTIONS)
-
-    async def _admitted_anew(self, error: CloisterError) -> bool:
-        """Whether the broker no longer took the token, and there is a new one now."""
-        if not (isinstance(error, BrokerRefused) and error.status == 401 and not str(error.code).startswith("dpop.")):
-            return False
-        try:
-            await self._admit(self._admission)
-        except CloisterError as refused:
-            log.error("not admitted any more: %s", refused.code)
-            self._give_up_on(refused)
-            return False
-        return True
-
-    def _give_up_on(self, error: CloisterError) -> None:
-        """An agent that the broker forbids to be here can send nothing: who waits for that is told so. Whether what
-        was under way had arrived, nobody knows."""
-        if isinstance(error, BrokerRefused) and error.status == 403:
-            for lane in self._lanes:
-                lane.give_up(error)
 
     async def _connection(self, dialled: grpc.aio.Channel) -> None:
         """One connection, until it ends; it always ends with an error."""
@@ -348,17 +281,16 @@ class Stream:
         while isinstance(raw := await call.read(), bytes):
             message = pb.FromBroker()
             message.ParseFromString(raw)  # a broken one ends the connection
-            now_s = _now_s()
+            at_s = now_s()
             if message.HasField("welcome"):
                 self._nonce = message.welcome.nonce
-                self._connected.set()
-                self._trouble.over()
+                self._begun()
                 self._news.set()
             for saved in message.saved:
                 if self._keeping is not None:
                     self._keeping.saved(saved)
             for result in message.results:
-                self._lanes.answered(result, now_s)
+                self._lanes.answered(result, at_s)
             if message.results:
                 self._room.set()
             self._carried.arrived(message)
@@ -366,7 +298,7 @@ class Stream:
             if admission is not None and (message.parcels or message.openings):
                 if self._prepare is not None and (message.openings or message.senders):
                     await self._prepare()
-                self._incoming.extend(self._ledger.delivered(message, admission.broker, now_s))
+                self._incoming.extend(self._ledger.delivered(message, admission.broker, at_s))
                 if self._incoming:
                     self._arrived.set()
             if message.results or self._ledger.has_news:
@@ -374,42 +306,43 @@ class Stream:
             if self._keeping is not None:
                 self._keeping.look()
 
+    def _begun(self) -> None:
+        """The broker bids welcome, or says how long a renewed token will do. What is out comes again, first."""
+        if not self.connected:
+            self._ledger.disconnected()
+            self.detour.over()
+        self._connected.set()
+        self._trouble.over()
+        if self._keeping is not None:
+            self._keeping.connected()
+
     async def _write(self, call: Call) -> None:
         await self._connected.wait()
         while True:
-            now_s = _now_s()
+            at_s = now_s()
             message = pb.ToBroker()
             if self._keeping is not None:
                 self._keeping.take(message)
             self._ledger.take(message)
             self._carried.take(message)
-            message.sends.extend(self._lanes.sends(now_s, SEND_OCTETS))
+            message.sends.extend(self._lanes.sends(at_s, SEND_OCTETS))
             if (renewal := self._renewal) is not None:
                 self._renewal, self._admission = None, renewal
                 message.renewal.token = renewal.token
                 message.renewal.proof = self._proof(renewal, b"")
-            self._look_up(now_s)
+            self._look_up(at_s)
             if raw := message.SerializeToString():
                 await call.write(raw)
                 continue
-            self._news.clear()
-            with suppress(TimeoutError):
-                # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the news.
-                async with asyncio.timeout(self._idle_s(now_s)):
-                    await self._news.wait()
-            if self._ledger.keep(_now_s()):
+            await self._told_something(self._idle_s(at_s))
+            if self._ledger.keep(now_s()):
                 self._news.set()
-
-    def _idle_s(self, now_s: float) -> float:
-        """Until a pause is over, or leases want looking after."""
-        pauses = [at_s - now_s for lane in self._lanes if (at_s := lane.wakes_at_s()) is not None and at_s > now_s]
-        return min([IDLE_S, *pauses])
 
     # ── keys of mailboxes ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _look_up(self, now_s: float) -> None:
+    def _look_up(self, at_s: float) -> None:
         for lane in self._lanes:
-            if lane not in self._looking and lane.wants_key(now_s):
+            if lane not in self._looking and lane.wants_key(at_s):
                 self._looking[lane] = asyncio.create_task(self._find(lane))
 
     async def _find(self, lane: Lane) -> None:
@@ -417,7 +350,7 @@ class Stream:
         try:
             admission = await self._admit(None)
             found: Found = await (self._topic if lane.topic else self._lookup)(lane.mailbox)
-            lane.found(found, partial(self._open, lane.mailbox, found, admission), _now_s())
+            lane.found(found, partial(self._open, lane.mailbox, found, admission), now_s())
         except CloisterError as error:
             lane.fail(error)
         finally:
@@ -434,8 +367,3 @@ class Stream:
         return SendingChannel.open(
             self._outbox, found, mailbox=mailbox, admission=admission, keys=self._keys, time=self._time
         )
-
-
-def _now_s() -> float:
-    """For pauses and leases; nothing that is proved depends on it."""
-    return asyncio.get_running_loop().time()

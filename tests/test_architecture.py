@@ -35,10 +35,10 @@ ORDER: dict[str, str] = {
     ),
     "enclave": (
         "errors telling clock keys trustfile tdx replay retired messages domain packages launch session release "
-        "kept standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint stream "
-        "client svid durable fetching topics connection company received peers runtime direct workload_messages "
-        "workload declared replies tools calling context main handling subscribing hooks guards serving toolbox "
-        "life agent supervise labs reload cli __init__"
+        "kept standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint detour "
+        "staying stream client svid durable fetching topics connection company received peers runtime direct "
+        "workload_messages workload declared replies tools calling context main handling subscribing hooks guards "
+        "serving toolbox life agent supervise labs reload cli __init__"
     ),
     "enclave/topics": "__init__ following reader writer",
     "broker": (

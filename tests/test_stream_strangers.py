@@ -18,7 +18,7 @@ from broker.rpc.stream import METHOD
 from broker.wire import api_pb2
 from broker.wire import stream_pb2 as pb
 from broker.wire.errors import WireCode
-from enclave import stream
+from enclave import staying
 from tests.grpc_client import dialled
 from tests.stream_world import PATIENCE_S, Mail, Member, mail
 from tests.test_stream import ended, raw
@@ -188,7 +188,7 @@ async def garbling(details: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
 async def test_an_agent_goes_on_when_what_ended_its_stream_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, details: bytes
 ) -> None:
-    monkeypatch.setattr(stream, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(staying, "FIRST_PAUSE_S", 0.01)
     async with mail(tmp_path) as net, garbling(details) as (target, called_again):
         agent = await net.world.admitted("agent")
         connecting = Member(net.world, agent, target, "acme/mail/agent").made()

@@ -15,7 +15,7 @@ from broker.ports import AgentRecord, LogRow
 from broker.rest import console
 from broker.rest.http_api import json_response
 from broker.rest.routes_audit import AUDIT_ENDPOINTS
-from broker.rest.routes_keys import KEY_ENDPOINTS
+from broker.rest.routes_keys import KEY_ENDPOINTS, send_on_channel
 from broker.rest.routes_mail import MAIL_ENDPOINTS
 from broker.rest.routes_opening import OPENING_ENDPOINTS
 from broker.rest.routes_relying import RELYING_ENDPOINTS
@@ -33,7 +33,7 @@ from broker.wire.bodies import (
     VerificationResponse,
 )
 from broker.wire.challenge import ChallengeRequest, ChallengeResponse
-from broker.wire.channel import ChannelBatch, ChannelSend
+from broker.wire.channel import ChannelSend
 from broker.wire.envelope import MAX_BATCH_BYTES, batch_from_bytes
 from broker.wire.fields import Reader
 from broker.wire.jose import b64u
@@ -45,7 +45,6 @@ from broker.wire.mailbox import (
     ReceiveRequest,
     ReceiveResponse,
     SendResponse,
-    SendResult,
 )
 from broker.wire.names import MAX_SUBJECT
 from broker.wire.release import MAX_VERSION, ReleaseRequest, ReleaseResponse
@@ -198,21 +197,12 @@ async def find_mailbox(call: Call) -> Answer:
 async def send(call: Call) -> Answer:
     """Queue a batch of envelopes, or one of a channel."""
     if ChannelSend.looks(call.body):
-        return await _send_on_channel(call, ChannelSend.from_bytes(call.body))
+        return await send_on_channel(call)
     envelopes = batch_from_bytes(call.body)
     return await call.broker.acting(
         call.token,
         lambda session: call.broker.router.send(session, call.name, envelopes, correlation_id=call.correlation_id),
     )
-
-
-async def _send_on_channel(call: Call, sent: ChannelSend) -> Answer:
-    status = await call.broker.acting(
-        call.token,
-        lambda session: call.broker.channels.send(session, call.name, sent, correlation_id=call.correlation_id),
-    )
-    msg_id = ChannelBatch.from_bytes(sent.batch).msg_id
-    return SendResponse(results=(SendResult(msg_id=msg_id, status=status),))
 
 
 async def receive(call: Call) -> Answer:

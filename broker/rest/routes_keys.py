@@ -7,10 +7,11 @@ from typing import Final
 
 from broker.calls import Answer, Call, Door, Endpoint, row
 from broker.errors import BrokerCode, BrokerError
+from broker.wire.channel import ChannelBatch, ChannelSend
 from broker.wire.envelope import MAX_BATCH_BYTES, batch_from_bytes
 from broker.wire.keys import KeysRequest, KeysResponse, Place
 from broker.wire.labels import HeldLabels
-from broker.wire.mailbox import SendResponse
+from broker.wire.mailbox import SendResponse, SendResult
 from broker.wire.peers import PeerCollateral
 from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
@@ -84,8 +85,21 @@ async def topic_keys(call: Call) -> Answer:
     )
 
 
+async def send_on_channel(call: Call, *, topic: bool = False) -> Answer:
+    """Queue a batch of a channel to a mailbox, or put it before everybody who reads a topic."""
+    sent = ChannelSend.from_bytes(call.body)
+    channels, by = call.broker.channels, call.correlation_id
+    status = await call.broker.acting(
+        call.token, lambda session: channels.send(session, call.name, sent, topic=topic, correlation_id=by)
+    )
+    msg_id = ChannelBatch.from_bytes(sent.batch).msg_id
+    return SendResponse(results=(SendResult(msg_id=msg_id, status=status),))
+
+
 async def publish(call: Call) -> Answer:
-    """Put a batch of envelopes before everybody who reads the topic."""
+    """Put a batch of envelopes, or one of a channel, before everybody who reads the topic."""
+    if ChannelSend.looks(call.body):
+        return await send_on_channel(call, topic=True)
     envelopes = batch_from_bytes(call.body)
     return await call.broker.acting(
         call.token,
