@@ -10,6 +10,7 @@ bytes of the path (UTF-8, '/' between folders), u32 length and bytes of the cont
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from policies.rules import read_rules
 from policies.settings import Settings
 from policies.signing import Signers
 from policies.store import Bounded
-from policies.tables import read_toml, suggest
+from policies.tables import read_text, read_toml, suggest
 from policies.vocabulary import SCHEMA_FILE, same_schema, schema
 
 if TYPE_CHECKING:
@@ -156,13 +157,24 @@ def read_files(root: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
+        name = relative.as_posix()
         if any(part.startswith(".") for part in relative.parts) or path.is_dir():
             continue
-        if path.stat().st_size > MAX_FILE or len(files) >= MAX_FILES:
-            limit = f"at most {MAX_FILE} bytes each and {MAX_FILES} files"
-            raise BundleError(BundleCode.TOO_LARGE, relative.as_posix(), 0, "too large", limit)
-        files[relative.as_posix()] = path.read_bytes()
+        if len(files) >= MAX_FILES:
+            raise BundleError(BundleCode.TOO_LARGE, str(root), 0, f"more than {MAX_FILES} files")
+        files[name] = _read(path, name)
     return files
+
+
+def _read(path: Path, name: str) -> bytes:
+    """A file's content. A pipe or device is none: it would not end, or would give something else each time."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BundleError(BundleCode.UNKNOWN_FILE, name, 0, "a pipe, socket or device", "put a file in its place")
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise BundleError(BundleCode.TOO_LARGE, name, 0, f"more than {MAX_FILE} bytes")
+    return content
 
 
 def digest_of(files: Mapping[str, bytes]) -> bytes:
@@ -201,16 +213,18 @@ def bundle_of(
     """The same as `load_bundle`, from files in memory."""
     problems: list[BundleError] = []
     _check_names(files, problems)
-    settings = read_settings(
-        read_toml(MAIN, files.get(MAIN, b""), problems), read_toml(REFERENCES, files.get(REFERENCES, b""), problems)
-    )
+    before = len(problems)
+    tables = [read_toml(name, files.get(name, b""), problems) for name in (MAIN, REFERENCES)]
+    unread = len(problems) > before or not {MAIN, REFERENCES} <= files.keys()
+    settings = read_settings(*tables)
     rules = [
         rule
         for name in sorted(files)
         if name.endswith(".cedar")
-        for rule in read_rules(name, files[name].decode(errors="replace"), schema(), problems)
+        for rule in read_rules(name, read_text(name, files[name], problems) or "", schema(), problems)
     ]
-    problems += check_rules(rules, settings)
+    if not unread:  # else every name in the rules would be a stranger's
+        problems += check_rules(rules, settings)
     digest = digest_of(files)
     signed_by: tuple[str, ...] = ()
     if signers:

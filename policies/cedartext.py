@@ -7,13 +7,16 @@ those at its top level is left whole.
 
 from __future__ import annotations
 
+import itertools
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 _OPEN: Final = {"(": ")", "{": "}", "[": "]"}
 _ID: Final = re.compile(r'@id\s*\(\s*"((?:[^"\\]|\\.)*)"\s*\)')
+_LINE_END: Final = re.compile(r"[\n\r]")  # where Cedar's own lexer ends a comment
 _CLAUSE: Final = re.compile(r"\b(when|unless)\s*$")
 
 
@@ -33,7 +36,11 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class RuleText:
-    """One policy as it stands in a file, without its closing semicolon's trailing text."""
+    """One policy as it stands in a file, without its closing semicolon's trailing text.
+
+    id is as the text has it, escapes and all; nesting is that of the deepest bracket; size counts what stands outside
+    strings, comments and blanks.
+    """
 
     text: str
     line: int
@@ -41,6 +48,8 @@ class RuleText:
     id_line: int
     clauses: tuple[Clause, ...]
     complete: bool
+    nesting: int
+    size: int
 
 
 def split_rules(source: str) -> list[RuleText]:
@@ -59,17 +68,19 @@ def split_rules(source: str) -> list[RuleText]:
 
 
 def _rule(source: str, start: int, end: int, *, complete: bool) -> RuleText:
-    begin = next((at for at, char in _code(source, start, end) if not char.isspace()), start)
-    text = source[begin:end]
-    found = _ID.search(text)
-    clauses = tuple(_clauses(source, begin, end))
+    code = [(at, char) for at, char in _code(source, start, end) if not char.isspace()]
+    begin = code[0][0] if code else start
+    found = _ID.search(_blank(source, begin, end, strings=True))
+    depths = itertools.accumulate((char in "({[") - (char in ")}]") for _, char in code)
     return RuleText(
-        text=text,
+        text=source[begin:end],
         line=_line(source, begin),
         id=found[1] if found else "",
         id_line=_line(source, begin + found.start()) if found else _line(source, begin),
-        clauses=clauses,
+        clauses=tuple(_clauses(source, begin, end)),
         complete=complete,
+        nesting=max(depths, default=0),
+        size=len(code),
     )
 
 
@@ -103,11 +114,13 @@ def _pieces(source: str, start: int, end: int, kind: str) -> Iterator[Clause]:
             whole = whole or pair == "||" or bool(re.match(r"\bif\b", source[at : at + 3]) and not _in_word(source, at))
             if pair == "&&":
                 cuts.append(at)
+    solid = [at for at, char in code if not char.isspace()]
     edges = [start, *([] if whole else cuts)]
     for index, left in enumerate(edges):
         first = left + 2 if index else left
         right = edges[index + 1] if index + 1 < len(edges) else end
-        begin = next((at for at, char in code if at >= first and not char.isspace()), first)
+        place = bisect_left(solid, first)
+        begin = solid[place] if place < len(solid) else first
         text = _strip(source, begin, right)
         if text:
             yield Clause(kind, text, _line(source, begin))
@@ -136,8 +149,8 @@ def _code(source: str, start: int = 0, end: int | None = None, *, strings: bool 
     while at < size:
         char = source[at]
         if char == "/" and source.startswith("//", at):
-            stop = source.find("\n", at)
-            at = size if stop < 0 else stop
+            found = _LINE_END.search(source, at)
+            at = found.start() if found else size
         elif char == '"':
             stop = at + 1
             while stop < size and source[stop] != '"':

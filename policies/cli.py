@@ -98,7 +98,7 @@ def _print(lines: Iterable[str], *, to: Any = None) -> None:
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Where to write; must be absent or empty.")],
-    kind: Annotated[str, typer.Option(help="dev, tenant or relying.")] = "dev",
+    kind: Annotated[str, typer.Option(help="dev, tenant, relying or lab.")] = "dev",
     tenant: Annotated[str | None, typer.Option(help="The tenant's name.")] = None,
     quote: Annotated[
         Path | None, typer.Option(help="Take MRTD, RTMR1 and RTMR2 from this quote, as it claims.")
@@ -158,6 +158,8 @@ def check(
 
 def _load_checked(directory: Path, keys: list[Path], threshold: int, newer_than: Path | None, at: datetime) -> Bundle:
     signers = None
+    if threshold != 1 and not keys:
+        raise _usage("--threshold counts signatures of --signer KEY, and none is named")
     if keys:
         try:
             signers = Signers(tuple(public_key(path) for path in keys), threshold)
@@ -222,6 +224,9 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Tell a bundle in words, or why evidence is refused. Says what would make recorded evidence pass."""
+    if evidence is None and (action or at or via != "cloister"):
+        raise _usage("--action, --at and --via are about evidence: name it with --evidence")
+    _check_via(via)
     with mistakes(as_json=as_json):
         bundle = load_bundle(directory)
         if evidence is None:
@@ -249,6 +254,11 @@ def explain(
                 print(f"  {result.detail}")
             _print(text.reason_lines(result.reasons))
     raise typer.Exit(REFUSED if refused else OK)
+
+
+def _check_via(via: str) -> None:
+    if via not in ("cloister", "kbs"):
+        raise _usage(f'--via {via!r} is no protocol; write "cloister" or "kbs"')
 
 
 def _actions(given: list[str] | None) -> list[tuple[str, Any]]:
@@ -297,6 +307,7 @@ def replay(
     from policies.recording import read_recordings
     from policies.replay import replay as replayed
 
+    _check_via(via)
     with mistakes(as_json=as_json):
         new = load_bundle(directory)
         old = load_bundle(against) if against else new

@@ -25,6 +25,9 @@ from policies.vocabulary import ATTRIBUTES, CONTEXT
 
 Json = Any
 _QUOTED: Final = re.compile(r"`([^`]+)`")
+MAX_NESTING: Final = 64
+MAX_SIZE: Final = 4096
+MAX_ID: Final = 128
 LOG_PATHS: Final = ("principal.launches", "principal.launch_count")
 VIA_PATH: Final = "context.via"
 ENTITY_TYPES: Final = ("Tenant", "Path", "Workload", "Agent", "Secret", "Mailbox", "Topic", "Tool", "Target")
@@ -89,49 +92,44 @@ class Rule:
 def read_rules(file: str, source: str, schema: cedarpy.Schema, problems: list[BundleError]) -> list[Rule]:
     """Every well-formed rule of a file; each mistake goes to `problems` with its line."""
     found: list[Rule] = []
-    for text in split_rules(source):
-        rule = _read_rule(file, text, schema, problems)
+    before = len(problems)
+    pieces = split_rules(source)
+    for text in pieces:
+        try:
+            rule = _read_rule(file, text, schema, problems)
+        except RecursionError:
+            problems.append(_too_complex(file, text))
+            continue
         if rule:
             found.append(rule)
+    if len(problems) == before and len(json.loads(cedarpy.policies_to_json_str(source))["staticPolicies"]) != len(
+        pieces
+    ):
+        detail = "Cedar finds another number of rules in this file than cloister"  # never: then one would not count
+        problems.append(BundleError(BundleCode.SYNTAX, file, 1, detail, "put each rule on lines of its own"))
     return found
 
 
-def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list[BundleError]) -> Rule | None:
-    def no(code: BundleCode, line: int, detail: str, hint: str = "") -> None:
-        problems.append(BundleError(code, file, line, detail, hint))
+def _too_complex(file: str, text: RuleText) -> BundleError:
+    """Cedar's parser and ours recurse, and the end of a stack is the end of the process."""
+    limit = f"brackets nested {MAX_NESTING} deep and {MAX_SIZE} characters beside strings, blanks and comments"
+    hint = f"at most {limit}; write several rules, or a set of values"
+    return BundleError(BundleCode.RULE_INVALID, file, text.line, "the rule is too long or nested too deeply", hint)
 
-    if not text.complete:
-        no(BundleCode.SYNTAX, text.line, "the rule does not end", "every rule ends with a semicolon")
-        return None
+
+def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list[BundleError]) -> Rule | None:
     try:
-        policies = json.loads(cedarpy.policies_to_json_str(text.text))
-    except ValueError as error:
-        no(BundleCode.SYNTAX, _blame(text, str(error)), _tidy(str(error)), _syntax_hint(str(error)))
+        policy = _policy(file, text)
+        if complaints := _complaints(file, text, policy["annotations"]["id"], schema):
+            problems += complaints
+            return None
+    except BundleError as problem:
+        problems.append(problem)
         return None
-    if policies["templates"]:
-        no(BundleCode.RULE_INVALID, text.line, "templates (?principal, ?resource) are not used here", "name the thing")
-        return None
-    if not text.id:
-        no(BundleCode.RULE_ID, text.id_line, "the rule has no @id", 'put @id("some-name") before it')
-        return None
-    (policy,) = policies["staticPolicies"].values()
-    before = len(problems)
-    for complaint in cedarpy.validate_policies(text.text, schema).errors:
-        detail = _tidy(complaint.error)
-        if not detail.startswith("unable to find an applicable action") or len(problems) == before:
-            no(
-                BundleCode.RULE_INVALID,
-                _blame(text, complaint.error),
-                f"{text.id}: {detail}",
-                _hint(complaint.error),
-            )
-    if len(problems) > before:
-        return None
-    conditions = tuple(_condition(clause) for clause in text.clauses)
-    trees = [json.loads(condition.tree) for condition in conditions]
+    trees = [condition["body"] for condition in policy["conditions"]]  # Cedar's own, whatever the text looks like
     principal = _scope(policy["principal"])
     return Rule(
-        id=text.id,
+        id=policy["annotations"]["id"],
         effect=policy["effect"],
         file=file,
         line=text.line,
@@ -139,12 +137,51 @@ def _read_rule(file: str, text: RuleText, schema: cedarpy.Schema, problems: list
         actions=_actions(policy["action"]),
         principal=principal,
         resource=_scope(policy["resource"]),
-        conditions=conditions,
+        conditions=tuple(_condition(clause) for clause in text.clauses),
         time=_time_reads(trees),
         reads_log=any(path in LOG_PATHS for tree in trees for path in paths_of(tree)),
         names_via=any(path == VIA_PATH for tree in trees for path in paths_of(tree)),
         reads_agent=_agent_reads(principal, trees),
     )
+
+
+def _policy(file: str, text: RuleText) -> Json:
+    """The rule as Cedar reads it, with a usable @id. Raises BundleError."""
+
+    def no(code: BundleCode, line: int, detail: str, hint: str) -> BundleError:
+        return BundleError(code, file, line, detail, hint)
+
+    if not text.complete:
+        raise no(BundleCode.SYNTAX, text.line, "the rule does not end", "every rule ends with a semicolon")
+    if text.nesting > MAX_NESTING or text.size > MAX_SIZE:
+        raise _too_complex(file, text)
+    try:
+        policies = json.loads(cedarpy.policies_to_json_str(text.text))
+    except ValueError as error:
+        said = str(error)
+        raise no(BundleCode.SYNTAX, _blame(text, said), _tidy(said), _syntax_hint(said)) from None
+    if policies["templates"]:
+        detail = "templates (?principal, ?resource) are not used here"
+        raise no(BundleCode.RULE_INVALID, text.line, detail, "name the thing")
+    (policy,) = policies["staticPolicies"].values()
+    name = policy.get("annotations", {}).get("id") or ""
+    if not name:
+        raise no(BundleCode.RULE_ID, text.id_line, "the rule has no @id", 'put @id("some-name") before it')
+    if len(name) > MAX_ID or not name.isprintable():
+        hint = f"up to {MAX_ID} printable characters: logs and terminals show it"
+        raise no(BundleCode.RULE_ID, text.id_line, f"@id({name[:MAX_ID]!a}) is no name", hint)
+    return policy
+
+
+def _complaints(file: str, text: RuleText, name: str, schema: cedarpy.Schema) -> list[BundleError]:
+    """What Cedar's validator says against the rule; that no action is left after other complaints says nothing new."""
+    found: list[BundleError] = []
+    for complaint in cedarpy.validate_policies(text.text, schema).errors:
+        detail = _tidy(complaint.error)
+        if not detail.startswith("unable to find an applicable action") or not found:
+            where, hint = _blame(text, complaint.error), _hint(complaint.error)
+            found.append(BundleError(BundleCode.RULE_INVALID, file, where, f"{name}: {detail}", hint))
+    return found
 
 
 def _condition(clause: Clause) -> Condition:

@@ -25,6 +25,8 @@ _KEY: Final = re.compile(
     r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
 )
 _PART: Final = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
+# Format characters (Cf) that hide or turn text round, and the byte order mark.
+_UNSEEN: Final = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
 _ERROR_LINE: Final = re.compile(r"\(at line (\d+)")
 
 
@@ -272,19 +274,43 @@ def to_moment(value: str | date) -> datetime:
 
 def read_toml(file: str, raw: bytes, problems: list[BundleError]) -> Table:
     """Parse one file. A syntax error is added to `problems` and gives an empty table that complains of nothing."""
+    text = read_text(file, raw, problems)
+    if text is None:
+        return Table(Document(file, {}, []), (), {})
     try:
-        text = raw.decode()
         data = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        problems.append(BundleError(BundleCode.SYNTAX, file, 1, f"not UTF-8 at byte {error.start}"))
     except tomllib.TOMLDecodeError as error:
         found = _ERROR_LINE.search(str(error))
         detail = str(error).partition(" (at ")[0]
         line = int(found[1]) if found else text.count("\n") + 1
         problems.append(BundleError(BundleCode.SYNTAX, file, line, detail))
+    except ValueError:
+        problems.append(BundleError(BundleCode.SYNTAX, file, 1, "a number has too many digits"))
+    except RecursionError:
+        problems.append(BundleError(BundleCode.SYNTAX, file, 1, "brackets are nested too deeply"))
     else:
         return Table(Document(file, line_map(text), problems), (), data)
     return Table(Document(file, {}, []), (), {})
+
+
+def read_text(file: str, raw: bytes, problems: list[BundleError]) -> str | None:
+    """UTF-8 in which people see what is there. Else a mistake goes to `problems`, and there is no text.
+
+    Characters that show nothing, or that show the text behind them in another order, let a rule say something else to
+    its reviewer than to Cedar (Unicode Technical Report 36, section 3; CVE-2021-42574).
+    """
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        problems.append(BundleError(BundleCode.SYNTAX, file, line, f"not UTF-8 at byte {error.start}", "save as UTF-8"))
+        return None
+    if found := _UNSEEN.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        detail = f"an invisible character, U+{ord(found[0]):04X}"
+        problems.append(BundleError(BundleCode.SYNTAX, file, line, detail, "take it out; where it is meant, escape it"))
+        return None
+    return text
 
 
 def _kind(value: object) -> str:
