@@ -19,7 +19,7 @@ every call. So it answers as `verify_quote` does, faster.
 from __future__ import annotations
 
 import hmac
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NoReturn, final
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_COMPARED", "Allowance", "Check", "NotCompared", "VerifiedQuote", "Verifier", "verify_quote"]
 
-_SEAL: Final = object()  # stays in this module; guards against mistakes, not against hostile code
 NONE: Final[frozenset[Allowance]] = frozenset()
 _STATE_ALONE: Final = (step.TCB_REVOKED.name, step.TCB_ACCEPTED.name)
 
@@ -108,9 +107,12 @@ class _Case:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class VerifiedQuote:
-    """Holding one means verify_quote() accepted it, at `verified_at`, for what REPORT_DATA was compared with."""
+    """Holding one means verify_quote() accepted it, at `verified_at`, for what REPORT_DATA was compared with.
+
+    It has no constructor: `_Call.conclude` makes it. That guards against mistakes, not against hostile code.
+    """
 
     quote: Quote
     compared: bytes | Binding | NotCompared
@@ -121,11 +123,9 @@ class VerifiedQuote:
     """What Intel certifies about the platform."""
     _state: TcbState = field(repr=False)
     _case: _Case = field(repr=False)
-    seal: InitVar[object]
 
-    def __post_init__(self, seal: object) -> None:
-        if seal is not _SEAL:
-            raise TypeError("a VerifiedQuote comes from verify_quote() only")
+    def __init__(self, *_: object, **__: object) -> None:
+        raise TypeError("a VerifiedQuote comes from verify_quote() only")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a VerifiedQuote cannot be copied or pickled; verify again")
@@ -362,15 +362,15 @@ class _Call:
         if case.ok and signed and same and in_force:
             assert state is not None  # case.ok says so
             assert facts is not None
-            return VerifiedQuote(
-                quote=quote,
-                compared=self.report_data,
-                verified_at=self.at if self.at.tzinfo is UTC else self.at.astimezone(UTC),
-                pck=facts,
-                _state=state,
-                _case=case,
-                seal=_SEAL,
-            )
+            verified = object.__new__(VerifiedQuote)
+            put = object.__setattr__
+            put(verified, "quote", quote)
+            put(verified, "compared", self.report_data)
+            put(verified, "verified_at", self.at if self.at.tzinfo is UTC else self.at.astimezone(UTC))
+            put(verified, "pck", facts)
+            put(verified, "_state", state)
+            put(verified, "_case", case)
+            return verified
         ledger = Ledger()
         judge_time(ledger, case.windows, self.moment)
         if key is not None:
