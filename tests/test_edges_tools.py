@@ -48,9 +48,13 @@ def last(world: World) -> dict[str, Any]:
 
 
 @pytest.mark.asyncio
-async def test_a_permit_for_mail_is_none_for_a_tool(world: World) -> None:
+async def test_a_permit_for_mail_is_none_for_a_tool(world: World, caplog: pytest.LogCaptureFixture) -> None:
     a, _ = await pair(world)
     assert await call(a, "search") == "refused: policy.no_rule"
+    assert await call(a, "search") == "refused: policy.no_rule"
+    (said,) = [vars(one) for one in caplog.records if one.message == "edge.refused"]  # once, as in the log of entries
+    assert (said["subject"], said["resource"], said["action"]) == (a.subject, "acme/tools/b/search", "CallTool")
+    assert "passes if" in said["reasons"][0]
     denial = last(world)
     assert (denial["kind"], denial["action"], denial["resource"]) == ("edge.refused", "CallTool", "acme/tools/b/search")
     assert denial["reasons"]

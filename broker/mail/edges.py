@@ -8,6 +8,7 @@ choice, so of one who asks about more and more of them not every answer is writt
 A message that calls a tool is both: sent to a mailbox, and a call. Whoever sends it needs a permit for each.
 """
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from policies.errors import Refused
 from policies.model import CallTool, Context, Declassify, Receive, Send
 from policies.permit import Permit
 
+logger = logging.getLogger("cloister.broker.edges")
 MAX_EDGES: Final = 16_384
 MAX_LISTED: Final = 1024  # answers about one agent that the log hears of at once; later ones at leisure
 AT_ONCE: Final = datetime.min.replace(tzinfo=UTC)
@@ -109,6 +111,7 @@ class Edges:
             fresh = replace(fresh, entry=known.entry)
         elif (unlisted := self._listed.left_out(session.subject, at)) is not None:
             fresh = replace(fresh, entry=Owed(_entry(session, action, at, correlation_id, fresh, unlisted)))
+            _tell(session, fresh, correlation_id)
         self._keep(key, fresh)
         return fresh.given()
 
@@ -165,6 +168,23 @@ def _judge(session: Session, action: Judged, at: datetime) -> Answer:
     return Answer(permit=permit, refusal=None, entry=None, about=action, until=until)
 
 
+def _tell(session: Session, answer: Answer, correlation_id: str) -> None:
+    """Of a refusal, the operator who is looking on."""
+    if answer.refusal is not None:
+        about = {
+            "subject": session.subject,
+            "resource": _resource(answer.about),
+            "action": answer.about.action,
+            "reasons": told(answer.refusal),
+            "correlation_id": correlation_id,
+        }
+        logger.warning("edge.refused", extra=about)
+
+
+def _resource(about: Judged) -> str:
+    return about.tool if isinstance(about, CallTool) else about.mailbox
+
+
 def _entry(session: Session, action: Asked, at: datetime, correlation_id: str, answer: Answer, unlisted: int) -> Entry:
     permit, error, about = answer.permit, answer.refusal, answer.about
     return Entry(
@@ -172,7 +192,7 @@ def _entry(session: Session, action: Asked, at: datetime, correlation_id: str, a
         at=at,
         subject=session.subject,
         tenant=session.record.tenant,
-        resource=about.tool if isinstance(about, CallTool) else about.mailbox,
+        resource=_resource(about),
         codes=codes_of(error) if error else (),
         policy=session.bundle.digest,
         evidence=session.record.evidence.hex(),
