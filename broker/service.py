@@ -240,7 +240,7 @@ async def _assemble(settings: Settings, records: Records, trust: Trust, root: Ro
         rotation=desks.rotation(records, root, settings),
         upkeep=desks.upkeep(records, trust, settings),
         retirement=desks.retirement(records, trust, settings),
-        metrics=Metrics(lambda: _live(administration)),
+        metrics=Metrics(lambda: _live(administration) | {"forged_rows": {"mail": float(mail.forged.count)}}),
         bell=mail.bell,
         labels=mail.labels,
         router=mail.router,

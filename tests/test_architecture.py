@@ -51,8 +51,8 @@ ORDER: dict[str, str] = {
     ),
     "broker/ports": "channels mail svids topics releases __init__",
     "broker/mail": (
-        "__init__ sparing edges labels mailkeys states acceptance bell deadletters leases vouchers mailboxes routing "
-        "ways topics channels drawing blobs desks"
+        "__init__ sparing edges labels mailkeys states acceptance forged bell deadletters leases vouchers mailboxes "
+        "routing ways topics channels drawing blobs desks"
     ),
     "broker/store": (
         "__init__ rows undo turns shares memory_blobs memory_channels memory_stones memory_mail memory_svids "
@@ -67,9 +67,9 @@ ORDER: dict[str, str] = {
         "__init__ admin_client unsealing setup rewrap hardening cli_parts lending_cli audit_cli domain_cli root_cli"
     ),
     "broker/wire": (
-        "__init__ heap errors canonical tags jose fields names tools log evidence challenge attested svid dpop unseal terms "
-        "release derive labels api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel stream_pb2 "
-        "mailbox keys state peers revocations topic bodies relying trustfile"
+        "__init__ heap errors canonical tags jose fields names tools log evidence challenge attested svid dpop unseal "
+        "terms release derive labels api_pb2 envelope_pb2 envelope blob leases deadletters channel_pb2 channel "
+        "stream_pb2 mailbox keys state peers revocations topic bodies relying trustfile"
     ),
     "broker/kbs": "__init__ jwe messages keys token records guests resources desk",
     "broker/rootkey": "__init__ root keyfile shares holders tpm methods",

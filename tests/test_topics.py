@@ -1,7 +1,11 @@
 """Topics: everybody who may read gets the one copy, and who leaves or falls can't read what is said afterwards."""
 
+import json
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -318,3 +322,46 @@ async def test_what_has_expired_is_dropped_and_shown_to_nobody(world: World) -> 
     assert await one.texts() == []
     assert await world.broker.topics.expire() == 1
     assert await world.broker.topics.expire() == 0
+
+
+# ── rows that somebody has been at ─────────────────────────────────────────────────────────────────────────────────
+
+
+def tamper(world: World, number: int, **columns: Any) -> None:
+    """Change a message where it rests, behind the broker's back."""
+    if world.settings.database is None:
+        rows = world.broker.store._tables.topics._messages.rows  # type: ignore[attr-defined]
+        rows[number] = replace(rows[number], **columns)
+        return
+    with closing(sqlite3.connect(world.settings.database, isolation_level=None)) as file:
+        for name, value in columns.items():
+            file.execute(f"UPDATE topic_message SET {name} = ? WHERE id = ?", (value, number))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "columns",
+    [{"envelope": b"nonsense"}, {"digest": bytes(32)}, {"kind": "batch"}, {"accepted_at_ms": "yesterday"}],
+    ids=lambda columns: next(iter(columns)),
+)
+async def test_a_row_that_somebody_has_been_at_is_dropped_and_told_and_the_others_are_read(
+    world: World, columns: dict[str, Any]
+) -> None:
+    writer, one, two = await world.admitted("writer"), await reader(world, "one"), await reader(world, "two")
+    for text in ("a", "b", "c"):
+        assert await say(writer, text) == "ok"
+    _, bad, _ = [row.number for row in _rows(world)]
+    tamper(world, bad, **columns)
+    assert await one.texts() == ["a", "c"]
+    assert await one.texts() == ["a", "c"]
+    assert (await two.page()).missed == 1
+    entries = [json.loads(row.entry) for row in world.broker.audit.newest(kind="mail.dropped", limit=9)]
+    assert [(entry["codes"], entry["numbers"], entry["resource"]) for entry in entries] == [
+        (["store.row_forged"], [str(bad)], NEWS)
+    ]
+    assert b'cloister_forged_rows{of="mail"} 1.0' in world.broker.metrics.render()
+
+
+def _rows(world: World) -> list[Any]:
+    now_ms = int(world.broker.clock().timestamp() * 1000)
+    return list(world.broker.store.read(lambda tx: tx.topics.page(NEWS, after=0, now_ms=now_ms)))

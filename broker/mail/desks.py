@@ -14,6 +14,7 @@ from broker.mail.channels import Channels
 from broker.mail.deadletters import DeadLetters
 from broker.mail.drawing import Drawing
 from broker.mail.edges import Edges
+from broker.mail.forged import Forged
 from broker.mail.labels import Ratchets
 from broker.mail.leases import Leases
 from broker.mail.mailboxes import Mailboxes
@@ -44,6 +45,7 @@ class Mail:
     keys: KeyDesk
     states: StateDesk
     topics: TopicDesk
+    forged: Forged
 
 
 @final
@@ -60,6 +62,7 @@ class _Common:
     bell: Bell
     dead: DeadLetters
     vouchers: Vouchers
+    forged: Forged
 
 
 def assemble(records: Records, *, sessions: Sessions, vault: Vault, quota: Quota) -> Mail:
@@ -81,6 +84,7 @@ def assemble(records: Records, *, sessions: Sessions, vault: Vault, quota: Quota
         keys=keys,
         states=_states(common),
         topics=topics,
+        forged=common.forged,
     )
 
 
@@ -104,6 +108,7 @@ def _common(records: Records, sessions: Sessions, quota: Quota) -> _Common:
             quota=quota,
         ),
         vouchers=Vouchers(sessions),
+        forged=Forged(store=records.store, audit=records.audit),
     )
 
 
@@ -116,6 +121,7 @@ def _leases(common: _Common) -> Leases:
         sessions=common.sessions,
         labels=common.labels,
         dead=common.dead,
+        forged=common.forged,
         bell=common.bell,
         clock=common.records.clock,
     )
@@ -225,6 +231,7 @@ def _topics(common: _Common, router: Router, keys: KeyDesk) -> TopicDesk:
         labels=common.labels,
         keys=keys,
         router=router,
+        forged=common.forged,
         bell=common.bell,
         clock=common.records.clock,
         quota=common.quota,

@@ -20,6 +20,7 @@ from broker.generation import Generation
 from broker.mail.bell import Bell
 from broker.mail.deadletters import DeadLetters
 from broker.mail.edges import Edges
+from broker.mail.forged import Forged
 from broker.mail.labels import Labels, Ratchets, fits, labels_in
 from broker.ports import Clock, Store, Transaction
 from broker.ports.mail import MAX_OCTETS, NO_LIMIT, EndedParcel, Leased, LeasedMessage, MailboxRecord
@@ -79,6 +80,7 @@ class Leases:
         sessions: Sessions,
         labels: Ratchets,
         dead: DeadLetters,
+        forged: Forged,
         bell: Bell,
         clock: Clock,
     ) -> None:
@@ -89,6 +91,7 @@ class Leases:
         self._sessions = sessions
         self._labels = labels
         self._dead = dead
+        self._forged = forged
         self._bell = bell
         self._clock = clock
         self._begun: OrderedDict[str, str] = OrderedDict()  # mailbox → who has been handed mail from it by this process
@@ -246,6 +249,7 @@ class Leases:
         ):
             if refused:
                 await self._reject(name, refused, at, code=code)
+        self._forged.noticed(name, len(broken))
         await self._labels.delivered(session, labels, why=name, at=at)
         return readable
 

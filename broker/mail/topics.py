@@ -21,6 +21,7 @@ from broker.identity import Identity
 from broker.mail.acceptance import Acceptances
 from broker.mail.bell import Bell
 from broker.mail.edges import Edges
+from broker.mail.forged import Forged
 from broker.mail.labels import Labels, Ratchets, fits, labels_in, require
 from broker.mail.mailkeys import KeyDesk, Ring, ring_of
 from broker.mail.routing import Checked, Router, result_of
@@ -91,6 +92,7 @@ class TopicDesk:
         labels: Ratchets,
         keys: KeyDesk,
         router: Router,
+        forged: Forged,
         bell: Bell,
         clock: Clock,
         quota: Quota,
@@ -105,6 +107,7 @@ class TopicDesk:
         self._labels = labels
         self._keys = keys
         self._router = router
+        self._forged = forged
         self._bell = bell
         self._clock = clock
         self._quota = quota
@@ -321,6 +324,10 @@ class TopicDesk:
         found = self._store.read(
             lambda tx: tx.topics.page(topic, after=after, now_ms=now_ms, limit=limit, messages=messages, octets=octets)
         )
+        upto = found[-1].number if found else after
+        if broken := list(self._forged.among(self._unknown(found))):
+            await self._forged.drop(topic, broken, at)
+            found = [message for message in found if message not in broken]
         senders = await self._sessions.settle(tuple({message.sender for message in found}), at)
         held = self._labels.of(session.subject)
         labelled = [(message, self._about(message).labels) for message in found if message.sender in senders]
@@ -332,8 +339,12 @@ class TopicDesk:
             acceptances=tuple(self._about(message).acceptance for message, _ in shown),
             tokens={one: self._sessions.peer_token(sender, at) for one, sender in senders.items() if one in said},
             missed=reader.missed,
-            upto=found[-1].number if found else after,
+            upto=upto,
         )
+
+    def _unknown(self, found: Sequence[TopicMessage]) -> Iterator[TopicMessage]:
+        """Those that no reader was shown yet."""
+        return (message for message in found if message.number not in self._known)
 
     def _about(self, message: TopicMessage) -> "_Known":
         """What is said of it to every reader, worked out for the first."""

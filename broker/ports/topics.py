@@ -83,6 +83,9 @@ class Topics(Protocol):
     ) -> Sequence[TopicMessage]:
         """In order, without what has expired: no more than that, but for the first one, however large it is."""
 
+    def drop(self, topic: str, number: int) -> bool:
+        """Take one out that is not to be read; whoever has not read it misses it."""
+
     def advance(self, topic: str, subject: str, place: int) -> bool:
         """Move a reader forwards, never back and never behind the newest message; False when it is none."""
 

@@ -98,6 +98,16 @@ class MemoryTopics:
         alive = (one for one in self._of(topic) if one.number > after and one.expires_at_ms > now_ms)
         return first_of(alive, limit=limit, most=Load(messages, octets))
 
+    def drop(self, topic: str, number: int) -> bool:
+        found = self._messages.get(number)
+        if found is None or found.topic != topic:
+            return False
+        for reader in self.readers(topic):
+            if reader.place < number:
+                missed = reader.missed + found.count
+                self._readers.put((topic, reader.subject), replace(reader, missed=missed))
+        return self._messages.drop(number)
+
     def advance(self, topic: str, subject: str, place: int) -> bool:
         known = self._readers.get((topic, subject))
         if known is None:

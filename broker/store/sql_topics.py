@@ -24,9 +24,14 @@ def _message(row: Sequence[Any]) -> TopicMessage:
         accepted_at_ms=row[6],
         expires_at_ms=row[7],
         kind=row[8],
-        count=row[9],
-        envelope=row[10],
+        count=_count(row[9]),
+        envelope=row[10] if isinstance(row[10], bytes) else b"",
     )
+
+
+def _count(value: Any) -> int:
+    """A row that somebody has been at may hold anything, and is found out where it is looked into."""
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _reader(row: Sequence[Any]) -> TopicReader:
@@ -144,6 +149,16 @@ class SqlTopics:
             (topic, after, now_ms, limit),
         )
         return first_of(map(_message, rows), limit=limit, most=Load(messages, octets))
+
+    def drop(self, topic: str, number: int) -> bool:
+        row = self._db.execute("SELECT count FROM topic_message WHERE id = ? AND topic = ?", (number, topic)).fetchone()
+        if row is None:
+            return False
+        self._db.execute(
+            "UPDATE topic_reader SET missed = missed + ? WHERE topic = ? AND place < ?", (_count(row[0]), topic, number)
+        )
+        self._db.execute("DELETE FROM topic_message WHERE id = ?", (number,))
+        return True
 
     def advance(self, topic: str, subject: str, place: int) -> bool:
         done = self._db.execute(
