@@ -33,8 +33,9 @@ PATIENCE_S: Final = 5.0
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse:
-    """One call, as a hook sees it. `caller` is None where this agent itself is about to call; `labels` mark what goes
-    into the tool; `digest` is that of the description that is served, or pinned."""
+    """One call, as a hook sees it. `server` is this agent's own subject, or the mailbox that is called; `caller` is
+    None where this agent itself is about to call; `labels` mark what goes into the tool; `digest` is that of the
+    description that is served, or pinned."""
 
     server: str
     tool: str

@@ -37,7 +37,7 @@ from broker.wire.tools import call_type
 from enclave.context import BlockingContext, Context, confine
 from enclave.declared import MAX_REMEMBERED as MAX_REMEMBERED
 from enclave.declared import ONCE, Declared, Handler, Key, Retry, declare, name_of
-from enclave.errors import AgentError, Code, MessageError, ToolRefused
+from enclave.errors import AgentError, Code, MessageError, Reject, ToolRefused
 from enclave.guards import Guards, ToolUse
 from enclave.handling import call as run_handler
 from enclave.handling import items_of
@@ -76,11 +76,14 @@ class Served:
         idempotent: bool | Key,
         keyed: bool,
     ) -> None:
-        """Raises AgentError agent.tool_invalid, agent.handler_invalid."""
+        """Raises AgentError agent.tool_invalid."""
         shape = _shape(function)
         self._guards = guards
-        self._arguments = message_type(shape.arguments)
-        self._result = message_type(shape.result)
+        try:
+            self._arguments = message_type(shape.arguments)
+            self._result = message_type(shape.result)
+        except AgentError as error:
+            raise _invalid(function, error.detail) from None
         self._function = _adapted(function, takes_ctx=shape.takes_ctx, takes_arguments=shape.takes_arguments)
         self._streams = shape.streams
         self._idempotent = bool(idempotent)
@@ -149,16 +152,21 @@ class Served:
     async def _answer(self, ctx: Context, call: ToolCall) -> ToolAnswer:
         try:
             arguments = await self._admitted(ctx, call)
-            before = self._answered.begin(ctx, self._name_of(call, arguments), call, again=self._idempotent)
+            key = call.key if self._key is None else str(self._key(arguments))
+            before = self._answered.begin(ctx, key, call, again=self._idempotent)
         except ToolRefused as refusal:
             return self._refusal(ctx, refusal)
         if before is not None:
             return before
-        result = await run_handler(self._function, ctx, arguments)
+        try:
+            result = await run_handler(self._function, ctx, arguments)
+        except Reject:  # the function's own no: there is nothing that might have taken effect
+            self._answered.forget(ctx, key)
+            raise
         if result is None and self._result.kind is Nothing:
             result = Nothing()
         answer = self._said(ctx, "result", self._result, result)
-        self._answered.end(ctx, self._name_of(call, arguments), answer)
+        self._answered.end(ctx, key, answer)
         return answer
 
     async def _stream(self, ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer | Whole, None]:
@@ -201,12 +209,6 @@ class Served:
         )
         confine(ctx, frozenset(f"{ctx.tenant}/{need}" for need in self.description.needs))
         return arguments
-
-    def _name_of(self, call: ToolCall, arguments: Any) -> str:
-        """What is to be done once; empty where neither caller nor author says so."""
-        if self._key is None:
-            return call.key[: MAX_KEY + 1]
-        return str(self._key(arguments))
 
     def _said(
         self, ctx: Context, kind: typing.Literal["result", "progress"], wanted: MessageType, value: Any
@@ -259,6 +261,11 @@ class _Answered:
         own = self._known.get(ctx.peer.subject) if ctx.peer else None
         if own is not None and key in own:
             own[key] = own[key][0], answer, ctx.labels
+
+    def forget(self, ctx: Context, key: str) -> None:
+        own = self._known.get(ctx.peer.subject) if ctx.peer else None
+        if own is not None and own.pop(key, None) is not None:
+            self._count -= 1
 
     def _make_room(self) -> None:
         self._count += 1

@@ -171,7 +171,7 @@ def test_what_cannot_be_a_tool_is_refused_at_once_and_says_what_would() -> None:
             (Code.AGENT_TOOL, lambda one=one: agent.tool(one))
             for one in (no_words, no_type, no_result, two, rest, yields)
         ),
-        (Code.AGENT_HANDLER, lambda: agent.tool(number)),
+        (Code.AGENT_TOOL, lambda: agent.tool(number)),
         (Code.AGENT_TOOL, lambda: agent.tool(name="a/b")(good)),
         (Code.AGENT_TOOL, lambda: agent.tool(needs="../x")(good)),
         (Code.AGENT_TOOL, lambda: agent.tool(keyed=True)(stream)),
