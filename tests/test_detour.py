@@ -2,14 +2,26 @@
 is handled twice, each sender's order stays."""
 
 import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
+from attestation.errors import CloisterError
 from broker.wire.channel import ChannelBatch
 from broker.wire.mailbox import ReceiveRequest
+from enclave import detour, staying
+from enclave.client import BrokerCalls, Call
+from enclave.durable import Durable
+from enclave.runtime import Runtime
 from tests.stream_world import PATIENCE_S, mail
+from tests.test_durable import BOX, KEEPING, Stage, emptied, place, tell
 from tests.test_stream import numbered, post
+
+__all__ = ["place"]
 
 # ── the broker's half ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -34,3 +46,158 @@ async def test_who_begins_anew_by_a_request_gets_what_is_out_on_a_stream_that_th
         assert numbers == sorted(numbers)
         assert numbers[0] == 1
         assert {one.attempt for one in after.batches} == {1}
+
+
+# ── whole agents ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Gate:
+    """What stands between an agent and the broker's gRPC port."""
+
+    def __init__(self, port: int) -> None:
+        self._behind = port
+        self._server: asyncio.Server | None = None
+        self._ours: list[asyncio.StreamWriter] = []
+        self._theirs: list[asyncio.StreamWriter] = []
+        self.port = 0
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def shut(self, *, silently: bool = False) -> None:
+        """Nothing passes any more; `silently` the broker does not learn that its callers have gone."""
+        assert self._server is not None
+        self._server.close()
+        for writer in (*self._ours, *(() if silently else self._theirs)):
+            writer.transport.abort()
+        self._ours.clear()
+
+    async def away(self) -> None:
+        await self.shut()
+        for writer in self._theirs:
+            writer.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, onward = await asyncio.open_connection("127.0.0.1", self._behind)
+        self._ours.append(writer)
+        self._theirs.append(onward)
+        await asyncio.gather(_copy(reader, onward), _copy(theirs, writer), return_exceptions=True)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while chunk := await reader.read(1 << 16):
+        writer.write(chunk)
+        await writer.drain()
+
+
+@pytest_asyncio.fixture
+async def gate(place: Stage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]:
+    """All agents of the test go through it; and what takes seconds takes moments."""
+    port = place.broker.broker.ports.grpc
+    assert port is not None
+    made = Gate(port)
+    await made.open()
+
+    def target(_: BrokerCalls) -> Call[str]:
+        yield from ()
+        return f"127.0.0.1:{made.port}"
+
+    monkeypatch.setattr(BrokerCalls, "grpc_target", target)
+    monkeypatch.setattr(detour, "AFTER_S", 0.05)
+    monkeypatch.setattr(detour, "FIRST_TRIAL_S", 0.1)
+    monkeypatch.setattr(detour, "MAX_TRIAL_S", 0.2)
+    monkeypatch.setattr(staying, "FIRST_PAUSE_S", 0.02)
+    yield made
+    await made.away()
+
+
+class Reader:
+    """Handles what comes."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.handled: list[int] = []
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        while True:
+            with suppress(CloisterError):
+                for received in await self.runtime.receive(16):
+                    with suppress(CloisterError):
+                        self.handled.append(int(received.plaintext))
+                        await self.runtime.finish(received)
+
+    async def has(self, count: int) -> None:
+        async with asyncio.timeout(PATIENCE_S * 3):
+            while len(self.handled) < count:
+                await asyncio.sleep(0.01)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S * 3):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("silently", [False, True], ids=["told", "silently"])
+@pytest.mark.parametrize("kind", [None, KEEPING], ids=["ephemeral", "durable"])
+async def test_mail_leaves_a_stream_that_cannot_be_opened_and_returns_to_one_in_order_and_once(
+    place: Stage, gate: Gate, kind: Durable | None, silently: bool
+) -> None:
+    runtime = await place.start(durable=kind, stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    streams = [one._stream for one in (runtime, sender) if one._stream is not None]
+    reader, sent = Reader(runtime), list[asyncio.Task[None]]()
+
+    async def send(upto: int) -> None:
+        while len(sent) < upto:
+            sent.append(asyncio.create_task(tell(sender, b"%d" % len(sent))))
+            await asyncio.sleep(0)
+
+    try:
+        await send(20)
+        await reader.has(10)
+        await gate.shut(silently=silently)
+        await send(60)  # some of it is on its way when everybody notices
+        await until(lambda: all(stream.detour.active for stream in streams))
+        await reader.has(60)
+        await send(80)
+        await reader.has(80)
+        assert not any(stream.connected for stream in streams)
+        await gate.open()
+        await send(100)
+        await until(lambda: all(stream.connected for stream in streams))
+        await send(140)
+        await reader.has(140)
+        await asyncio.gather(*sent)
+        await emptied(place)
+    finally:
+        reader.task.cancel()
+    assert reader.handled == list(range(140))
+    assert not await place.inside(lambda tx: tx.mail.dead(BOX, after=0, limit=10))
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", [None, KEEPING], ids=["ephemeral", "durable"])
+async def test_however_often_it_leaves_and_returns(place: Stage, gate: Gate, kind: Durable | None) -> None:
+    runtime = await place.start(durable=kind, stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    reader, sent, chance = Reader(runtime), list[asyncio.Task[None]](), random.Random(3)
+    try:
+        for turn in range(12):
+            for _ in range(40):
+                sent.append(asyncio.create_task(tell(sender, b"%d" % len(sent))))
+                await asyncio.sleep(chance.choice((0, 0, 0.005)))
+            if turn % 2:
+                await gate.open()
+            else:
+                await gate.shut(silently=chance.random() < 0.5)
+        await asyncio.gather(*sent)
+        await reader.has(len(sent))
+        await emptied(place)
+    finally:
+        reader.task.cancel()
+    assert reader.handled == list(range(len(sent)))
