@@ -73,6 +73,7 @@ class Background:
         while True:
             await asyncio.sleep(COUNT_S)
             await _carefully("refusals.count", self.write_refusals)
+            await _carefully("platforms.save", self._broker.upkeep.save_sightings)
             await _carefully("mail.expire", self._broker.dead.sweep)
             await _carefully("topics.expire", self._broker.topics.expire)
             await _carefully("svids.maintain", self._broker.svids.maintain)

@@ -79,6 +79,7 @@ async def open_trust(records: Records, source: CollateralSource, roots: TrustRoo
     await records.generation.follow_policies(bundles, at=records.clock())
     collateral = CollateralCache(source, records.store, records.generation, records.clock)
     judge = Judge(roots, bundles, collateral)
+    records.store.read(judge.platforms.restore)
     return Trust(
         roots=roots,
         bundles=bundles,

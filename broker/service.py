@@ -6,6 +6,7 @@ from this; tests and demonstrations use it as it is.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -145,6 +146,8 @@ class Broker:
         self.attestor.stop()
         self.collateral.stop()
         self.pool.close()
+        with contextlib.suppress(BrokerError):  # a store that takes nothing more, a clock that is behind
+            await self.upkeep.save_sightings()
         await asyncio.sleep(0)
         self.store.close()
 

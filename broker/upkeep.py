@@ -72,6 +72,10 @@ class Upkeep:
         """Platforms that were seen at several addresses lately: what a copied attestation key looks like."""
         return self._judge.platforms.elsewhere(self._clock())
 
+    async def save_sightings(self) -> int:
+        """Write down where platforms were seen; of how many that was news."""
+        return await self._judge.platforms.save(self._store, self._clock())
+
     def warnings(self) -> dict[str, dict[str, list[str]]]:
         """Family → subject → codes, by the early collateral that was judged last."""
         return {

@@ -8,6 +8,7 @@ import pytest_asyncio
 
 from attestation.chains import claimed_platform
 from attestation.quote import Quote
+from broker.platforms import WINDOW_S
 from tests.broker_world import Agent, World, outcome, write_bundle
 
 ANY = 'platforms = "any"\nplatforms_until = "2099-01-01"\n'
@@ -70,4 +71,31 @@ async def test_t31_when_a_status_flips_the_most_valuable_stops_first(tmp_path: P
     key = (await agent.find(BOX)).key
     assert await outcome(agent.send(agent.envelope(key))) == "ok"
     assert await outcome(world.agent().attest()) == "ok"
+    await world.broker.close()
+
+
+# ── one platform at two addresses ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def from_(agent: Agent, address: str) -> str:
+    return await outcome(agent.world.broker.admission.attest(agent.request(), source_ip=address))
+
+
+@pytest.mark.asyncio
+async def test_a_restart_does_not_make_a_copied_platform_the_only_one(tmp_path: Path) -> None:
+    world = await World.make(tmp_path, database=True)
+    first, copy = world.agent("first"), world.agent("copy")
+    assert await from_(first, "192.0.2.1") == "ok"
+    await world.restart()
+    assert "policy.platform_seen_elsewhere" in await from_(copy, "198.51.100.7")
+    assert world.broker.upkeep.elsewhere() == {ppid(first): ["192.0.2.1", "198.51.100.7"]}
+    await world.restart()
+    assert "policy.platform_seen_elsewhere" in await from_(first, "192.0.2.1")
+    assert await world.broker.upkeep.save_sightings() == 0  # that is no news yet
+    world.machine.clock.advance(WINDOW_S + 1)
+    assert await from_(first, "192.0.2.1") == "ok"
+    assert await world.broker.upkeep.save_sightings() == 1
+    world.machine.clock.advance(WINDOW_S + 1)
+    assert await world.broker.upkeep.save_sightings() == 1  # forgotten
+    assert world.broker.store.read(lambda tx: tx.marks.under("sightings/")) == {}
     await world.broker.close()
