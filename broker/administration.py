@@ -154,9 +154,12 @@ class Administration:
                 why="policies",
                 bundles=[f"{bundle.tenant} {bundle.version} {bundle.digest}" for bundle in changed],
             )
-            await self._generation.note_policies(changed, at=self._clock(), entry=entry, also=agreed.take)
-            for bundle in changed:  # nothing else runs between the rise and this
-                self._bundles.replace(bundle)
+
+            def taken() -> None:
+                for bundle in changed:
+                    self._bundles.replace(bundle)
+
+            await self._generation.note_policies(changed, at=self._clock(), entry=entry, also=agreed.take, then=taken)
         return {bundle.tenant: bundle.digest for bundle in self._bundles.all}
 
     async def agree(self, admin: Admin, act: Act, resource: str = "", *about: bytes, correlation_id: str = "") -> str:

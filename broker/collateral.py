@@ -162,13 +162,20 @@ class CollateralCache:
         known = _Known(collateral=found, quote=quote)
         at = self._clock()
         at_s = int(at.timestamp())
+
+        def taken() -> None:
+            self._known[family] = known
+            self._ended.discard(family)
+            self._failed.pop(family, None)
+
+        def save(tx: Transaction) -> None:
+            _save(tx, family, known, at_s)
+
         if old is None:
-            await self._store.transact(lambda tx: _save(tx, family, known, at_s))
+            await self._store.transact(save)
+            taken()
         else:
-            await self._generation.rise(f"collateral {family}", lambda tx: _save(tx, family, known, at_s), at=at)
-        self._known[family] = known
-        self._ended.discard(family)
-        self._failed.pop(family, None)
+            await self._generation.rise(f"collateral {family}", save, at=at, then=taken)
         logger.info("collateral.kept", extra={"family": family, "digest": found.digest.hex()})
 
 

@@ -64,16 +64,25 @@ class Generation:
             raise BrokerError(BrokerCode.GENERATION_MOVED, f"decided in {generation}, now {found}", retry_after_s=1)
 
     async def rise(
-        self, why: str, work: Callable[[Transaction], T], *, at: datetime, entry: Entry | None = None
+        self,
+        why: str,
+        work: Callable[[Transaction], T],
+        *,
+        at: datetime,
+        entry: Entry | None = None,
+        then: Callable[[], object] = lambda: None,
     ) -> tuple[T, Receipt]:
         """Do `work` and raise the number, in one transaction with an entry that says why and to what.
 
-        Whoever asks may go meanwhile: a number that was raised is heard of here in any case.
+        `then` is what changes in memory with it: nobody may judge by the new number and the old facts. Whoever asks may
+        go meanwhile: a number that was raised is heard of here in any case.
         """
         told = entry or Entry(kind=Kind.GENERATION_CHANGED, at=at, more={"why": why})
-        return await to_its_end(self._rise(told, work))
+        return await to_its_end(self._rise(told, work, then))
 
-    async def _rise(self, told: Entry, work: Callable[[Transaction], T]) -> tuple[T, Receipt]:
+    async def _rise(
+        self, told: Entry, work: Callable[[Transaction], T], then: Callable[[], object]
+    ) -> tuple[T, Receipt]:
 
         def unit(tx: Transaction) -> tuple[T, int, int, bytes]:
             done = work(tx)
@@ -83,6 +92,7 @@ class Generation:
 
         done, following, index, raw = await self._store.transact(unit)
         receipt = self._audit.receipt(index, raw)
+        then()
         self.current = max(self.current, following)
         for listener in self._listeners:
             listener()
@@ -111,8 +121,9 @@ class Generation:
         at: datetime,
         entry: Entry | None = None,
         also: Callable[[Transaction], None] = lambda _: None,
+        then: Callable[[], object] = lambda: None,
     ) -> None:
-        """These policies are in force from now on."""
+        """These policies are in force from now on; `then` as in `rise`."""
 
         def work(tx: Transaction) -> None:
             also(tx)
@@ -120,7 +131,7 @@ class Generation:
                 tx.marks.put(_POLICY_MARK + tenant, value)
             keep_policies(tx, bundles, at)
 
-        await self.rise("policies", work, at=at, entry=entry)
+        await self.rise("policies", work, at=at, entry=entry, then=then)
 
 
 def _stated(bundles: Sequence[Bundle]) -> dict[str, str]:

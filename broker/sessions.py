@@ -377,8 +377,7 @@ class Sessions:
             codes=(BrokerCode.AGENT_REVOKED,),
             more={"why": why[:256], "by": by, "second": second},
         )
-        await self._generation.rise("revocation", work, at=at, entry=entry)
-        self._live.pop(subject, None)
+        await self._generation.rise("revocation", work, at=at, entry=entry, then=lambda: self._live.pop(subject, None))
 
 
 def _expect_unchanged(tx: Transaction, record: AgentRecord) -> None:

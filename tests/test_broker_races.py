@@ -149,6 +149,15 @@ async def test_a_generation_that_rises_when_nobody_waits_any_more_is_heard_of(wo
 
 
 @pytest.mark.asyncio
+async def test_whoever_hears_of_a_new_number_finds_what_changed_with_it(world: World) -> None:
+    write_bundle(world.settings.bundles[0], version=2)
+    broker, heard = world.broker, list[int]()
+    broker.generation.on_change(lambda: heard.append(world.broker.sessions._judge.bundles.of("acme").version))
+    await broker.administration.reload_policies(world.settings.admins[0])
+    assert heard == [2]
+
+
+@pytest.mark.asyncio
 async def test_policies_that_are_reloaded_when_nobody_waits_any_more_are_in_force(world: World) -> None:
     write_bundle(world.settings.bundles[0], version=2)
     async with dialled(world) as client:
