@@ -12,10 +12,10 @@ differs between a mailbox and a topic is decided in ways.py.
 """
 
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, final
 
 from broker.audit import Audit, Entry
@@ -109,16 +109,17 @@ class Channels:
 
         Raises WireError channel.*, envelope.*; BrokerError channel.*, mailbox.*, message.*, generation.moved; Refused.
         """
-        return await self.submit(session, name, sent, topic=topic, correlation_id=correlation_id)
+        return await self.submit(session, name, sent, topic=topic, correlation_id=correlation_id)()
 
     def submit(
         self, session: Session, name: str, sent: ChannelSend, *, topic: bool = False, correlation_id: str = ""
-    ) -> Awaitable[SendStatus]:
-        """As `send`; everything that needs no transaction is done, and may raise, when this returns."""
+    ) -> Callable[[], Awaitable[SendStatus]]:
+        """As `send`; everything that needs no transaction is done, and may raise, when this returns. What is returned
+        does the rest, and may be dropped."""
         at = self._clock()
         way: Way = self._topics.way(name) if topic else ToMailbox(name, self._dead, self._bell)
         checked = self._check(session, name, sent, way, at, correlation_id)
-        return self._take(session, checked, at)
+        return partial(self._take, session, checked, at)
 
     async def _take(self, session: Session, checked: _Checked, at: datetime) -> SendStatus:
         generation, way = session.generation, checked.way  # as it was judged; the session's own may rise meanwhile

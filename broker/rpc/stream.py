@@ -258,7 +258,7 @@ class MailStream:
             logger.error("stream.failed", exc_info=error, extra={"correlation_id": self._call_id})
         self.look.set()  # the watch ends the stream, or finds out what became of the agent, or of the broker
 
-    async def _begun(self, send: pb.StreamSend) -> Awaitable[SendStatus] | Refusal:
+    async def _begun(self, send: pb.StreamSend) -> Callable[[], Awaitable[SendStatus]] | Refusal:
         """Checked now, so that sends keep their order; what is left needs the store alone."""
         try:
             session = await self.session()
@@ -269,12 +269,12 @@ class MailStream:
         except REFUSALS as error:
             return error
 
-    async def _send(self, number: int, begun: Awaitable[SendStatus] | Refusal) -> None:
+    async def _send(self, number: int, begun: Callable[[], Awaitable[SendStatus]] | Refusal) -> None:
         result = pb.StreamResult(id=number)
         try:
             if isinstance(begun, Exception):
                 raise begun
-            result.status = await begun
+            result.status = await begun()
         except REFUSALS as error:
             result.status = SendStatus.REFUSED
             policy = isinstance(error, Refused)
