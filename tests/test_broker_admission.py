@@ -3,20 +3,17 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.errors import Code, CollateralUnavailable
 from attestation.evidence import Evidence, Role
 from attestation.quote import Quote
-from attestation.verdict import open_token
 from broker.background import Background
 from broker.bundles import Bundles
 from broker.config import Admin
@@ -24,17 +21,11 @@ from broker.errors import BrokerCode, BrokerError
 from broker.ports import AgentState
 from broker.rootkey.root import RootKey
 from broker.service import build
-from broker.wire.bodies import AttestationRequest, VerificationRequest, peer_audience
+from broker.wire.bodies import AttestationRequest
 from broker.wire.challenge import ChallengeRequest
 from policies.bundle import load_bundle
+from tests.admission_world import world as world
 from tests.broker_world import Agent, World, outcome, write_bundle
-
-
-@pytest_asyncio.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = await World.make(tmp_path)
-    yield made
-    await made.broker.close()
 
 
 def state_of(world: World, agent: Agent) -> AgentState:
@@ -485,98 +476,6 @@ async def test_a_broker_whose_clock_is_behind_its_log_does_not_start(tmp_path: P
     world = await World.make(tmp_path, database=True)
     world.machine.clock.advance(-86_400)
     assert await outcome(world.restart()) == BrokerCode.CLOCK_BEHIND
-
-
-# ── peers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.asyncio
-async def test_a_peer_token_judges_and_does_not_open(world: World) -> None:
-    agent = await world.admitted()
-    at = world.broker.clock()
-    session = await world.broker.sessions.peer(agent.subject, at)
-    token = world.broker.sessions.peer_token(session, at)
-    keys = world.broker.identity._token_keys(at)
-    url = "http://broker.test"
-    verdict = open_token(token, keys=keys, issuer=url, audience=peer_audience(url), at=at)
-    assert verdict.subject == agent.subject
-    assert await outcome(world.broker.sessions.of_token(token, at)) == Code.TOKEN_AUDIENCE
-    assert world.broker.sessions.peer_token(session, at) == token
-
-
-@pytest.mark.asyncio
-async def test_a_peer_that_is_gone_is_expired_and_one_that_never_was_unknown(world: World) -> None:
-    agent = await world.admitted()
-    world.machine.clock.advance(301)
-    at = world.broker.clock()
-    assert await outcome(world.broker.sessions.peer(agent.subject, at)) == BrokerCode.AGENT_EXPIRED
-    assert await outcome(world.broker.sessions.peer("agent/acme/nobody", at)) == BrokerCode.AGENT_UNKNOWN
-
-
-# ── relying services ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def ask(world: World, **changes: Any) -> Any:
-    quote = world.machine.launch("asked").quote(b"\1" * 64)
-    return await world.broker.verification.verify(VerificationRequest(**({"quote": quote} | changes)))
-
-
-@pytest.mark.asyncio
-async def test_a_relying_service_gets_a_verdict_every_check_and_a_signed_result(world: World) -> None:
-    found = await ask(world, report_data=b"\1" * 64, audience="https://ledger.example", nonce="n" * 16)
-    assert (found.ok, found.code) == (True, "ok")
-    assert found.verdict["tcb_status"] == "UpToDate"
-    assert all(check["ok"] for check in found.checks)
-    assert found.result.count(".") == 2
-
-
-@pytest.mark.asyncio
-async def test_t24_a_result_is_no_admission(world: World) -> None:
-    found = await ask(world, report_data=b"\1" * 64)
-    at = world.broker.clock()
-    assert (await outcome(world.broker.sessions.of_token(found.result, at))).startswith("token.")
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"report_data": b"\1" * 64, "accept": ("UpToDate",)}, {"report_data": b"\1" * 64, "allow": ("migratable",)}],
-    ids=str,
-)
-async def test_nothing_is_affirmed_without_comparing_or_by_the_callers_own_policy(
-    world: World, changes: dict[str, Any]
-) -> None:
-    found = await ask(world, **changes)
-    assert found.ok
-    assert not found.affirming
-
-
-@pytest.mark.asyncio
-async def test_a_refused_quote_is_an_answer_with_every_check(world: World) -> None:
-    found = await ask(world, report_data=b"\2" * 64)
-    assert (found.ok, found.code, found.affirming) == (False, Code.BINDING_REPORT_DATA, False)
-    assert [check["code"] for check in found.checks if not check["ok"]] == [Code.BINDING_REPORT_DATA]
-    assert found.result
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("changes", "code"),
-    [
-        ({"quote": b""}, Code.QUOTE_EMPTY),
-        ({"accept": ("Perfect",)}, BrokerCode.VERIFICATION_POLICY),
-        ({"allow": ("everything",)}, BrokerCode.VERIFICATION_POLICY),
-        ({"report_data": bytes(64)}, BrokerCode.VERIFICATION_POLICY),
-        ({"nonce": "short"}, BrokerCode.VERIFICATION_POLICY),
-        ({"event_log": b"?"}, Code.EVENTLOG_MALFORMED),
-    ],
-    ids=str,
-)
-async def test_a_wrong_question_has_its_own_code(world: World, changes: dict[str, Any], code: str) -> None:
-    async def asked() -> None:
-        await ask(world, **changes)
-
-    assert await outcome(asked()) == code
 
 
 # ── small things ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,60 +1,34 @@
 """The language between broker and clients: one spelling of everything, every signature for one purpose."""
 
-import base64
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.wire import dpop, envelope, envelope_pb2, names
+from broker.wire import envelope, envelope_pb2, names
 from broker.wire.bodies import AttestationRequest, Problem, PutSecretRequest, VerificationRequest
-from broker.wire.challenge import BrokerKeys, ChallengeRequest, ChallengeResponse, TokenKey
+from broker.wire.challenge import ChallengeRequest
 from broker.wire.deadletters import PageRequest, RedriveRequest
 from broker.wire.envelope import Envelope, Header, batch_from_bytes, batch_to_bytes
-from broker.wire.errors import MEANING, WireCode, WireError
+from broker.wire.errors import MEANING, WireCode
 from broker.wire.fields import parse_object
-from broker.wire.jose import b64u, key_from_jwk, sign_compact, spki, thumbprint
+from broker.wire.jose import b64u, thumbprint
 from broker.wire.leases import AckRequest, Extension, Nak, Partly, Rejection
 from broker.wire.log import (
-    EMPTY_ROOT,
-    Checkpoint,
-    Receipt,
     broker_id,
-    key_hash,
-    leaf_hash,
-    node_hash,
-    parse_verifier_key,
-    raw_log_key,
-    verifier_key,
-    verify_consistency,
-    verify_inclusion,
 )
 from broker.wire.mailbox import Delivery, MailboxKey, ReceiveRequest
 from broker.wire.release import ReleasePermit, ReleaseRequest, ReleaseResponse, permit_digest
 from broker.wire.relying import TokenKind, TokenRequest, TokenResponse
 from broker.wire.tags import Tag, sealing_thumbprint, tagged
+from tests.wire_world import KEY, LOG_RAW, OTHER, outcome, receipt
 
 ROOT = Path(__file__).resolve().parent.parent
-KEY = ec.derive_private_key(7, ec.SECP256R1())
-OTHER = ec.derive_private_key(8, ec.SECP256R1())
-LOG = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-LOG_RAW = raw_log_key(LOG.public_key())
-URL = "https://broker.example/v1/secrets/acme/db/password:release"
-
-
-def outcome(action: Callable[..., object], *arguments: object) -> str:
-    try:
-        action(*arguments)
-    except WireError as error:
-        return error.code
-    return "ok"
 
 
 def header(**changes: Any) -> Header:
@@ -304,214 +278,6 @@ def test_a_secret_value_is_not_in_the_repr_of_its_body() -> None:
 )
 def test_a_resource_name_has_two_to_eight_plain_segments(name: str, good: bool) -> None:
     assert names.is_resource(name) is good
-
-
-# ── challenges ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def broker_keys(log: Ed25519PrivateKey = LOG, identity: ec.EllipticCurvePrivateKey = KEY) -> BrokerKeys:
-    return BrokerKeys.sign(
-        log,
-        log_key=raw_log_key(log.public_key()),
-        log_name="broker.example/log",
-        issuer="https://broker.example",
-        identity_key=spki(identity.public_key()),
-        token_keys=(TokenKey(kid="k1", spki=spki(OTHER.public_key())),),
-        issued_at_s=100,
-        not_after_s=1000,
-    )
-
-
-def answer(keys: BrokerKeys, at_s: int = 500) -> ChallengeResponse:
-    return ChallengeResponse.sign(
-        KEY,
-        keys=keys,
-        broker_id=broker_id(LOG_RAW),
-        client_nonce=b"c" * 32,
-        nonce=b"b" * 32,
-        at_s=at_s,
-        expires_s=60,
-    )
-
-
-def test_an_answer_of_the_pinned_broker_to_this_nonce_is_accepted() -> None:
-    sent = ChallengeResponse.from_dict(json.loads(json.dumps(answer(broker_keys()).to_dict())))
-    assert spki(sent.verify(broker_id(LOG_RAW), client_nonce=b"c" * 32)) == spki(KEY.public_key())
-
-
-def test_t12_an_answer_of_another_broker_or_to_another_nonce_is_refused() -> None:
-    stranger = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
-    pinned = broker_id(LOG_RAW)
-    wrong = WireCode.CHALLENGE_SIGNATURE
-    assert outcome(lambda: answer(broker_keys()).verify(pinned, client_nonce=b"x" * 32)) == wrong
-    assert outcome(lambda: answer(broker_keys(identity=OTHER)).verify(pinned, client_nonce=b"c" * 32)) == wrong
-    assert outcome(lambda: answer(broker_keys(), at_s=2000).verify(pinned, client_nonce=b"c" * 32)) == wrong
-    assert (
-        outcome(lambda: answer(broker_keys(stranger)).verify(pinned, client_nonce=b"c" * 32))
-        == WireCode.CHALLENGE_WRONG_BROKER
-    )
-
-
-def test_keys_that_the_log_key_did_not_sign_are_refused() -> None:
-    members = answer(broker_keys()).to_dict()
-    members["keys"]["token_keys"][0]["spki"] = b64u(spki(KEY.public_key()))
-    forged = ChallengeResponse.from_dict(members)
-    assert outcome(lambda: forged.verify(broker_id(LOG_RAW), client_nonce=b"c" * 32)) == WireCode.CHALLENGE_SIGNATURE
-
-
-# ── DPoP ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_proof_says_what_it_was_built_for() -> None:
-    text = dpop.build(KEY, method="POST", url=URL, body=b"{}", at_s=7, nonce="n", token="t")
-    proof = dpop.parse(text)
-    assert (proof.htm, proof.htu, proof.iat, proof.nonce) == ("POST", URL, 7, "n")
-    assert (proof.ath, proof.bh) == (dpop.token_hash("t"), dpop.body_hash(b"{}"))
-    assert proof.jkt == thumbprint(KEY.public_key())
-
-
-def _proof(head: dict[str, Any], claims: dict[str, Any]) -> str:
-    base_head: dict[str, Any] = {"typ": "dpop+jwt", "alg": "ES256", "jwk": broker_jwk()}
-    base: dict[str, Any] = {"jti": "j", "htm": "POST", "htu": URL, "iat": 1, "bh": dpop.body_hash(b"")}
-    return sign_compact(base_head | head, base | claims, KEY)
-
-
-def broker_jwk() -> dict[str, str]:
-    numbers = KEY.public_key().public_numbers()
-    x, y = (b64u(number.to_bytes(32, "big")) for number in (numbers.x, numbers.y))
-    return {"kty": "EC", "crv": "P-256", "x": x, "y": y}
-
-
-@pytest.mark.parametrize(
-    ("head", "claims"),
-    [
-        ({"typ": "JWT"}, {}),
-        ({"alg": "none"}, {}),
-        ({"alg": "HS256"}, {}),
-        ({"crit": ["x"]}, {}),
-        ({"jwk": broker_jwk() | {"d": "AAAA"}}, {}),
-        ({"jwk": broker_jwk() | {"x": b64u(bytes(32))}}, {}),
-        ({"jwk": broker_jwk() | {"crv": "P-384"}}, {}),
-        ({"jwk": None}, {}),
-        ({}, {"jti": ""}),
-        ({}, {"jti": "x" * 65}),
-        ({}, {"iat": "now"}),
-        ({}, {"iat": True}),
-        ({}, {"bh": None}),
-        ({}, {"nonce": 5}),
-        ({}, {"htu": "x" * 2000}),
-    ],
-    ids=str,
-)
-def test_a_proof_of_another_form_is_malformed(head: dict[str, Any], claims: dict[str, Any]) -> None:
-    assert outcome(lambda: dpop.parse(_proof(head, claims))) == WireCode.DPOP_MALFORMED
-
-
-def test_a_proof_signed_by_another_key_is_refused() -> None:
-    other = thumbprint(OTHER.public_key())
-    numbers = OTHER.public_key().public_numbers()
-    shown = {"kty": "EC", "crv": "P-256", "x": b64u(numbers.x.to_bytes(32)), "y": b64u(numbers.y.to_bytes(32))}
-    assert thumbprint(key_from_jwk(shown)) == other
-    assert outcome(lambda: dpop.parse(_proof({"jwk": shown}, {}))) == WireCode.DPOP_SIGNATURE
-
-
-@given(text=st.text(max_size=80) | st.from_regex(r"[A-Za-z0-9_-]{1,20}\.[A-Za-z0-9_-]{1,20}\.[A-Za-z0-9_-]{1,20}"))
-def test_any_text_is_a_proof_or_malformed(text: str) -> None:
-    assert outcome(lambda: dpop.parse(text)) == WireCode.DPOP_MALFORMED
-
-
-# ── log ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def tree_root(leaves: list[bytes]) -> bytes:
-    """RFC 6962 §2.1, written the way the RFC says it."""
-    if not leaves:
-        return EMPTY_ROOT
-    if len(leaves) == 1:
-        return leaf_hash(leaves[0])
-    split = 1 << (len(leaves) - 1).bit_length() - 1
-    return node_hash(tree_root(leaves[:split]), tree_root(leaves[split:]))
-
-
-def path(index: int, leaves: list[bytes]) -> list[bytes]:
-    if len(leaves) == 1:
-        return []
-    split = 1 << (len(leaves) - 1).bit_length() - 1
-    if index < split:
-        return [*path(index, leaves[:split]), tree_root(leaves[split:])]
-    return [*path(index - split, leaves[split:]), tree_root(leaves[:split])]
-
-
-def subproof(old: int, leaves: list[bytes], whole: bool) -> list[bytes]:
-    if old == len(leaves):
-        return [] if whole else [tree_root(leaves)]
-    split = 1 << (len(leaves) - 1).bit_length() - 1
-    if old <= split:
-        return [*subproof(old, leaves[:split], whole), tree_root(leaves[split:])]
-    return [*subproof(old - split, leaves[split:], False), tree_root(leaves[:split])]
-
-
-@pytest.mark.parametrize("size", range(1, 18))
-def test_every_inclusion_proof_leads_to_the_root_and_no_other_leaf_does(size: int) -> None:
-    leaves = [bytes([i]) for i in range(size)]
-    root = tree_root(leaves)
-    for index in range(size):
-        proof = path(index, leaves)
-        verify_inclusion(leaf_hash(leaves[index]), index, size, proof, root)
-        wrong = WireCode.LOG_PROOF
-        assert outcome(verify_inclusion, leaf_hash(b"no"), index, size, proof, root) == wrong
-        assert outcome(verify_inclusion, leaf_hash(leaves[index]), index, size, [*proof, root], root) == wrong
-        assert outcome(verify_inclusion, leaf_hash(leaves[index]), index, size + 1, proof, b"") == wrong
-
-
-@pytest.mark.parametrize("size", range(18))
-def test_t22_every_older_tree_is_the_beginning_of_the_newer_and_a_fork_is_not(size: int) -> None:
-    leaves = [bytes([i]) for i in range(size)]
-    root = tree_root(leaves)
-    for old in range(size + 1):
-        proof = subproof(old, leaves, True) if old else []
-        verify_consistency(old, tree_root(leaves[:old]), size, root, proof)
-        forked = tree_root([b"other", *leaves[1:old]])
-        if old:
-            assert outcome(verify_consistency, old, forked, size, root, proof) == WireCode.LOG_PROOF
-
-
-def test_a_checkpoint_is_a_note_that_other_tools_can_read() -> None:
-    note = Checkpoint.sign("broker.example/log", 7, bytes(32), LOG).note
-    body, _, signature = note.partition("\n\n")
-    assert body == f"broker.example/log\n7\n{base64.b64encode(bytes(32)).decode()}"
-    blob = base64.b64decode(signature.split(" ")[2])
-    assert signature.startswith("\u2014 broker.example/log ")
-    assert blob[:4] == key_hash("broker.example/log", LOG_RAW)
-    LOG.public_key().verify(blob[4:], (body + "\n").encode())
-    assert parse_verifier_key(verifier_key("broker.example/log", LOG_RAW)) == ("broker.example/log", LOG_RAW)
-
-
-def test_a_changed_checkpoint_is_refused() -> None:
-    note = Checkpoint.sign("broker.example/log", 7, bytes(32), LOG).note
-    assert Checkpoint.open(note, LOG_RAW).size == 7
-    assert outcome(lambda: Checkpoint.open(note.replace("\n7\n", "\n8\n"), LOG_RAW)) == WireCode.LOG_SIGNATURE
-    assert outcome(lambda: Checkpoint.open(note, b"k" * 32)) == WireCode.LOG_SIGNATURE
-    assert outcome(lambda: Checkpoint.open(note.replace("\n7\n", "\n07\n"), LOG_RAW)) == WireCode.LOG_MALFORMED
-    assert outcome(lambda: Checkpoint.open("", LOG_RAW)) == WireCode.LOG_MALFORMED
-
-
-@given(note=st.text(max_size=120))
-def test_any_text_is_a_checkpoint_or_an_error_with_a_code(note: str) -> None:
-    assert outcome(lambda: Checkpoint.open(note, LOG_RAW)) in (WireCode.LOG_MALFORMED, WireCode.LOG_SIGNATURE)
-
-
-def receipt() -> Receipt:
-    leaves = [b"a", b"b", b"c"]
-    note = Checkpoint.sign("broker.example/log", 3, tree_root(leaves), LOG).note
-    return Receipt(index=1, entry=b"b", proof=tuple(path(1, leaves)), checkpoint=note)
-
-
-def test_a_receipt_proves_its_entry_and_no_other() -> None:
-    sent = Receipt.from_dict(json.loads(json.dumps(receipt().to_dict())))
-    assert sent.verify(LOG_RAW).size == 3
-    forged = Receipt(index=1, entry=b"B", proof=sent.proof, checkpoint=sent.checkpoint)
-    assert outcome(lambda: forged.verify(LOG_RAW)) == WireCode.LOG_PROOF
 
 
 # ── releases ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -14,15 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation import es256
-from attestation.encoding import b64url
-from attestation.errors import MalformedEvidence, TokenRefused, VerificationFailed
+from attestation.errors import MalformedEvidence, VerificationFailed
 from attestation.guest import GuestEvidence, init_data_digest, runtime_text
 from attestation.verifier import Verifier
 from broker.errors import BrokerError
@@ -33,72 +28,13 @@ from broker.wire.bodies import PutSecretRequest
 from broker.wire.errors import WireError
 from simulator import ccel
 from simulator.broker_fixture import BrokerUnderTest
-from simulator.domain import SimulatedTd
 from simulator.guest.sandbox import missing
 from simulator.lab import Lab
 from simulator.machine import Machine
-from tests.broker_world import FILES
-from tests.kbs_client import Answer, KbsClient, decrypt, ec_jwk, jcs, over_http, unb64u
-
-ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = (ROOT / "policies" / "schema.cedarschema").read_bytes()
-SECRET = b"hush, this is for guests"
-NAME = "acme/open/a"
-RULES = """
-@id("admit")
-permit (principal, action == Action::"Admit", resource == Tenant::"acme")
-when { principal.simulated };
-
-@id("kbs-open")
-permit (principal, action == Action::"ReleaseSecret", resource in Path::"acme/open")
-when { context.via == "kbs" };
-
-@id("own-protocol")
-permit (principal, action == Action::"ReleaseSecret", resource in Path::"acme/agents")
-when { principal.simulated };
-
-@id("never-top")
-forbid (principal, action == Action::"ReleaseSecret", resource)
-when { resource.labels.contains("top") };
-"""
-
-
-def bundle(rules: str = RULES, version: int = 1) -> dict[str, bytes]:
-    files = {**FILES, "policy.cedar": rules}
-    told = {name: text.replace("version = 1", f"version = {version}").encode() for name, text in files.items()}
-    return {**told, "schema.cedarschema": SCHEMA}
-
-
-@pytest.fixture(scope="module")
-def kbs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerUnderTest]:
-    machine = Machine.create(seed="kbs")
-    with BrokerUnderTest(machine, tmp_path_factory.mktemp("kbs"), bundle=bundle(), tenant="acme") as served:
-        served.put_secret(NAME, SECRET)
-        served.put_secret("acme/open/top", SECRET, labels=("top",))
-        served.put_secret("acme/agents/a", SECRET)
-        yield served
-
-
-def attester(td: SimulatedTd, *, log: bool = True) -> Callable[[bytes], tuple[bytes, bytes | None]]:
-    return lambda report_data: (td.quote(report_data), td.event_log() + b"\xff" * 8 if log else None)
-
-
-def guest(kbs: BrokerUnderTest, **members: Any) -> KbsClient:
-    td = members.pop("td", None) or kbs.machine.launch("guest")
-    return KbsClient(send=over_http(kbs.url), attester=attester(td), **members)
-
-
-def attested(kbs: BrokerUnderTest, **members: Any) -> KbsClient:
-    client = guest(kbs, **members)
-    assert client.auth().status == 200
-    assert client.attest().status == 200
-    return client
-
-
-def refused(answer: Answer, status: int, name: str, code: str) -> None:
-    assert (answer.status, answer.error) == (status, name), answer.raw
-    assert code in answer.json["detail"]
-
+from tests.kbs_client import KbsClient, decrypt, ec_jwk, jcs, over_http, unb64u
+from tests.kbs_world import NAME, ROOT, SECRET, attested, attester, bundle, claims, entries, guest, refused
+from tests.kbs_world import kbs as kbs
+from tests.kbs_world import own as own
 
 # ── the way as it should be ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -432,179 +368,6 @@ def test_whatever_bytes_come_are_refused_by_code(raw: bytes) -> None:
     for read in (AttestBody.read, read_request):
         with pytest.raises((BrokerError, WireError, MalformedEvidence)):
             read(raw)
-
-
-# ── tokens ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def header(token: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(unb64u(token.split(".")[0]))
-    return found
-
-
-def claims(token: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(unb64u(token.split(".")[1]))
-    return found
-
-
-def test_the_token_is_an_ear_in_the_dialect_of_confidential_containers(kbs: BrokerUnderTest) -> None:
-    client = attested(kbs)
-    told = claims(client.token)
-    assert header(client.token).keys() == {"typ", "alg", "jwk"}
-    assert told["exp"] - told["iat"] == 300
-    assert told["iss"] == f"{kbs.url}/kbs"
-    module = told["submods"]["cpu0"]
-    assert module["ear.status"] == "affirming"
-    assert len(module["ear.trustworthiness-vector"]) == 8
-    evidence = module["ear.veraison.annotated-evidence"]
-    assert evidence["runtime_data_claims"]["tee-pubkey"] == client.jwk
-    assert evidence["tdx"]["tcb_status"] == "UpToDate"
-    assert evidence["tdx"]["quote"]["body"]["report_data"] == client.report_data().hex()
-
-
-def test_its_certificate_chains_to_our_ca_and_to_no_other(kbs: BrokerUnderTest, tmp_path: Path) -> None:
-    jwk = header(attested(kbs).token)["jwk"]
-    leaf = x509.load_der_x509_certificate(base64.b64decode(jwk["x5c"][0]))
-    answer = over_http(kbs.url)("GET", "/v1/kbs/ca", b"", {})
-    ca = x509.load_pem_x509_certificate(answer.raw)
-    leaf.verify_directly_issued_by(ca)
-    spki = leaf.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    assert spki[1:] == unb64u(jwk["x"]) + unb64u(jwk["y"])
-    with BrokerUnderTest(kbs.machine, tmp_path, bundle=bundle(), tenant="acme") as stranger:
-        other = x509.load_pem_x509_certificate(over_http(stranger.url)("GET", "/v1/kbs/ca", b"", {}).raw)
-    with pytest.raises(ValueError, match="Issuer"):
-        leaf.verify_directly_issued_by(other)
-
-
-def forged(token: str, key: ec.EllipticCurvePrivateKey, **changes: Any) -> str:
-    """The same claims, signed by somebody who shows his own key in the header."""
-    public = es256.jwk(es256.dump_public(key.public_key()))
-    head = {**header(token), "jwk": {"alg": "ES256", **public}}
-    signed = f"{b64url(json.dumps(head).encode())}.{b64url(json.dumps({**claims(token), **changes}).encode())}"
-    return f"{signed}.{b64url(es256.sign(key, signed.encode()))}"
-
-
-def test_a_key_in_the_header_is_never_believed(kbs: BrokerUnderTest) -> None:
-    client = attested(kbs)
-    token = forged(client.token, ec.generate_private_key(ec.SECP256R1()))
-    refused(client.resource(NAME, by="bearer", token=token), 401, "TokenVerifierError", "kbs.token_invalid")
-
-
-def test_a_token_whose_header_is_no_object_is_none_of_ours(kbs: BrokerUnderTest) -> None:
-    client = attested(kbs)
-    for head in (b"[]", b"1", b'"ES256"', b"null"):
-        token = ".".join((b64url(head), *client.token.split(".")[1:]))
-        refused(client.resource(NAME, by="bearer", token=token), 401, "TokenVerifierError", "kbs.token_invalid")
-
-
-def test_our_own_key_signs_nothing_else_that_would_be_taken(kbs: BrokerUnderTest) -> None:
-    client = attested(kbs)
-    key = kbs.broker.kbs._tokens._keys.signing
-    again = forged(client.token, key)
-    assert client.resource(NAME, by="bearer", token=again).status == 200
-    for changes, code in (
-        ({"iss": f"{kbs.url}"}, "kbs.token_invalid"),
-        ({"iat": claims(again)["iat"] + 600}, "kbs.token_invalid"),
-        ({"exp": "never"}, "kbs.token_invalid"),
-        ({"exp": 1}, "kbs.token_expired"),
-        ({"cloister": None}, "kbs.token_invalid"),
-    ):
-        answer = client.resource(NAME, by="bearer", token=forged(client.token, key, **changes))
-        refused(answer, 401, "TokenVerifierError", code)
-
-
-def test_no_token_of_one_door_opens_another(kbs: BrokerUnderTest) -> None:
-    """Admission tokens and results are none here; a KBS token is none of theirs."""
-    client = attested(kbs)
-    send = over_http(kbs.url)
-    shown = {"Authorization": f"DPoP {client.token}", "DPoP": "x.y.z"}
-    assert send("POST", "/v1/secrets/acme/open/a:release", b"{}", shown).status == 401
-    with pytest.raises(TokenRefused, match=r"token\.header_not_allowed"):
-        kbs.broker.identity.open(client.token, kbs.broker.clock())
-    quote = base64.urlsafe_b64encode(kbs.machine.launch("result").quote(bytes(range(64)))).decode().rstrip("=")
-    result = send("POST", "/v1/verifications", json.dumps({"quote": quote}).encode(), {}).json["result"]
-    refused(client.resource(NAME, by="bearer", token=result), 401, "TokenVerifierError", "kbs.token_invalid")
-
-
-# ── time, change, restart ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[BrokerUnderTest]:
-    """A broker whose clock and policy a test may move."""
-    with BrokerUnderTest(Machine.create(seed="own kbs"), tmp_path, bundle=bundle(), tenant="acme") as served:
-        served.put_secret(NAME, SECRET)
-        yield served
-
-
-def test_nonces_cookies_and_tokens_end(own: BrokerUnderTest) -> None:
-    late = guest(own)
-    late.auth()
-    own.machine.clock.advance(61)
-    refused(late.attest(), 401, "AttestationError", "challenge.expired")
-    client = attested(own)
-    own.machine.clock.advance(301)
-    refused(client.resource(NAME), 401, "TokenNotFound", "kbs.token_missing")
-    refused(client.resource(NAME, by="bearer"), 401, "TokenVerifierError", "kbs.token_expired")
-    assert client.fetch(NAME) == SECRET
-    assert client.handshakes == 2
-
-
-def test_a_change_of_policy_is_felt_at_the_next_use(own: BrokerUnderTest) -> None:
-    client = attested(own)
-    assert client.resource(NAME).status == 200
-    shut = bundle(RULES.replace('context.via == "kbs"', 'context.via == "cloister"'), version=2)
-    for name, raw in shut.items():
-        (own.policy_folder / name).write_bytes(raw)
-    own.reload_policy()
-    refused(client.resource(NAME), 403, "PolicyDeny", "policy.condition_not_met")
-
-
-def test_a_guest_that_no_longer_passes_is_refused_whatever_token_it_holds(own: BrokerUnderTest) -> None:
-    client = attested(own)
-    own.machine.recover("revoke-pck", platform=0)
-    assert own.refresh_collateral()
-    refused(client.resource(NAME, by="bearer"), 403, "PolicyDeny", "chain.revoked")
-
-
-def test_a_token_outlives_the_process_because_its_evidence_is_judged_again(own: BrokerUnderTest) -> None:
-    client = attested(own)
-    own.broker.kbs._guests.clear()
-    own.broker.kbs._sessions.clear()
-    assert decrypt(client.resource(NAME, by="bearer").json, client.key) == SECRET
-
-
-# ── the log ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def entries(kbs: BrokerUnderTest, kind: str) -> list[dict[str, Any]]:
-    return [json.loads(row.entry) for row in kbs.broker.audit.page(start=0, limit=1000, kind=kind)]
-
-
-def test_admissions_refusals_and_releases_over_kbs_are_in_the_log(own: BrokerUnderTest) -> None:
-    client = attested(own)
-    client.resource(NAME)
-    client.resource("acme/shut/a")
-    (admitted,) = entries(own, "guest.admitted")
-    (released,) = entries(own, "secret.released")
-    (refusal,) = entries(own, "secret.refused")
-    assert {entry["via"] for entry in (admitted, released, refusal)} == {"kbs"}
-    assert {entry["evidence"] for entry in (admitted, released, refusal)} == {admitted["evidence"]}
-    assert (released["resource"], released["version"]) == (NAME, 1)
-    assert refusal["codes"] == ["policy.no_rule"]
-    assert SECRET not in b"".join(row.entry for row in own.broker.audit.page(start=0, limit=1000))
-
-
-def test_strangers_earn_no_entry_and_refused_platforms_do(own: BrokerUnderTest) -> None:
-    stranger = guest(own, td=Machine.create(seed="a stranger").launch("guest"))
-    stranger.auth()
-    refused(stranger.attest(), 403, "AttestationError", "chain.")
-    assert entries(own, "guest.refused") == []
-    debug = guest(own, td=own.machine.launch("debug", attributes=0x1000_0001))
-    debug.auth()
-    refused(debug.attest(), 403, "AttestationError", "quote.debug")
-    (entry,) = entries(own, "guest.refused")
-    assert entry["codes"][0] == "quote.debug"
 
 
 # ── known answers ──────────────────────────────────────────────────────────────────────────────────────────────────
