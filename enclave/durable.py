@@ -93,6 +93,7 @@ class DurableReader:
         self._wanted = 0
         self._saved = 0
         self._saving = asyncio.Lock()
+        self._unwritable = False
         self.lost: StateLost | None = None
 
     async def open(self) -> MailboxKey:
@@ -113,7 +114,9 @@ class DurableReader:
         return self._inbox.adopt(kept, admission.subject)
 
     async def begin(self) -> None:
-        """Once the mailbox is this agent's, and before anything is received: restore what was received before."""
+        """Once the mailbox is this agent's, and before anything is received: restore what was received before.
+
+        Raises StateLost state.unwritable, besides what asking the broker does."""
         if self._begun:
             return
         assert self._kept is not None
@@ -221,8 +224,17 @@ class DurableReader:
             return 0, ""  # the host can delete a file: it says only what it says
 
     def _note(self, digest: bytes) -> None:
+        """Raises StateLost state.unwritable: then the broker has kept a number that is not known here, so what it
+        covers does not count as received yet, and the next one is noted instead."""
         if (file := self._how.state_file) is None:
             return
         fresh = file.with_suffix(".new")
-        fresh.write_text(json.dumps({self._inbox.name: [self._number, digest.hex()]}))
-        fresh.replace(file)
+        try:
+            fresh.write_text(json.dumps({self._inbox.name: [self._number, digest.hex()]}))
+            fresh.replace(file)
+        except OSError as error:
+            if not self._unwritable:
+                log.error("%s cannot be written: %s; nothing of %s is done", file, error.strerror, self._inbox.name)
+            self._unwritable = True
+            raise StateLost(Code.STATE_UNWRITABLE, f"{file}: {error.strerror}") from None
+        self._unwritable = False

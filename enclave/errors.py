@@ -93,6 +93,7 @@ class Code(StrEnum):
     STATE_MISSING = "state.missing"
     STATE_ROLLED_BACK = "state.rolled_back"
     STATE_UNREADABLE = "state.unreadable"
+    STATE_UNWRITABLE = "state.unwritable"
     TDX_BUSY = "tdx.busy"
     TDX_CLASH = "tdx.clash"
     TDX_FAILED = "tdx.failed"
@@ -510,6 +511,10 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
         "The checkpoint of a durable mailbox does not open.",
         "Find out who changed it; the agent goes on as its on_state_loss says.",
     ),
+    Code.STATE_UNWRITABLE: (
+        "The state file of a durable mailbox can't be written.",
+        "Make its folder writable for the agent, and room on the disk; until then nothing counts as received.",
+    ),
     Code.TDX_BUSY: (
         "The host's quote service did not answer in time.",
         "Try again; if it stays so, ask the operator of the host to look at its quote generation service.",
@@ -596,7 +601,7 @@ MEANING: Final[dict[Code, tuple[str, str]]] = {
     ),
     Code.TOOL_UNPINNED: (
         "The call says nothing about which description of the tool was approved. Nothing was sent.",
-        "Give its digest, `ctx.tool(agent, name, digest=…)`, or pin it in the trust file; UNPINNED where any will do.",
+        "Give its digest, `ctx.tool(agent, name, digest=…)`, or pin it in trust file or policy; or say UNPINNED.",
     ),
     Code.TOOL_UNSURE: (
         "A call under this key was begun and never ended; whether it took effect is not known.",

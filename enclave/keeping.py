@@ -61,8 +61,8 @@ class Keeping:
                 continue
             try:
                 await self._keep(partial(self._save, upto))
-            except (CloisterError, OSError) as error:  # the broker did not keep it, or the state file's disk did not
-                log.warning("no checkpoint: %s", getattr(error, "code", type(error).__name__))
+            except CloisterError as error:  # the broker did not keep it, or the state file's disk did not
+                log.warning("no checkpoint: %s", error.code)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
                 pause = min(2 * pause, MAX_PAUSE_S)
             else:

@@ -335,6 +335,32 @@ async def test_a_state_file_that_cannot_be_written_for_a_while_stops_no_reader(p
 
 
 @pytest.mark.asyncio
+async def test_a_reader_whose_state_file_cannot_be_written_does_not_begin(place: Stage, tmp_path: Path) -> None:
+    with pytest.raises(StateLost) as lost:
+        await place.start(durable=Durable(state_file=tmp_path / "gone" / "state.json"))
+    assert lost.value.code is Code.STATE_UNWRITABLE
+
+
+@pytest.mark.asyncio
+async def test_by_requests_nothing_is_done_before_it_is_noted(place: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "disk" / "state.json"
+    file.parent.mkdir()
+    reader = await place.start(durable=Durable(state_file=file))
+    sender = await place.start("lab/mail/sender", durable=None)
+    await tell(sender, b"0")
+    (received,) = await reader.receive(1)
+    file.parent.rename(tmp_path / "gone")
+    with pytest.raises(StateLost) as lost:
+        await reader.finish(received)
+    assert lost.value.code is Code.STATE_UNWRITABLE
+    assert await place.inside(lambda tx: tx.mail.waiting(BOX)) == 1
+    (tmp_path / "gone").rename(file.parent)
+    await reader.keep([])
+    await reader._fetching.settle()
+    assert await place.inside(lambda tx: tx.mail.waiting(BOX)) == 0
+
+
+@pytest.mark.asyncio
 async def test_a_checkpoint_of_somebody_else_is_not_written_over(place: Stage) -> None:
     reader = await place.start()
     assert reader._durable is not None
