@@ -30,7 +30,7 @@ from attestation.tcb import TcbStates
 from attestation.verdict import Verdict
 from broker.wire.names import TENANT, is_resource
 from broker.wire.relying import TokenKind, TokenRequest, TokenResponse
-from broker.wire.tools import tool_name
+from broker.wire.tools import ToolsAllowed, tool_name
 from enclave import hooks, main
 from enclave.calling import Offer
 from enclave.context import Context
@@ -348,11 +348,11 @@ class Agent(Toolbox):
         trust = self.running.trust
         return trust.tool(tool_name(self._address(to, trust.tenant), tool) or "")
 
-    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> frozenset[str] | None:
-        """Those that the policy lets this agent call there now; None where the broker cannot tell."""
+    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> ToolsAllowed | None:
+        """What the policy says of these tools; None where the broker cannot tell."""
         mailbox = self._address(to, self.running.trust.tenant)
         try:
-            return frozenset((await self.running.call(lambda calls: calls.tools(mailbox, tools))).tools)
+            return await self.running.call(lambda calls: calls.tools(mailbox, tools))
         except BrokerRefused as refusal:
             if refusal.code != "route.unknown":
                 raise

@@ -4,15 +4,16 @@
     hits = await find(Search("fox"), Hits)                 one call, one answer
     async for hit in find.stream(Search("fox"), Hit): …    item by item; leaving the loop stops the tool
 
-Decides that a call goes out only under a pin: a digest given here, one in the trust file, both where there are both, or
-the word UNPINNED. The pin travels inside the sealed call, so that the server refuses a call that means another tool,
-and every answer names the digest of what was served, so that the caller need not believe that it did. A repeated call
-of a tool that does harm when it is repeated takes a key. Everything else is asking as `context` does it: labels of
-the answer mark what the caller says afterwards.
+Decides that a call goes out only under a pin: a digest given here, one in the trust file, both where there are both;
+where there is neither, one that the policy approves; or the word UNPINNED. The pin travels inside the sealed call, so
+that the server refuses a call that means another tool, and every answer names the digest of what was served, so that
+the caller need not believe that it did. A repeated call of a tool that does harm when it is repeated takes a key.
+Everything else is asking as `context` does it: labels of the answer mark what the caller says afterwards.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
@@ -43,14 +44,15 @@ T = TypeVar("T")
 TIMEOUT_S: Final = 30.0
 MAX_ATTEMPTS: Final = 5
 MAX_TOLD: Final = 300
+APPROVAL_S: Final = 30.0
 _OF_TOOLS: Final[Mapping[str, Code]] = {str(code): code for code in Code if code.startswith("tool.")}
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A tool that another agent serves. `pinned`: the trust file names this very description. `permitted`: the broker
-    says that this agent may call it now; without it the broker could not tell, and every tool is listed."""
+    """A tool that another agent serves. `pinned`: trust file or policy name this very description. `permitted`: the
+    broker says that this agent may call it now; without it the broker could not tell, and every tool is listed."""
 
     description: ToolDescription
     pinned: bool
@@ -80,6 +82,7 @@ class RemoteTool:
         self._given = digest
         self._kind = MessageType(ToolCall, call_type(name))
         self._described: ToolDescription | None = None
+        self._asked: tuple[float, str] | None = None  # until when what the policy approves is at hand
 
     @overload
     async def __call__(
@@ -105,7 +108,7 @@ class RemoteTool:
 
         Raises ToolRefused tool.*; BrokerRefused when policy says no; MessageError as `ctx.ask` does.
         """
-        pin = self._pin()
+        pin = await self._pin()
         await self._may_repeat(attempts, key)
         wanted, call = self._host.message_type(result or Nothing), await self._prepared(arguments, key, pin)
         while True:
@@ -132,7 +135,7 @@ class RemoteTool:
     ) -> AsyncGenerator[T, None]:
         """Take what a tool yields; `progress` is called with what it says of how far it has come. At most `timeout_s`
         between two items. Leaving the loop, or `aclose()`, stops the tool. Raises as calling does."""
-        pin = self._pin()
+        pin = await self._pin()
         wanted, call = self._host.message_type(item), await self._prepared(arguments, "", pin)
         try:
             async with aclosing(self._ctx.stream(self._to, call, ToolAnswer, timeout_s=timeout_s)) as answers:
@@ -149,7 +152,7 @@ class RemoteTool:
     async def describe(self) -> ToolDescription:
         """What its server says of it, if that is what was pinned; asked once. Raises ToolRefused."""
         if self._described is None:
-            pin = self._pin()
+            pin = await self._pin()
             found = {one.name: one for one in await _descriptions(self._ctx, self._to)}
             if self._name not in found:
                 raise ToolRefused(Code.TOOL_UNKNOWN, f"{self._to} serves no {self._name}")
@@ -157,7 +160,7 @@ class RemoteTool:
             self._described = found[self._name]
         return self._described
 
-    def _pin(self) -> str:
+    async def _pin(self) -> str:
         """The digest to go by; empty where any will do. Raises ToolRefused tool.not_pinned, tool.drift."""
         trusted = self._host.pinned(self._to, self._name)
         if isinstance(self._given, str) and trusted not in ("", self._given):
@@ -165,8 +168,18 @@ class RemoteTool:
                 Code.TOOL_DRIFT, f"{self._name}: {self._given[:16]!a}… is given, the trust file has {trusted[:16]}…"
             )
         if self._given is None and not trusted:
-            raise ToolRefused(Code.TOOL_UNPINNED, f"{self._name} of {self._to}")
+            return await self._approved()
         return self._given if isinstance(self._given, str) else trusted
+
+    async def _approved(self) -> str:
+        """What the policy approves, asked for now and then. Raises ToolRefused tool.not_pinned."""
+        now = asyncio.get_running_loop().time()
+        if self._asked is None or now > self._asked[0]:
+            said = await self._host.callable_tools(self._to, (self._name,))
+            self._asked = now + APPROVAL_S, said.pins.get(self._name, "") if said else ""
+        if not self._asked[1]:
+            raise ToolRefused(Code.TOOL_UNPINNED, f"{self._name} of {self._to}")
+        return self._asked[1]
 
     async def _may_repeat(self, attempts: int, key: str) -> None:
         if not 1 <= attempts <= MAX_ATTEMPTS or len(key) > MAX_KEY:
@@ -218,15 +231,15 @@ async def _descriptions(ctx: Context, to: str) -> list[ToolDescription]:
 
 
 async def offers(host: Host, ctx: Context, to: str) -> list[Offer]:
-    """The tools of an agent that this one may call, without those that are other than the trust file says."""
+    """The tools of an agent that this one may call, without those that are other than trust file or policy say."""
     served = await _descriptions(ctx, to)
-    allowed = await host.callable_tools(to, tuple(one.name for one in served)) if served else frozenset()
+    allowed = await host.callable_tools(to, tuple(one.name for one in served)) if served else None
     found = []
     for one in served:
-        pin = host.pinned(to, one.name)
+        pin = host.pinned(to, one.name) or (allowed.pins.get(one.name, "") if allowed else "")
         if pin not in ("", one.digest):
-            log.warning("%s: %s of %s is not the tool that the trust file pins", Code.TOOL_DRIFT, one.name, to)
-        elif allowed is None or one.name in allowed:
+            log.warning("%s: %s of %s is not the tool that is pinned", Code.TOOL_DRIFT, one.name, to)
+        elif allowed is None or one.name in allowed.tools:
             found.append(Offer(description=one, pinned=bool(pin), permitted=allowed is not None))
     return found
 

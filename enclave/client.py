@@ -47,7 +47,7 @@ from broker.wire.relying import TokenRequest, TokenResponse
 from broker.wire.revocations import Revocations, RevocationsRequest
 from broker.wire.state import SaveRequest, StateRequest, StateResponse
 from broker.wire.svid import SvidRequest, SvidResponse, TrustBundle
-from broker.wire.tools import ToolNames
+from broker.wire.tools import ToolNames, ToolsAllowed
 from broker.wire.topic import TopicInfo, TopicPage, TopicRead
 from enclave.clock import BrokerTime
 from enclave.errors import BrokerRefused, Code, TransportFailed
@@ -159,10 +159,10 @@ class BrokerCalls:
     def mailbox(self, name: str) -> Call[MailboxInfo]:
         return MailboxInfo.from_dict((yield from self._json("GET", f"/v1/mailboxes/{name}", None)))
 
-    def tools(self, name: str, tools: tuple[str, ...]) -> Call[ToolNames]:
-        """Which of these tools of that mailbox's owner this agent may call."""
+    def tools(self, name: str, tools: tuple[str, ...]) -> Call[ToolsAllowed]:
+        """Which of these tools of that mailbox's owner this agent may call, and as what they are approved."""
         asked = ToolNames(tools=tools).to_dict()
-        return ToolNames.from_dict((yield from self._json("POST", f"/v1/mailboxes/{name}:tools", asked)))
+        return ToolsAllowed.from_dict((yield from self._json("POST", f"/v1/mailboxes/{name}:tools", asked)))
 
     def labels(self) -> Call[HeldLabels]:
         return HeldLabels.from_dict((yield from self._json("GET", "/v1/labels", None)))

@@ -16,6 +16,7 @@ from attestation.errors import CloisterError
 from attestation.tcb import UP_TO_DATE, TcbStates
 from attestation.verdict import Verdict
 from broker.wire.relying import TokenKind, TokenResponse
+from broker.wire.tools import ToolsAllowed
 from enclave.calling import BlockingTool, Offer, RemoteTool, offers
 from enclave.errors import AgentError, Code, MessageError, ToolRefused
 from enclave.mailbox import DEFAULT_TTL_S, Judge
@@ -69,7 +70,7 @@ class Host(Protocol):
 
     def pinned(self, to: str, tool: str) -> str: ...
 
-    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> frozenset[str] | None: ...
+    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> ToolsAllowed | None: ...
 
     async def may_call(
         self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str

@@ -184,6 +184,14 @@ def _rest(old: Bundle, new: Bundle) -> Iterator[Change]:
         words = ["optional" if each.unbound else "required" for each in (one, two)]
         yield _change(new, "binding", WIDER if two.unbound else NARROWER, *words)
     yield from _mail(old, new)
+    yield from _tools(new, dict(one.tools), dict(two.tools))
+
+
+def _tools(new: Bundle, before: dict[str, str], after: dict[str, str]) -> Iterator[Change]:
+    """Another digest approves another description, and no longer the one of before."""
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            yield _change(new, f"tool {name}", CHANGED, before.get(name, "none"), after.get(name, "none"))
 
 
 def _mail(old: Bundle, new: Bundle) -> Iterator[Change]:

@@ -14,6 +14,7 @@ from policies.mailrules import read_mail_rules
 from policies.reference import ANY, ATTRIBUTES, PINNED_FOR_LAUNCHES, REGISTERS, Value, Workload
 from policies.settings import Grace, Grant, Platforms, Settings, TcbRule
 from policies.tables import Table, nearest
+from policies.toolpins import read_tool_pins
 from policies.vocabulary import ACCEPTABLE_STATES, ALLOWANCES, ROLES, SUITES
 
 ADVISORY = re.compile(r"INTEL-SA-\d{5}")
@@ -45,6 +46,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
     roles = bundle.texts("roles", one_of=ROLES)
     binding = bundle.text("binding", one_of=("required", "optional"))
     mail = read_mail_rules(bundle.table("mail"), tenant)
+    tools = read_tool_pins(bundle.tables("tool"), tenant)
     bundle.done()
     _duplicates(bundle, "allowance", [str(table.data.get("name", "")) for table in granted])
     return Settings(
@@ -61,6 +63,7 @@ def read_settings(bundle: Table, references: Table) -> Settings:
         workloads=read_workloads(references),
         unbound=binding == "optional",
         mail=mail,
+        tools=tools,
         lines=_lines(bundle),
     )
 

@@ -76,6 +76,8 @@ class Settings:
     unbound: bool = False
     """Whether evidence without a Binding can pass `Admit`: for services that verify and grant nothing."""
     mail: MailRules = field(default_factory=MailRules)
+    tools: tuple[tuple[str, str], ...] = ()
+    """Tools by the name that `CallTool` is asked about, and the digest of the description that is approved."""
     lines: tuple[tuple[str, int], ...] = ()
 
     def place(self, key: str) -> Place:

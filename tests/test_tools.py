@@ -195,6 +195,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     machine, desk = Machine.create(seed="tools"), Desk()
     bundle = {name: text for name, text in starter("lab", at=machine.clock.now()).items() if "tests/" not in name}
     bundle["policy.cedar"] += FORBIDDEN.encode()
+    for tool, digest in (("look", desk.digest("look")), ("pay", "0" * 64)):
+        bundle["bundle.toml"] += f'\n[[tool]]\nname = "lab/tools/desk/{tool}"\ndigest = "{digest}"\n'.encode()
     folder = tmp_path_factory.mktemp("tools")
     with BrokerUnderTest(machine, folder, bundle=bundle) as broker, Agents(broker) as agents:
         broker.put_secret("lab/desk/declared", b"told", labels=["internal"])
@@ -359,6 +361,13 @@ def test_a_pin_in_the_trust_file_is_gone_by_and_contradicted_by_nobody(world: Wo
     assert world.agents.run(story()) == ["A", [Code.TOOL_DRIFT] * 3, True, False]
     assert "look 1" not in world.desk.runs
     assert render(tenant="lab", log_key=bytes(32)) == render(tenant="lab", log_key=bytes(32), tools={})
+
+
+def test_what_the_policy_approves_is_a_pin_where_there_is_no_other(world: World) -> None:
+    assert world.peer.tool("desk", "look")(Order("A", 1), Booked) == Booked("A", 1)
+    assert world.refused(lambda: world.peer.tool("desk", "pay")(Order("A", 1), Booked))[0] == Code.TOOL_DRIFT
+    assert world.call("pay", Order("A", 1)).number == "A"  # the code's own pin goes before
+    assert world.desk.runs == ["look 1", "A"]
 
 
 def test_a_tool_that_is_not_served_is_unknown(world: World) -> None:
@@ -568,9 +577,10 @@ def test_what_is_served_is_listed_in_the_form_of_mcp(world: World) -> None:
     assert {name: offer.digest for name, offer in offered.items()} == {
         name: tool.digest
         for name, tool in world.desk.agent.tools.items()
-        if name != "safe"  # which it may not call
+        if name not in ("safe", "pay")  # one is forbidden, one not as approved
     }
     assert all(offer.permitted for offer in offered.values())
+    assert [name for name, offer in offered.items() if offer.pinned] == ["look"]
     shown = offered["secrets"].description.to_mcp()
     assert shown["inputSchema"]["required"] == ["number", "pieces"]
     assert shown["outputSchema"]["properties"]["times"] == {"type": "integer"}

@@ -28,7 +28,7 @@ from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.jose import p256_from_spki
 from broker.wire.mailbox import SendResponse, SendResult, SendStatus
-from broker.wire.tools import call_type
+from broker.wire.tools import ToolsAllowed, call_type, tool_name
 from policies.errors import Refused
 from policies.model import Send
 
@@ -110,10 +110,12 @@ class Router:
             results=tuple(result_of(item.msg_id, outcome) for item, outcome in zip(checked, outcomes, strict=True))
         )
 
-    def callable_tools(self, session: Session, mailbox: str, tools: Iterable[str], at: datetime) -> tuple[str, ...]:
+    def callable_tools(self, session: Session, mailbox: str, tools: Iterable[str], at: datetime) -> ToolsAllowed:
         """Those that it may call there with all that it is held to. The log hears of it when it calls."""
-        held = self._labels.of(session.subject)
-        return tuple(tool for tool in tools if self._edges.permits(session, Send(mailbox, call_type(tool), held), at))
+        held, pins = self._labels.of(session.subject), dict(session.bundle.settings.tools)
+        allowed = [tool for tool in tools if self._edges.permits(session, Send(mailbox, call_type(tool), held), at)]
+        approved = {tool: pins.get(tool_name(mailbox, tool) or "", "") for tool in allowed}
+        return ToolsAllowed(tools=tuple(allowed), pins={tool: pin for tool, pin in approved.items() if pin})
 
     def check(
         self,

@@ -14,7 +14,7 @@ from broker.rights import Act
 from broker.wire.blob import MAX_BLOB_BYTES, BlobRef
 from broker.wire.deadletters import DeadResponse, PageRequest, RedriveRequest, RedriveResponse, TombstoneResponse
 from broker.wire.names import tenant_of
-from broker.wire.tools import ToolNames
+from broker.wire.tools import ToolNames, ToolsAllowed
 
 PROTOBUF: Final = "application/x-protobuf"
 
@@ -26,11 +26,11 @@ async def close_mailbox(call: Call) -> Answer:
 
 
 async def callable_tools(call: Call) -> Answer:
-    """Which of these tools of a mailbox's owner the asking agent may call now."""
+    """Which of these tools of a mailbox's owner the asking agent may call now, and as what they are approved."""
     wanted = call.read(ToolNames.from_dict)
     at = call.broker.clock()
     session = await call.broker.sessions.of_token(call.token, at)
-    return ToolNames(tools=call.broker.router.callable_tools(session, call.name, wanted.tools, at))
+    return call.broker.router.callable_tools(session, call.name, wanted.tools, at)
 
 
 async def tombstones(call: Call) -> Answer:
@@ -100,7 +100,7 @@ _MAILBOX, _BLOB = "/v1/mailboxes/{name:path}", "/v1/blobs/{name}"
 
 MAIL_ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     row(f"POST {_MAILBOX}:close", close_mailbox, _AGENT, most=0),
-    row(f"POST {_MAILBOX}:tools", callable_tools, _AGENT, ToolNames, ToolNames),
+    row(f"POST {_MAILBOX}:tools", callable_tools, _AGENT, ToolNames, ToolsAllowed),
     row(f"POST {_MAILBOX}:tombstones", tombstones, _AGENT, PageRequest, TombstoneResponse),
     row(f"POST {_MAILBOX}:dead", dead_letters, _EITHER, PageRequest, DeadResponse),
     row(f"POST {_MAILBOX}:redrive", redrive, _EITHER, RedriveRequest, RedriveResponse, changes=True),

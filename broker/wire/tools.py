@@ -19,6 +19,7 @@ from broker.wire.names import is_resource
 
 MAX_TOOLS: Final = 128  # that one agent serves
 CALL: Final = "cloister.tool:"
+DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
 
@@ -44,8 +45,7 @@ def tool_called(mailbox: str, type_: str) -> str | None:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolNames:
-    """POST /v1/mailboxes/{name}:tools: the tools that are asked about there, and those that the asking agent may call
-    now, with all that it is held to."""
+    """POST /v1/mailboxes/{name}:tools: the tools that are asked about there."""
 
     tools: tuple[str, ...]
 
@@ -55,8 +55,32 @@ class ToolNames:
     @classmethod
     def from_dict(cls, value: object) -> Self:
         read = Reader(value, "tools")
-        made = cls(tools=read.texts("tools", max_items=MAX_TOOLS, max_len=64))
+        made = cls(tools=_names(read))
         read.end()
-        if not all(map(NAME.fullmatch, made.tools)):
-            raise WireError(WireCode.BODY_FIELD_INVALID, f"tools: names must match {NAME.pattern}")
         return made
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolsAllowed:
+    """Those that the asking agent may call now with all that it is held to; the digests that the policy approves."""
+
+    tools: tuple[str, ...]
+    pins: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tools": list(self.tools), "pins": self.pins}
+
+    @classmethod
+    def from_dict(cls, value: object) -> Self:
+        read = Reader(value, "tools")
+        tools, pins = _names(read), read.mapping("pins")
+        inside = Reader(pins, "tools.pins")
+        return cls(tools=tools, pins={name: inside.text(name, max_len=64, pattern=DIGEST) for name in pins})
+
+
+def _names(read: Reader) -> tuple[str, ...]:
+    found = read.texts("tools", max_items=MAX_TOOLS, max_len=64)
+    if not all(map(NAME.fullmatch, found)):
+        raise WireError(WireCode.BODY_FIELD_INVALID, f"tools: names must match {NAME.pattern}")
+    return found
