@@ -5,10 +5,10 @@
 
 from typing import Final
 
-from tests import attacks_chain, attacks_collateral, attacks_quote
+from tests import attacks_chain, attacks_collateral, attacks_pem, attacks_quote
 from tests.attack_table import TABLE, Attack
 
-WRITTEN_IN: Final = (attacks_quote, attacks_chain, attacks_collateral)
+WRITTEN_IN: Final = (attacks_quote, attacks_pem, attacks_chain, attacks_collateral)
 """Importing a module is what enters its attacks into the table."""
 
 ATTACKS: list[Attack] = list(TABLE.values())

@@ -1,7 +1,6 @@
 """Channels: what is sealed once opens once, in order, whole, and for nobody else."""
 
 import hashlib
-import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation.errors import AttestationError
 from attestation.verdict import sign_admission
 from broker.wire import channel_pb2 as pb
 from broker.wire.bodies import peer_audience
@@ -27,7 +25,6 @@ from broker.wire.channel import (
     FrameHeader,
     Opening,
     chain_start,
-    frame_id,
     nonce,
     renumbered,
     shape_of,
@@ -36,70 +33,15 @@ from broker.wire.envelope import Envelope
 from broker.wire.errors import WireCode, WireError
 from broker.wire.jose import es256_sign
 from broker.wire.mailbox import Delivery
-from enclave.channel import LIFE_S, OpenedBatch, Outgoing, ReceivingChannels, SealedBatch, SendingChannel
+from enclave.channel import Outgoing, ReceivingChannels
 from enclave.errors import Code, EnclaveError
 from enclave.mailbox import MAX_PLAINTEXT
-from tests.test_enclave_mailbox import ISSUER, NOW, NOW_S, Party, Router, party
+from tests.channel_pair import Pair, code_of
+from tests.test_enclave_mailbox import ISSUER, NOW, NOW_S, party
 
 ROOT = Path(__file__).resolve().parent.parent
 CHANNEL = bytes(range(16))
 BOX = "lab/inbox/b"
-
-
-def code_of(act: Callable[[], object]) -> str:
-    """ "ok", or the code of the refusal."""
-    try:
-        act()
-    except (AttestationError, EnclaveError, WireError) as error:
-        return str(error.code)
-    return "ok"
-
-
-class Pair:
-    """A sender, a receiver, and a router between them that can do what it likes."""
-
-    def __init__(self, life_s: int = 10**6) -> None:
-        self.router = Router()
-        self.a, self.b = party(self.router, "a"), party(self.router, "b")
-        self.a.admission = replace(self.a.admission, expires_at_s=NOW_S + life_s)
-        self.channels = ReceivingChannels(self.b.inbox, self.b.inbox._time)
-        self.channel = self.opened(self.a)
-        assert self.admit(self.channel) == "ok"
-
-    def opened(self, sender: Party, to: Party | None = None) -> SendingChannel:
-        receiver = to or self.b
-        return SendingChannel.open(
-            sender.outbox,
-            receiver.info(),
-            mailbox=receiver.inbox.name,
-            admission=sender.admission,
-            keys=sender.keys,
-            time=sender.outbox._time,
-        )
-
-    def admit(self, channel: SendingChannel, sender: Party | None = None) -> str:
-        delivery = self.router.accept(Envelope.from_bytes(channel.opening), self.b.inbox.name)
-        return code_of(lambda: self.channels.admit(delivery, self.senders(sender), self.router.broker))
-
-    def senders(self, sender: Party | None = None) -> dict[str, str]:
-        who = sender or self.a
-        return {who.verdict.subject: who.token}
-
-    def seal(self, *texts: bytes, **how: object) -> SealedBatch:
-        return self.channel.seal([Outgoing(kind="note", plaintext=text, **how) for text in texts])  # type: ignore[arg-type]
-
-    def open(self, raw: bytes, *, mailbox: str = "") -> OpenedBatch:
-        at_ms = NOW_S * 1000
-        digest = ChannelBatch.from_bytes(raw).digest
-        stated = Delivery.message(mailbox or self.b.inbox.name, digest, at_ms)
-        acceptance = es256_sign(self.router.identity, stated)
-        return self.channels.open(raw, at_ms, acceptance, self.senders(), self.router.broker)
-
-    def code(self, raw: bytes) -> str:
-        return code_of(lambda: self.open(raw))
-
-    def texts(self, opened: OpenedBatch) -> list[bytes]:
-        return [frame.plaintext for frame in opened.frames]
 
 
 PAIR = Pair()  # for tests that change nothing in it
@@ -513,99 +455,3 @@ def test_no_more_than_the_window_is_outstanding() -> None:
     for _ in range(2 + MAX_OUTSTANDING // MAX_FRAMES):
         refused = pair.code(pair.seal(*[b""] * MAX_FRAMES).raw)
     assert refused == Code.CHANNEL_OUTSTANDING
-
-
-# ── when a key ends ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("after_s", "life_s", "alive"),
-    [
-        (LIFE_S - 1, 10**6, True),
-        (LIFE_S, 10**6, False),  # the hour
-        (299, 300, True),
-        (300, 300, False),  # the sender's admission
-    ],
-)
-def test_a_channel_ends_with_its_hour_and_with_the_admission(after_s: int, life_s: int, alive: bool) -> None:
-    pair = Pair(life_s)
-    pair.a.ticks.now = float(after_s)
-    assert code_of(lambda: pair.seal(b"x")) == ("ok" if alive else Code.CHANNEL_DEAD)
-
-
-def test_a_renewed_admission_carries_the_channel_on_but_not_beyond_its_hour() -> None:
-    pair = Pair(300)
-    pair.a.ticks.now = 301.0
-    pair.channel.renew(replace(pair.a.admission, expires_at_s=NOW_S + 600))
-    assert code_of(lambda: pair.seal(b"x")) == "ok"
-    pair.channel.renew(replace(pair.a.admission, expires_at_s=NOW_S + 10**6))
-    pair.a.ticks.now = float(LIFE_S)
-    assert code_of(lambda: pair.seal(b"x")) == Code.CHANNEL_DEAD
-
-
-def test_a_channel_ends_with_the_mailboxs_key() -> None:
-    pair = Pair()
-    old = pair.b.key
-    pair.b.key = pair.b.keys.sign_mailbox_key(
-        mailbox=old.mailbox,
-        owner=old.owner,
-        epoch=old.epoch,
-        suite=old.suite,
-        key=old.key,
-        incarnation=old.incarnation,
-        not_before_s=old.not_before_s,
-        not_after_s=NOW_S + 60,
-    )
-    brief = pair.opened(pair.a)
-    pair.a.ticks.now = 59.0
-    assert code_of(lambda: brief.seal([Outgoing(kind="note", plaintext=b"")])) == "ok"
-    pair.a.ticks.now = 60.0
-    assert code_of(lambda: brief.seal([Outgoing(kind="note", plaintext=b"")])) == Code.CHANNEL_DEAD
-
-
-def test_a_channel_ends_with_its_last_number() -> None:
-    pair = Pair()
-    pair.channel._next = MAX_SEQ
-    assert code_of(lambda: pair.seal(b"a", b"b")) == Code.CHANNEL_DEAD
-    assert code_of(lambda: pair.seal(b"a")) == "ok"
-    assert code_of(lambda: pair.seal(b"a")) == Code.CHANNEL_DEAD
-
-
-def test_a_closed_channel_and_one_whose_keys_are_gone_seal_nothing() -> None:
-    pair = Pair()
-    other = pair.opened(pair.a)
-    other.close()
-    assert code_of(lambda: other.seal([Outgoing(kind="note", plaintext=b"")])) == Code.CHANNEL_DEAD
-    pair.a.keys.destroy()
-    assert code_of(lambda: pair.seal(b"x")) == Code.KEYS_DEAD
-    with pytest.raises(TypeError):
-        pair.channel.__reduce__()
-
-
-def _seal_in_child(results: "multiprocessing.Queue[str]", pair: Pair) -> None:
-    results.put(code_of(lambda: pair.seal(b"x")))
-
-
-def test_a_channel_ends_at_a_fork() -> None:
-    pair = Pair()
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    child = context.Process(target=_seal_in_child, args=(results, pair))
-    child.start()
-    assert results.get(timeout=20) == Code.CHANNEL_DEAD
-    child.join()
-    assert code_of(lambda: pair.seal(b"x")) == "ok"
-
-
-def test_every_number_is_sealed_once_whoever_seals() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    pair = Pair()
-    with ThreadPoolExecutor(4) as pool:
-        sealed = list(pool.map(lambda n: pair.seal(*[b"x"] * (1 + n % 3)), range(40)))
-    sealed.sort(key=lambda batch: batch.first_seq)
-    assert [batch.first_seq for batch in sealed[1:]] == [batch.last_seq + 1 for batch in sealed[:-1]]
-    for batch in sealed:
-        for frame in pair.open(batch.raw).frames:
-            pair.channels.done(batch.channel, frame.header.seq)
-    assert len({frame_id(pair.channel.channel, seq) for seq in range(1, 100)}) == 99
