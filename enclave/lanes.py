@@ -37,6 +37,7 @@ EAGER: Final = 4  # batches of one mailbox under way, beyond which only full one
 MAX_SEALED: Final = 3  # how often a message is sealed before it fails
 KEY_LIFE_S: Final = 60.0  # how long what was found out about a mailbox is believed
 MAX_FULL: Final = 8  # how often a batch is refused for want of room before smaller ones are tried
+MAX_LANES: Final = 4096  # that are remembered with nothing on them
 MIN_PAUSE_S: Final = 0.05
 # The same bytes may be taken in a moment.
 LATER: Final = frozenset(
@@ -292,6 +293,11 @@ class Lane:
         if self._anew:
             self._begin_anew()
 
+    def leave(self) -> None:
+        """Nothing is on it, and nothing will be."""
+        if self._channel is not None:
+            self._channel.close()
+
     def close(self, error: Exception) -> None:
         """Nothing more will be sent."""
         for flight in self._flying:
@@ -299,8 +305,7 @@ class Lane:
                 _fail(item, error)
         self._flying.clear()
         self.fail(error)
-        if self._channel is not None:
-            self._channel.close()
+        self.leave()
 
     def wakes_at_s(self) -> float | None:
         """When a pause ends, after which there is something to send again."""
@@ -356,8 +361,16 @@ class Lanes:
     def post(self, mailbox: str, item: Item, *, topic: bool = False) -> None:
         lane = self._lanes.get((mailbox, topic))
         if lane is None:
+            if len(self._lanes) >= MAX_LANES:
+                self._make_room()
             lane = self._lanes[mailbox, topic] = Lane(mailbox, self._numbers, topic=topic)
         lane.post(item)
+
+    def _make_room(self) -> None:
+        """Drop the oldest half of those on which nothing is: who comes back begins with another channel."""
+        idle = [name for name, lane in self._lanes.items() if lane.idle]
+        for name in idle[: MAX_LANES // 2]:
+            self._lanes.pop(name).leave()
 
     def outstanding(self, mailbox: str, *, topic: bool = False) -> int:
         lane = self._lanes.get((mailbox, topic))

@@ -37,7 +37,7 @@ from enclave.clock import BrokerTime, uuid7
 from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKeys
 from enclave.keys import AgentKeys
-from enclave.replay import Window
+from enclave.replay import Numbers, Window
 from enclave.retired import NOBODY, Retired
 from enclave.session import Admission, Broker
 from enclave.standing import Standing
@@ -82,7 +82,7 @@ class Outbox:
         self._keys = keys
         self._time = time
         self._judge = judge
-        self._seq: dict[str, int] = {}
+        self._numbers = Numbers()
 
     def verify_key(self, found: MailboxInfo, mailbox: str, admission: Admission) -> Verdict:
         """The owner's verdict, if the key is the owner's own and still good.
@@ -174,7 +174,7 @@ class Outbox:
     ) -> Envelope:
         padded = pad(plaintext, MAX_LARGE if kind == BLOB_TYPE else MAX_PLAINTEXT)
         now_ms = self._time.now_ms()
-        self._seq[mailbox] = seq = self._seq.get(mailbox, 0) + 1
+        seq = self._numbers.next(mailbox)
         header = Header(
             suite=key.suite,
             tenant=admission.verdict.tenant,

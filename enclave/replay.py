@@ -1,4 +1,4 @@
-"""The replay window of one sender: which of its messages were received already.
+"""The numbers of messages, and the replay window of one sender: which of its messages were received already.
 
 Decides by sequence number, which the sender's signature covers. A number is in one of three states: never seen, being
 handled, done. The window remembers the last 1,024 numbers, and older ones that were given back; other old ones are
@@ -14,6 +14,26 @@ from typing import Final, Self, final
 from enclave.errors import Code, EnvelopeRefused
 
 SIZE: Final = 1024
+MAX_COUNTED: Final = 4096  # mailboxes and topics, of a sender
+
+
+@final
+class Numbers:
+    """What a sender's key numbers its messages by: for each mailbox up from one, and none twice, though only so many
+    mailboxes are remembered. One that comes back begins above everything that was ever forgotten."""
+
+    __slots__ = ("_floor", "_last")
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}  # who was written to longest ago first
+        self._floor = 0
+
+    def next(self, mailbox: str) -> int:
+        number = self._last.pop(mailbox, self._floor) + 1
+        self._last[mailbox] = number
+        if len(self._last) > MAX_COUNTED:
+            self._floor = max(self._floor, self._last.pop(next(iter(self._last))))
+        return number
 
 
 @final

@@ -7,9 +7,10 @@ import pytest
 
 from broker.wire import stream_pb2 as pb
 from broker.wire.channel import ChannelBatch
+from enclave import lanes
 from enclave.channel import Outgoing, SendingChannel
 from enclave.errors import BrokerRefused
-from enclave.lanes import MAX_FULL, Item, Lane
+from enclave.lanes import MAX_FULL, Item, Lane, Lanes
 from tests.test_channel import BOX, Pair
 
 
@@ -207,3 +208,24 @@ async def test_one_that_cannot_be_sealed_fails_and_the_others_go(way: Way) -> No
     for send in way.sends():
         way.answer(send)
     assert way.outcomes() == ["taken", "failed", "taken"]
+
+
+@pytest.mark.asyncio
+async def test_lanes_with_nothing_on_them_are_forgotten_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "MAX_LANES", 4)
+    made = Lanes()
+
+    def post(name: str) -> asyncio.Future[bytes]:
+        accepted: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        made.post(name, Item(Outgoing("note", b"x"), accepted))
+        return accepted
+
+    waiting = post("busy")
+    for number in range(20):
+        post(f"idle-{number}")
+        for lane in made:
+            if lane.mailbox != "busy":
+                lane.fail(BrokerRefused(status=404, code="mailbox.unknown", detail=""))
+    assert len(list(made)) <= 4
+    assert made.outstanding("busy") == 1
+    assert not waiting.done()

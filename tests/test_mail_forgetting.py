@@ -5,15 +5,18 @@ import os
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey
 from broker.wire.jose import b64u
 from enclave import mailbox as limits
+from enclave import replay
 from enclave.checkpoint import Memory, decode, encode
 from enclave.errors import Code
 from enclave.mailbox import Inbox
-from enclave.replay import SIZE, Window
+from enclave.replay import SIZE, Numbers, Window
 from enclave.retired import MAX_RETIRED
 from tests.test_enclave_mailbox import Router, opened_with, party, send
 from tests.test_mail_attacks import KEY, DurableBox, code_of, kept
@@ -108,3 +111,19 @@ def test_a_key_that_has_ended_is_forgotten_with_what_came_under_it() -> None:
     box.owner.ticks.now += 8000
     box.inbox.take(kept(box.new))
     assert box.inbox.windows() == {}
+
+
+@given(st.lists(st.sampled_from("abcdefg"), max_size=60))
+def test_no_number_is_used_twice_however_many_mailboxes_are_written_to(written: list[str]) -> None:
+    numbers, used = Numbers(), dict[str, list[int]]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "MAX_COUNTED", 3)
+        for mailbox in written:
+            used.setdefault(mailbox, []).append(numbers.next(mailbox))
+    assert all(found == sorted(set(found)) for found in used.values())
+    assert len(numbers._last) <= 3
+
+
+def test_whoever_is_remembered_sees_no_gap() -> None:
+    numbers = Numbers()
+    assert [numbers.next("a"), numbers.next("b"), numbers.next("a"), numbers.next("b")] == [1, 1, 2, 2]
