@@ -118,7 +118,7 @@ class RemoteTool:
                 break
             except MessageError as error:
                 if attempts < 1 or error.code is not Code.MESSAGE_NO_ANSWER:
-                    raise self._refusal(error) from None
+                    raise
             except TransportFailed:
                 if attempts < 1:
                     raise
@@ -137,17 +137,14 @@ class RemoteTool:
         between two items. Leaving the loop, or `aclose()`, stops the tool. Raises as calling does."""
         pin = await self._pin()
         wanted, call = self._host.message_type(item), await self._prepared(arguments, "", pin)
-        try:
-            async with aclosing(self._ctx.stream(self._to, call, ToolAnswer, timeout_s=timeout_s)) as answers:
-                async for answer in answers:
-                    taken = self._taken(answer, pin, PROGRESS if answer.kind == "progress" else wanted)
-                    if answer.kind != "progress":
-                        found: T = taken
-                        yield found
-                    elif progress is not None:
-                        progress(taken)
-        except MessageError as error:
-            raise self._refusal(error) from None
+        async with aclosing(self._ctx.stream(self._to, call, ToolAnswer, timeout_s=timeout_s)) as answers:
+            async for answer in answers:
+                taken = self._taken(answer, pin, PROGRESS if answer.kind == "progress" else wanted)
+                if answer.kind != "progress":
+                    found: T = taken
+                    yield found
+                elif progress is not None:
+                    progress(taken)
 
     async def describe(self) -> ToolDescription:
         """What its server says of it, if that is what was pinned; asked once. Raises ToolRefused."""
@@ -199,6 +196,8 @@ class RemoteTool:
 
     def _taken(self, answer: ToolAnswer, pin: str, wanted: MessageType) -> Any:
         """Raises ToolRefused."""
+        if (answer.kind, answer.code) == ("refused", Code.TOOL_UNKNOWN):
+            raise ToolRefused(Code.TOOL_UNKNOWN, f"{self._to} serves no {self._name}")
         self._fits(answer.tool, pin)
         if answer.kind == "refused":
             code = _OF_TOOLS.get(answer.code, Code.TOOL_DENIED)
@@ -213,12 +212,6 @@ class RemoteTool:
             detail = f"{self._name} of {self._to} is {_plain(served)[:16]}…, pinned is {pin[:16]!a}…"
             log.warning("%s: %s", Code.TOOL_DRIFT, detail)
             raise ToolRefused(Code.TOOL_DRIFT, detail)
-
-    def _refusal(self, error: MessageError) -> MessageError | ToolRefused:
-        """What the peer's framework says about a tool that it does not have."""
-        if error.code is Code.MESSAGE_PEER_FAILED and error.detail == Code.MESSAGE_TYPE:
-            return ToolRefused(Code.TOOL_UNKNOWN, f"{self._to} serves no {self._name}")
-        return error
 
 
 async def _descriptions(ctx: Context, to: str) -> list[ToolDescription]:

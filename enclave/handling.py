@@ -171,7 +171,8 @@ class Handling:
         del self._queues[sender]
 
     async def _handle(self, received: Received) -> None:
-        context, declared = Context(self._host, received), self._table.get(received.type)
+        context = Context(self._host, received)
+        declared = self._table.get(received.type) or self._table.get(received.type.partition(":")[0] + ":")
         try:
             if declared is None:
                 raise MessageError(Code.MESSAGE_TYPE, f"{received.type} from {received.sender}")

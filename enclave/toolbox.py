@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NoReturn, TypeVar, overload
 
-from broker.wire.tools import MAX_TOOLS
+from broker.wire.tools import CALL, MAX_TOOLS
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
 from enclave.errors import AgentError, Code
@@ -19,7 +19,7 @@ from enclave.messages import MessageType
 from enclave.peers import TYPES as PROOF_TYPES
 from enclave.replies import OWN
 from enclave.serving import Served
-from enclave.tools import ASKED, ToolDescription, ToolsAsked, ToolsGiven
+from enclave.tools import ASKED, ToolAnswer, ToolCall, ToolDescription, ToolsAsked, ToolsGiven
 from enclave.tools import TYPES as TOOL_TYPES
 
 H = TypeVar("H", bound=Handler)
@@ -37,6 +37,7 @@ class Toolbox:
         self._before_tool: Final = Guards("before_tool")
         self._before_call: Final = Guards("before_call")
         self._own(ASKED, self._tell_tools)
+        self._own(MessageType(ToolCall, CALL), self._unknown)  # for calls of what nothing else is called
 
     @overload
     def tool(self, function: H) -> H: ...
@@ -128,6 +129,10 @@ class Toolbox:
 
     async def _tell_tools(self, ctx: Context, asked: ToolsAsked) -> ToolsGiven:
         return ToolsGiven(tools=tuple(self.tools[name].text.decode() for name in sorted(self._tools)))
+
+    async def _unknown(self, ctx: Context, call: ToolCall) -> ToolAnswer:
+        log.warning("%s calls a tool that is not served here", ctx.peer.subject if ctx.peer else "-")
+        return ToolAnswer(tool="", kind="refused", code=str(Code.TOOL_UNKNOWN), text="")
 
     def _say_tools(self) -> None:
         for name, described in self.tools.items():

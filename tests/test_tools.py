@@ -13,6 +13,7 @@ import pydantic
 import pytest
 
 from attestation.errors import CloisterError
+from broker.wire.deadletters import PageRequest
 from enclave import UNPINNED, Agent, Allow, Context, Deny, Durable, Progress, Reject, Retry, ToolUse
 from enclave.context import BlockingContext
 from enclave.errors import Code
@@ -371,8 +372,12 @@ def test_what_the_policy_approves_is_a_pin_where_there_is_no_other(world: World)
 
 
 def test_a_tool_that_is_not_served_is_unknown(world: World) -> None:
-    tool = world.peer.tool("desk", "nothing", digest=UNPINNED)
-    assert world.refused(lambda: tool(Order("A", 1), Booked))[0] == Code.TOOL_UNKNOWN
+    before = world.broker.broker.dead.dead("lab/mail/desk", PageRequest())
+    for digest in (UNPINNED, "0" * 64):
+        tool = world.peer.tool("desk", "nothing", digest=digest)
+        assert world.refused(lambda tool=tool: tool(Order("A", 1), Booked))[0] == Code.TOOL_UNKNOWN  # type: ignore[misc]  # bound now
+        assert world.refused(lambda tool=tool: list(tool.stream(None, Part)))[0] == Code.TOOL_UNKNOWN  # type: ignore[misc]  # the same
+    assert world.broker.broker.dead.dead("lab/mail/desk", PageRequest()) == before  # a refusal is an answer
     assert world.refused(tool.describe)[0] == Code.TOOL_UNKNOWN
     assert code_of(lambda: world.peer.tool("desk", "no/name", digest=UNPINNED)) == Code.AGENT_NAME
 
