@@ -163,12 +163,7 @@ def list_secrets(
 ) -> None:
     """Names, versions and labels. Values cannot be listed."""
     with answering(as_json):
-        client = connect(url, key_file)
-        found: list[dict[str, Any]] = []
-        after = ""
-        while page := client.get("/v1/secrets", tenant=tenant, after=after, limit=1000)["secrets"]:
-            found += page
-            after = page[-1]["name"]
+        found = connect(url, key_file).pages("/v1/secrets", "secrets", "name", tenant=tenant)
         show({"secrets": found}, as_json, lambda: map(_secret_line, found))
         note_empty(found, as_json, "no secret is kept here yet: cloister secret put NAME FILE")
 
@@ -211,12 +206,7 @@ def list_agents(
 ) -> None:
     """Every agent that was ever admitted, and what it may do now."""
     with answering(as_json):
-        client = connect(url, key_file)
-        found: list[dict[str, Any]] = []
-        after = ""
-        while page := client.get("/v1/agents", tenant=tenant, after=after, limit=1000)["agents"]:
-            found += page
-            after = page[-1]["subject"]
+        found = connect(url, key_file).pages("/v1/agents", "agents", "subject", tenant=tenant)
         show({"agents": found}, as_json, lambda: map(_agent_line, found))
         note_empty(found, as_json, "no agent was admitted here yet")
 

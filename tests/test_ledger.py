@@ -11,7 +11,7 @@ from broker.wire.mailbox import Delivery
 from enclave.channel import Outgoing, ReceivingChannels, SendingChannel
 from enclave.errors import Code, EnvelopeRefused
 from enclave.ledger import Incoming, Ledger
-from tests.test_channel import Pair
+from tests.channel_pair import Pair
 from tests.test_enclave_mailbox import NOW_S
 
 AT_MS = NOW_S * 1000

@@ -39,9 +39,9 @@ from enclave.messages import MessageType
 from enclave.replay import Window
 from simulator.broker_fixture import BrokerUnderTest
 from tests.broker_world import Agent, World, outcome
+from tests.channel_pair import Pair
 from tests.channel_world import HandMade
 from tests.stream_world import mail
-from tests.test_channel import Pair
 from tests.test_enclave_mailbox import NOW_S, Router, party
 from tests.test_stream import ended, raw
 

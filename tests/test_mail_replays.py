@@ -33,9 +33,9 @@ from enclave.ledger import Ledger
 from enclave.mailbox import Inbox
 from enclave.passage import Passage, runs_of
 from enclave.replay import Window
+from tests.channel_pair import code_of
 from tests.mail_world import change, with_mail
 from tests.stream_world import PATIENCE_S, mail
-from tests.test_channel import code_of
 from tests.test_enclave_mailbox import NOW_S, Party, Router, party
 from tests.test_stream import ended
 from tests.test_stream import raw as spoken

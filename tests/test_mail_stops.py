@@ -12,8 +12,8 @@ from broker.wire import stream_pb2 as pb
 from enclave import passage
 from enclave.errors import Code
 from tests.broker_world import World
-from tests.test_channel import Pair
-from tests.test_durable import BOX, PATIENCE_S, Stage, place, some, tell
+from tests.channel_pair import Pair
+from tests.test_durable import BOX, Stage, place, some, tell
 from tests.test_enclave_mailbox import party
 from tests.test_lanes import Way, firsts
 from tests.test_mail_attacks import Deaf
@@ -93,6 +93,32 @@ async def test_what_a_durable_reader_was_handling_when_it_died_counts_and_nothin
 
 
 @pytest.mark.asyncio
+async def test_what_a_durable_reader_had_when_it_took_its_leave_counts_for_nothing(place: Stage) -> None:
+    """Five deployments in a row are no reason to bury a message that no reader ever began."""
+    first = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    for text in (b"head", b"one", b"two"):
+        await tell(sender, text)
+    took = await some(first, 3, done=False)
+    assert len(took) == 3
+    await first.close()
+    await place.until(attempts, [0, 0, 0])
+
+
+@pytest.mark.asyncio
+async def test_what_a_durable_reader_had_when_the_broker_ended_its_stream_counts_for_nothing(place: Stage) -> None:
+    first = await place.start(stream=True)
+    sender = await place.start("lab/mail/sender", durable=None, stream=True)
+    await tell(sender, b"head")
+    await some(first, 1, done=False)
+    owner = first.admission.subject
+    admin = place.broker.broker.settings.admins[0]
+    revoke = place.broker.broker.administration.revoke(admin, owner, "lost")
+    await asyncio.to_thread(place.broker.run, revoke)
+    await place.until(attempts, [0])
+
+
+@pytest.mark.asyncio
 async def test_a_reader_whose_connection_breaks_has_not_died(place: Stage) -> None:
     reader = await place.start(stream=True)
     sender = await place.start("lab/mail/sender", durable=None, stream=True)
@@ -102,9 +128,7 @@ async def test_a_reader_whose_connection_breaks_has_not_died(place: Stage) -> No
         assert reader._stream is not None
         await reader._stream.close()
         await reader.connect()
-        async with asyncio.timeout(PATIENCE_S):
-            while (await place.inside(attempts)) != [1]:
-                await asyncio.sleep(0.01)
+        await place.until(attempts, [1])
 
 
 def attempts(tx: Any) -> list[int]:

@@ -21,6 +21,7 @@ from broker.wire.fields import parse_object
 
 REFUSED, USAGE, UNJUDGED = 1, 2, 4  # exit statuses of every command; 0 is fine
 TIMEOUT_S: Final = 30
+MAX_PAGE: Final = 1000
 MAX_ANSWER: Final = 64 << 20
 MAX_KEY_FILE: Final = 64 << 10
 
@@ -77,6 +78,15 @@ class AdminClient:
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", path, b"", urlencode(given))
+
+    def pages(self, path: str, member: str, mark: str, **query: str | int | None) -> list[dict[str, Any]]:
+        """All of a listing, page after page; the next one begins behind the last item's `mark`. Raises AdminError."""
+        found: list[dict[str, Any]] = []
+        after: str | int | None = None
+        while page := self.get(path, **query, after=after, limit=MAX_PAGE)[member]:
+            found += page
+            after = page[-1][mark]
+        return found
 
     def send(self, method: str, path: str, members: dict[str, Any]) -> dict[str, Any]:
         return self._call(method, path, json.dumps(members).encode(), "")

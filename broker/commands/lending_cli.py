@@ -4,7 +4,7 @@ Decides options and output; the broker decides everything else.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ Tenant = Annotated[str | None, typer.Option(help="This tenant's alone.")]
 Lease = Annotated[int | None, typer.Option(help="Seconds for which a version is released again to one agent.")]
 Draw = Annotated[bool, typer.Option("--draw", help="Draw a new value when a lease ends.")]
 Meta = Annotated[list[str] | None, typer.Option(help="NAME=TEXT for people: owner, purpose. May be repeated.")]
-MAX_PAGE: Final = 1000
 
 
 def terms_body(lease: int | None, draw: bool, meta: list[str] | None) -> dict[str, Any]:
@@ -41,14 +40,9 @@ def releases(
 ) -> None:
     """Who got what. Which secret went to which agent, as what, and where that stands in the log."""
     with answering(as_json):
-        client = connect(url, key_file)
         asked = {"secret": secret, "subject": subject, "workload": workload, "tenant": tenant}
         asked |= {"measurement": measurement, "platform": platform}
-        found: list[dict[str, Any]] = []
-        after: int | None = None
-        while page := client.get("/v1/releases", **asked, after=after, limit=MAX_PAGE)["releases"]:
-            found += page
-            after = page[-1]["entry"]
+        found = connect(url, key_file).pages("/v1/releases", "releases", "entry", **asked)
         show({"releases": found}, as_json, lambda: _release_lines(found))
 
 
@@ -64,12 +58,7 @@ def _release_lines(found: list[dict[str, Any]]) -> Iterator[str]:
 def leases(url: Url, key_file: KeyFile, tenant: Tenant = None, as_json: AsJson = False) -> None:
     """Leases that have not ended."""
     with answering(as_json):
-        client = connect(url, key_file)
-        found: list[dict[str, Any]] = []
-        after = ""
-        while page := client.get("/v1/leases", tenant=tenant, after=after, limit=MAX_PAGE)["leases"]:
-            found += page
-            after = page[-1]["name"]
+        found = connect(url, key_file).pages("/v1/leases", "leases", "name", tenant=tenant)
         show({"leases": found}, as_json, lambda: map(_lease_line, found))
 
 
