@@ -21,7 +21,7 @@ from enclave.connection import Connection
 from enclave.errors import BrokerRefused
 from enclave.mailbox import DEFAULT_TTL_S, Judge, Outbox
 from enclave.standing import Standing
-from enclave.topics.reader import Pages, TopicReader
+from enclave.topics.reader import Fetched, Pages, TopicReader
 from enclave.topics.writer import TopicWriter
 from enclave.trustfile import TrustFile
 
@@ -82,9 +82,9 @@ class Company(Connection):
             pages=self._pages(name),
         )
 
-    def _pages(self, topic: str) -> Pages | None:
-        """What brings the messages of a topic, if that is not REST."""
-        return None
+    def _pages(self, topic: str) -> Pages:
+        """What brings the messages of a topic."""
+        return Fetched(topic, self._calls, self._authorised)
 
     async def publish_to(
         self,

@@ -49,7 +49,7 @@ from enclave.session import Admission
 from enclave.stream import Stream
 from enclave.svid import SvidKeeper
 from enclave.topics.following import Follows
-from enclave.topics.reader import Pages
+from enclave.topics.reader import Pages, Turning
 from enclave.trustfile import TrustFile
 
 log: Final = logging.getLogger("cloister.agent")
@@ -283,8 +283,11 @@ class Runtime(Company):
             announce(Header.from_bytes(envelope.header).msg_id, found.key.owner)
         return await self._send(mailbox, envelope)
 
-    def _pages(self, topic: str) -> Pages | None:
-        return self._follows.topic(topic) if self._stream is not None else None
+    def _pages(self, topic: str) -> Pages:
+        fetched, stream = super()._pages(topic), self._stream
+        if stream is None:
+            return fetched
+        return Turning(self._follows.topic(topic), fetched, lambda: stream.detour.active)
 
     async def _publish(self, topic: str, *, kind: str, plaintext: bytes, labels: frozenset[str], ttl_s: float) -> bytes:
         """Whoever publishes often does so on a channel of its own, as with mail."""

@@ -4,24 +4,32 @@ or fall, and a broker that lies.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
+import grpc
 import pytest
 
 from broker.ports.mail import Quota
 from broker.ports.topics import BEHIND_MS
+from broker.rpc.following import MAX_TOPICS
 from broker.wire import stream_pb2 as pb
 from broker.wire.channel import ChannelBatch, Opening
 from broker.wire.envelope import Envelope, Header
 from broker.wire.jose import es256_sign
 from broker.wire.keys import NO_INCARNATION
 from broker.wire.mailbox import Delivery
+from enclave import subscribing
 from enclave.errors import BrokerRefused
 from enclave.mailbox import pad
-from enclave.topics.reader import TopicReceived
+from enclave.runtime import Runtime
+from enclave.topics.reader import Fetched, TopicReceived, Turning
+from simulator.broker_fixture import BrokerUnderTest
+from tests.test_stream import ended, raw
 from tests.test_topics import NEWS, key_of, put, reader, sealed
-from tests.topic_world import Listener, Lying, Newsroom, Publisher, newsroom
+from tests.topic_world import Calls, Listener, Lying, Newsroom, Publisher, do, newsroom
 
 OTHER = "acme/news/other"
 
@@ -110,7 +118,7 @@ async def test_an_opening_is_new_to_a_late_reader_however_many_envelopes_it_has_
         await writer.say(b"opened")
         late = await net.listener("late")
         key = (await writer.find_topic(NEWS)).key
-        writer.outbox._seq[NEWS] = 5_000
+        writer.outbox._numbers._last[NEWS] = 5_000
         envelope = writer.outbox.seal_for_topic(
             key, topic=NEWS, admission=writer.admission(), kind="item", plaintext=b"alone"
         )
@@ -193,6 +201,75 @@ async def test_a_lost_connection_loses_and_repeats_nothing(tmp_path: Path) -> No
         assert await reader.nothing()
 
 
+@pytest.mark.asyncio
+async def test_reading_goes_on_by_requests_while_there_is_no_stream_and_returns_to_one(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a"), await net.mail.world.admitted("w")
+        away: list[bool] = []
+        fetched = Fetched(NEWS, cast("Any", Calls(reader.agent)), cast("Any", do))
+        reader.starts(Turning(reader.follows.topic(NEWS), fetched, lambda: bool(away)))
+        await reader.reader.join()
+        for number in range(6):
+            if number == 2:
+                await net.mail.away()
+                away.append(True)
+            if number == 4:
+                await net.mail.back()
+                await asyncio.wait_for(reader.stream.wait_connected(), 10)
+                away.clear()
+            await put(writer, sealed(writer, await key_of(writer), pad(b"%d" % number)))
+            assert await reader.texts(1) == [b"%d" % number]
+        assert await reader.nothing()
+
+
+@pytest.mark.asyncio
+async def test_a_stream_reads_so_many_topics_and_none_without_a_name_or_a_number(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        agent = await net.mail.world.admitted("a")
+        first = [pb.Follow(topic=f"acme/news/{number}", begun=1) for number in range(MAX_TOPICS)]
+        for wrong in (pb.Follow(begun=1), pb.Follow(topic=NEWS), pb.Follow(topic=NEWS, begun=2**63)):
+            async with raw(net.mail, agent) as call:
+                await call.write(pb.ToBroker(follows=[wrong]).SerializeToString())
+                assert await asyncio.wait_for(ended(call), 10) == "body.field_invalid"
+        async with raw(net.mail, agent) as call:
+            await call.write(pb.ToBroker(follows=first).SerializeToString())
+            await call.write(pb.ToBroker(follows=[pb.Follow(topic=NEWS, begun=1)]).SerializeToString())
+            with suppress(grpc.aio.AioRpcError):
+                while isinstance(await asyncio.wait_for(call.read(), 10), bytes):
+                    pass  # each topic that it does not read ends with a word
+            assert await asyncio.wait_for(ended(call), 10) == "body.field_invalid"
+
+
+@pytest.mark.asyncio
+async def test_agents_publish_on_channels_and_hear_on_streams(broker: BrokerUnderTest) -> None:
+    topic = "lab/mail/news"
+    made = [
+        Runtime(domain=broker.machine.launch(n), trust=broker.trust, broker_url=broker.url, mailbox=f"lab/mail/{n}")
+        for n in ("writer", "reader")
+    ]
+    try:
+        for runtime in made:
+            await runtime.attest()
+            await runtime.publish()
+            await runtime.connect()
+        writer, reading = made[0], made[1].topic(topic)
+        await reading.join()
+        for number in range(5):
+            await writer.publish_to(topic, kind="item", plaintext=b"%d" % number, labels=frozenset({"internal"}))
+        rows = broker.broker.store.read(lambda tx: tx.topics.page(topic, after=0, now_ms=0))
+        assert [row.kind for row in rows] == ["envelope", *["batch"] * 4]
+        found: list[bytes] = []
+        while len(found) < 5:
+            for received in await reading.receive():
+                found.append(received.incoming.plaintext)
+                reading.done(received)
+        assert found == numbered(5)
+        assert made[1].labels == {"internal"}
+    finally:
+        for runtime in made:
+            await runtime.close()
+
+
 # ── who leaves, and who falls ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -265,6 +342,34 @@ async def test_a_reader_whom_the_broker_has_forgotten_is_told_and_can_begin_anew
         await reader.reader.join()
         await writer.say(b"3")
         assert await reader.texts(1) == [b"3"]
+
+
+@pytest.mark.asyncio
+async def test_a_handler_of_a_topic_is_joined_again_when_the_broker_has_forgotten_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscribing, "FIRST_PAUSE_S", 0.01)
+    ready, heard, joined = asyncio.Event(), asyncio.Event(), []
+
+    class Forgotten:
+        topic = NEWS
+
+        async def join(self) -> None:
+            joined.append(1)
+
+        async def receive(self) -> list[TopicReceived]:
+            if len(joined) < 2:
+                raise BrokerRefused(status=403, code="topic.not_reader", detail="")
+            heard.set()
+            await asyncio.Event().wait()
+            return []
+
+    ready.set()
+    nothing: Any = None
+    task = asyncio.create_task(subscribing.subscribe(cast("Any", Forgotten()), nothing, {}, ready))
+    await asyncio.wait_for(heard.wait(), 10)
+    task.cancel()
+    assert len(joined) == 2
 
 
 @pytest.mark.asyncio

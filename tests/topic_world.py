@@ -76,7 +76,7 @@ class Listener(Member):
             time=self.time,
             calls=cast("Any", Calls(self.agent)),
             admission=self.admission,
-            do=cast("Any", _do),
+            do=cast("Any", do),
             heard=self.hear,
             standing=self.standing,
             renew=self.learn,
@@ -118,7 +118,7 @@ class Listener(Member):
         return await self.reader.receive(wait_s=0) == []
 
 
-async def _do(make: Callable[[], Awaitable[Any]]) -> Any:
+async def do(make: Callable[[], Awaitable[Any]]) -> Any:
     return await make()
 
 

@@ -7,9 +7,9 @@ be read no longer ends with a code, and the stream goes on; the agent begins it 
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, final
+from typing import Final, Protocol, final
 
 from broker.calls import REFUSALS
 from broker.errors import BrokerCode
@@ -76,6 +76,9 @@ class _Topic:
             task.cancel()
 
 
+Work = Callable[[_Topic], Awaitable[None]]
+
+
 @final
 class Following:
     """The topics that one stream reads."""
@@ -100,9 +103,9 @@ class Following:
         if known is not None:
             known.end()
         topic = self._topics[asked.topic] = _Topic(asked.topic, asked.begun, asked.done)
-        topic.tasks += [self._begin(topic, self._hand_on(topic)), self._begin(topic, self._keep(topic))]
+        topic.tasks += [self._begin(topic, self._hand_on), self._begin(topic, self._keep)]
 
-    def _begin(self, topic: _Topic, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _begin(self, topic: _Topic, work: Work) -> asyncio.Task[None]:
         task = asyncio.create_task(self._while_permitted(topic, work))
         task.add_done_callback(self._landed)
         return task
@@ -117,10 +120,10 @@ class Following:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _while_permitted(self, topic: _Topic, work: Awaitable[None]) -> None:
+    async def _while_permitted(self, topic: _Topic, work: Work) -> None:
         """What refuses the topic ends it, and is told once."""
         try:
-            await work
+            await work(topic)
         except REFUSALS as error:
             if self._topics.get(topic.name) is topic and not topic.over:
                 topic.over = True

@@ -79,6 +79,22 @@ class Fetched:
         pass
 
 
+@final
+class Turning:
+    """Pages of the stream, or over REST while no stream can be opened. What comes by both ways is known again."""
+
+    def __init__(self, streamed: Pages, fetched: Pages, by_requests: Callable[[], bool]) -> None:
+        self._streamed = streamed
+        self._fetched = fetched
+        self._by_requests = by_requests
+
+    async def read(self, request: TopicRead) -> pb.TopicNews:
+        return await (self._fetched if self._by_requests() else self._streamed).read(request)
+
+    def again(self) -> None:
+        self._streamed.again()
+
+
 def as_news(page: TopicPage) -> pb.TopicNews:
     """A page as it would have come on a stream."""
     message = as_streamed(page)
