@@ -11,7 +11,8 @@ from enclave import lanes
 from enclave.channel import Outgoing, SendingChannel
 from enclave.errors import BrokerRefused
 from enclave.lanes import MAX_FULL, Item, Lane, Lanes
-from tests.test_channel import BOX, Pair
+from tests.channel_pair import Pair
+from tests.test_channel import BOX
 
 
 class Way:
