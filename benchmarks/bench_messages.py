@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import beside, mailroom
+from benchmarks import beside, mailroom, newsroom
 from benchmarks.bench_broker import running_lab
 from benchmarks.harness import PartMissing, Row
 from benchmarks.mailroom import Order
@@ -78,6 +78,7 @@ def rows() -> Iterator[Row]:
             figure=f"p50 {paced.p50 * 1e3:.1f} ms, p99 {paced.p99 * 1e3:.1f} ms",
             values={"p50_s": paced.p50, "p99_s": paced.p99},
         )
+        yield from newsroom.rows(told)
     with _lab(UNSYNCED) as told:
         unsynced = run(told, Order(told=told, pairs=1, count=FEWER, name="unsynced"))
         yield _row("one pair, our commits not synced (for comparison; no broker can be set so)", unsynced)
