@@ -20,7 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final, overload
 
-from broker.wire.tools import MAX_TOOLS, NAME, call_type
+from broker.wire.tools import MAX_ASKED, MAX_TOOLS, NAME, call_type
 from enclave.errors import AgentError, Code, MessageError, ToolRefused, TransportFailed
 from enclave.messages import MessageType, Shaped
 from enclave.tools import (
@@ -226,14 +226,16 @@ async def _descriptions(ctx: Context, to: str) -> list[ToolDescription]:
 async def offers(host: Host, ctx: Context, to: str) -> list[Offer]:
     """The tools of an agent that this one may call, without those that are other than trust file or policy say."""
     served = await _descriptions(ctx, to)
-    allowed = await host.callable_tools(to, tuple(one.name for one in served)) if served else None
-    found = []
-    for one in served:
-        pin = host.pinned(to, one.name) or (allowed.pins.get(one.name, "") if allowed else "")
-        if pin not in ("", one.digest):
-            log.warning("%s: %s of %s is not the tool that is pinned", Code.TOOL_DRIFT, one.name, to)
-        elif allowed is None or one.name in allowed.tools:
-            found.append(Offer(description=one, pinned=bool(pin), permitted=allowed is not None))
+    found: list[Offer] = []
+    for first in range(0, len(served), MAX_ASKED):
+        part = served[first : first + MAX_ASKED]
+        allowed = await host.callable_tools(to, tuple(one.name for one in part))
+        for one in part:
+            pin = host.pinned(to, one.name) or (allowed.pins.get(one.name, "") if allowed else "")
+            if pin not in ("", one.digest):
+                log.warning("%s: %s of %s is not the tool that is pinned", Code.TOOL_DRIFT, one.name, to)
+            elif allowed is None or one.name in allowed.tools:
+                found.append(Offer(description=one, pinned=bool(pin), permitted=allowed is not None))
     return found
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from attestation.errors import CloisterError
 from broker.wire.deadletters import PageRequest
+from broker.wire.tools import MAX_ASKED
 from enclave import UNPINNED, Agent, Allow, Context, Deny, Durable, Progress, Reject, Retry, ToolUse
 from enclave.context import BlockingContext
 from enclave.errors import Code
@@ -592,3 +593,19 @@ def test_what_is_served_is_listed_in_the_form_of_mcp(world: World) -> None:
     assert shown["_meta"] == {"cloister/keyed": False, "cloister/needs": ["desk/declared"], "cloister/streams": False}
     assert offered["count"].description.output_schema["required"] == ["items"]
     assert offered["look"].description.idempotent
+
+
+def test_more_tools_than_one_question_holds_are_all_listed(world: World) -> None:
+    agent = Agent("many")
+
+    async def act() -> None:
+        """Act."""
+
+    for number in range(MAX_ASKED + 2):
+        agent.tool(name=f"act-{number}")(act)
+    world.agents.start(agent)
+    assert len(world.peer.tools_of("many")) == MAX_ASKED + 2
+    too_many = tuple(f"t{number}" for number in range(MAX_ASKED + 1))
+    asked = world.peer.agent.callable_tools("many", too_many)
+    assert code_of(lambda: world.agents.run(asked)) == "body.field_invalid"
+    assert world.agents.run(world.peer.agent.tools_of("lab/mail/peer")) == []

@@ -18,6 +18,7 @@ from broker.wire.fields import Reader
 from broker.wire.names import is_resource
 
 MAX_TOOLS: Final = 128  # that one agent serves
+MAX_ASKED: Final = 16  # that one question is about: each new name is two decisions of the policy
 CALL: Final = "cloister.tool:"
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
@@ -80,7 +81,7 @@ class ToolsAllowed:
 
 
 def _names(read: Reader) -> tuple[str, ...]:
-    found = read.texts("tools", max_items=MAX_TOOLS, max_len=64)
+    found = read.texts("tools", max_items=MAX_ASKED, max_len=64)
     if not all(map(NAME.fullmatch, found)):
         raise WireError(WireCode.BODY_FIELD_INVALID, f"tools: names must match {NAME.pattern}")
     return found
