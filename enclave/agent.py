@@ -20,7 +20,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, final, overload
+from typing import Any, Final, TypeVar, final, overload
 
 import httpx2
 
@@ -39,7 +39,7 @@ from enclave.durable import Durable
 from enclave.errors import AgentError, BrokerRefused, Code
 from enclave.guards import ToolUse
 from enclave.handling import MAX_PAUSE_S, Handling
-from enclave.life import Asked, Life, end_all, quietly, until, usable
+from enclave.life import Asked, Life, end_all, joined, quietly, serve_spiffe, until, usable
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
 from enclave.messages import Shaped
 from enclave.peers import ASKED, ProofAsked, ProofGiven, Prover, prove_peer
@@ -50,9 +50,6 @@ from enclave.subscribing import subscribe
 from enclave.svid import SvidKeeper
 from enclave.toolbox import Toolbox, two_handlers
 from enclave.trustfile import TrustFile
-
-if TYPE_CHECKING:
-    from enclave.workload import WorkloadApi
 
 log: Final = logging.getLogger("cloister.agent")
 H = TypeVar("H", bound=Handler)
@@ -70,10 +67,12 @@ class Agent(Toolbox):
         peers: Judge = everyone,
         durable: Durable | None = None,
         spiffe_socket: str | Path | None = None,
+        spiffe_group: str | None = None,
     ) -> None:
         """`durable` keeps the mailbox, and what comes for it, over restarts. Its key is released again to an attested
         agent, so whoever holds the broker's root could read it; handlers must be declared idempotent.
-        `spiffe_socket` is where SPIFFE's Workload API is served to programs in the same trust domain.
+        `spiffe_socket` is where SPIFFE's Workload API is served to programs in the same trust domain: of the agent's
+        own user, and of that group where one is named.
         Raises AgentError agent.name_invalid.
         """
         super().__init__(durable=durable is not None)
@@ -87,6 +86,7 @@ class Agent(Toolbox):
         self._on_start: list[hooks.Hook] = []
         self._on_stop: list[hooks.Hook] = []
         self._spiffe_socket = Path(spiffe_socket) if spiffe_socket is not None else None
+        self._spiffe_group = spiffe_group
         self._life: Life | None = None
         self._prover: Prover | None = None
 
@@ -191,6 +191,7 @@ class Agent(Toolbox):
         if self._life is not None:
             raise AgentError(Code.AGENT_RUNNING, f"{self.name} runs already")
         usable(self._spiffe_socket)
+        group = joined(self._spiffe_group)
         usable(self._durable.state_file if self._durable else None)
         runtime = Runtime(
             domain=domain,
@@ -208,7 +209,7 @@ class Agent(Toolbox):
             await runtime.publish()
             await runtime.connect()
             if self._spiffe_socket is not None:
-                life.workload = await _serve_spiffe(runtime, self._spiffe_socket)
+                life.workload = await serve_spiffe(runtime, self._spiffe_socket, group)
         except BaseException:
             await self.stop()
             raise
@@ -441,9 +442,3 @@ class Agent(Toolbox):
         if not (TENANT.fullmatch(name) or ("/" in name and is_resource(name))):
             raise AgentError(Code.AGENT_NAME, f"{name[:80]!r}")
         return name if "/" in name else f"{tenant}/{folder}/{name}"
-
-
-async def _serve_spiffe(runtime: Runtime, path: Path) -> WorkloadApi:
-    from enclave.workload import WorkloadApi  # brings gRPC, which agents without such a socket do not need
-
-    return await WorkloadApi(runtime.svids, path).open()

@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tools", action="store_true", help="print the agent's tools and the digests that callers pin, run no agent"
     )
+    parser.add_argument(
+        "--group", action="append", default=[], metavar="NAME", help="let the agent's user be in this group"
+    )
     parser.add_argument("--digest", action="store_true", help="print the code digest for reference values, run nothing")
     return parser
 
@@ -119,7 +122,10 @@ def _run(options: argparse.Namespace) -> int:
         uid = None if options.same_user else supervise.separate_uid()
         if real is not None and uid is None and not options.same_user:
             raise LaunchFailed(Code.LAUNCH_SAME_USER, f"the launcher runs as user {os.geteuid()}")
-        launcher = _Launcher(options=options, name=name, trust=around.trust, broker_url=broker_url, uid=uid)
+        groups = tuple(map(launch.group_id, options.group))
+        launcher = _Launcher(
+            options=options, name=name, trust=around.trust, broker_url=broker_url, uid=uid, groups=groups
+        )
         boot = _booting(around.machine, name)
         return launcher.again_and_again(boot, signals) if options.reload else launcher.once(real or boot(), signals)
 
@@ -134,6 +140,7 @@ class _Launcher:
     trust: bytes
     broker_url: str
     uid: int | None
+    groups: tuple[int, ...]
 
     def once(self, domain: TrustDomain, signals: supervise.Signals) -> int:
         """The agent's exit status."""
@@ -200,6 +207,7 @@ class _Launcher:
             environment={one: os.environ[one] for one in self.options.env if one in os.environ},
             arguments=self.options.arguments,
             uid=self.uid,
+            groups=self.groups,
             signals=signals,
         )
 

@@ -19,6 +19,7 @@ REASON: Final = re.compile(r"[a-z0-9_]{1,32}(\.[a-z0-9_]{1,32}){1,3}")
 class Code(StrEnum):
     """Public and stable: add, never rename or reuse. Each has a row in `MEANING`."""
 
+    AGENT_GROUP = "agent.group_unusable"
     AGENT_HANDLER = "agent.handler_invalid"
     AGENT_HANDLER_OVER = "agent.handler_over"
     AGENT_HOOK = "agent.hook_failed"
@@ -224,6 +225,10 @@ class BrokerRefused(CloisterError):
 
 # code → (what happened, what to do)
 MEANING: Final[dict[Code, tuple[str, str]]] = {
+    Code.AGENT_GROUP: (
+        "The agent can't open its socket to that group: there is none by that name, or it is no member.",
+        "Make the group in the image, and start the agent with `cloister run --group NAME`.",
+    ),
     Code.AGENT_HANDLER: (
         "A handler or a message type is not one that can work.",
         "Decorate `def handler(ctx, message)` with `@agent.on_message(Type)`; Type is a dataclass or pydantic model.",

@@ -15,6 +15,7 @@ Which packages are meant is `packages`' to say; how the child asks for quotes is
 
 from __future__ import annotations
 
+import grp
 import hashlib
 import os
 import shutil
@@ -29,7 +30,7 @@ from typing import BinaryIO, Final, Self, final
 from attestation.eventlog import launch_event
 from attestation.ports import TrustDomain
 from enclave import packages
-from enclave.errors import Code, LaunchFailed
+from enclave.errors import AgentError, Code, LaunchFailed
 
 TAG: Final = b"cloister/code/v1\0"
 EV_EVENT_TAG: Final = 6
@@ -145,6 +146,14 @@ def extend(domain: TrustDomain, digest: bytes, name: str) -> None:
     """Record the launch in RTMR3 before the code runs. The name is for people; policies decide on the digest."""
     event_digest, data = launch_event(digest, name)
     domain.extend(REGISTER, event_digest, event_type=EV_EVENT_TAG, data=data)
+
+
+def group_id(name: str) -> int:
+    """Raises AgentError agent.group_unusable."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        raise AgentError(Code.AGENT_GROUP, f"no group {name!r}") from None
 
 
 def hand_over(staged: Staged, uid: int) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 from attestation.errors import CloisterError
 from enclave.errors import AgentError, Code
 from enclave.handling import Handling
+from enclave.launch import group_id
 from enclave.replies import Waiting
 from enclave.runtime import Runtime
 
@@ -35,6 +36,19 @@ def usable(path: Path | None) -> Path | None:
     return path
 
 
+def joined(name: str | None) -> int | None:
+    """The group's id, if what belongs to this process may be given to it.
+
+    Raises AgentError agent.group_unusable.
+    """
+    if name is None:
+        return None
+    gid = group_id(name)
+    if os.geteuid() != 0 and gid not in (os.getegid(), *os.getgroups()):
+        raise AgentError(Code.AGENT_GROUP, f"user {os.geteuid()} is not in group {name}")
+    return gid
+
+
 @final
 @dataclass(slots=True, kw_only=True)
 class Life:
@@ -51,6 +65,12 @@ class Life:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     receiving: list[asyncio.Task[None]] = field(default_factory=list)
     beside: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+async def serve_spiffe(runtime: Runtime, path: Path, group: int | None) -> WorkloadApi:
+    from enclave.workload import WorkloadApi  # brings gRPC, which agents without such a socket do not need
+
+    return await WorkloadApi(runtime.svids, path, group=group).open()
 
 
 class Asked(Exception):

@@ -136,9 +136,11 @@ def run(
     environment: Mapping[str, str],
     arguments: Sequence[str] = (),
     uid: int | None,
+    groups: Sequence[int] = (),
     signals: Signals | None = None,
 ) -> int:
-    """Run the copy until it ends; returns its exit status (128 + n for signal n). `uid` None: the caller's own."""
+    """Run the copy until it ends; returns its exit status (128 + n for signal n). `uid` None: the caller's own, else it
+    is in those `groups` and no others."""
     trust_path = staged.top / TRUST_NAME  # beside the measured files; what it says is bound into REPORT_DATA instead
     trust_path.write_bytes(trust)
     if uid is not None:
@@ -163,7 +165,7 @@ def run(
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             umask=0o077,
-            **_as_user(uid),
+            **_as_user(uid, groups),
         )
 
     signals = signals or Signals()
@@ -192,8 +194,8 @@ def separate_uid() -> int | None:
     return next((uid for uid in FREE_IDS if uid not in used and not _known(uid)), None)
 
 
-def _as_user(uid: int | None) -> dict[str, Any]:
-    return {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
+def _as_user(uid: int | None, groups: Sequence[int]) -> dict[str, Any]:
+    return {} if uid is None else {"user": uid, "group": uid, "extra_groups": list(groups)}
 
 
 def _known(uid: int) -> bool:

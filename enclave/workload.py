@@ -5,7 +5,8 @@
 
 Decides what clients are told: the certificate with its key, the bundle with its CRLs, again whenever one of them
 changes; JWT-SVIDs for one audience each, if policy says so; and nothing once the broker no longer takes this agent.
-Whoever can open the socket is the agent: its folder and mode say who that is. Requests without the header that SPIFFE
+Whoever can open the socket is the agent: its folder and mode say who that is, its own user alone unless a group is
+named. Requests without the header that SPIFFE
 demands are refused, so that a web page cannot be made to ask.
 
 Source: SPIFFE Workload API and SPIFFE Workload Endpoint.
@@ -46,9 +47,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class WorkloadApi:
     """A context manager: inside it serves, afterwards the socket is gone."""
 
-    def __init__(self, keeper: SvidKeeper, path: Path) -> None:
+    def __init__(self, keeper: SvidKeeper, path: Path, *, group: int | None = None) -> None:
+        """Members of `group` may use it too."""
         self._keeper = keeper
         self._path = path
+        self._group = group
         self._server: grpc.aio.Server | None = None
 
     async def open(self) -> Self:
@@ -67,7 +70,18 @@ class WorkloadApi:
         finally:
             os.umask(before)
         self._server = server
+        if self._group is not None:
+            await self._open_to(self._group)
         return self
+
+    async def _open_to(self, group: int) -> None:
+        """Raises OSError; then the socket is gone."""
+        try:
+            os.chown(self._path, -1, group)
+            os.chmod(self._path, 0o660)
+        except OSError:
+            await self.close()
+            raise
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enclave import supervise
+from enclave import cli, supervise
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 60
@@ -56,3 +56,19 @@ def test_an_agent_that_does_not_end_is_told_of_and_killed_by_the_next_signal(mon
         assert signals.wait(child) == -signal.SIGKILL
         child.stdout.close()
     assert signals.asked
+
+
+def test_the_agents_user_is_in_the_groups_that_were_named_and_no_others() -> None:
+    assert supervise._as_user(61184, (7, 8)) == {"user": 61184, "group": 61184, "extra_groups": [7, 8]}
+    assert supervise._as_user(None, (7,)) == {}  # the caller's own, who is in his groups already
+
+
+def test_nothing_is_launched_with_a_group_that_there_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_booting", lambda machine, name: pytest.fail)
+    monkeypatch.setattr(supervise, "separate_uid", lambda: None)
+    around = cli.Surroundings(machine=str(tmp_path), broker_url="http://127.0.0.1:9", trust=b"")
+    monkeypatch.setattr(cli, "_surroundings", lambda _: around)
+    assert cli.run(["agent.py", "--simulated", "--group", "no-such-group"]) == 2
+    assert "agent.group_unusable" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """SPIFFE's Workload API in the trust domain, asked by a SPIFFE client that somebody else wrote."""
 
 import asyncio
+import errno
+import os
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +20,7 @@ from spiffe.errors import PySpiffeError
 
 from broker.app import create_app
 from enclave.agent import Agent
-from enclave.errors import BrokerRefused
+from enclave.errors import AgentError, BrokerRefused, Code
 from enclave.runtime import Runtime
 from enclave.trustfile import TrustFile, render
 from enclave.workload import WorkloadApi
@@ -163,6 +165,36 @@ async def test_a_request_without_the_header_is_refused(scene: Scene, method: str
 @pytest.mark.asyncio
 async def test_the_socket_is_the_owners_alone(scene: Scene) -> None:
     assert stat.S_IMODE(scene.socket.stat().st_mode) == 0o600
+
+
+@pytest.mark.asyncio
+async def test_a_group_that_is_named_can_use_it_too_and_nobody_else(scene: Scene, tmp_path: Path) -> None:
+    path = tmp_path / "shared.sock"
+    async with WorkloadApi(scene.runtime.svids, path, group=os.getgid()):
+        found = path.stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, os.getgid())
+
+
+@pytest.mark.asyncio
+async def test_a_socket_that_cannot_be_given_to_its_group_is_not_served(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    path = tmp_path / "shared.sock"
+    with pytest.raises(PermissionError):
+        await WorkloadApi(scene.runtime.svids, path, group=1).open()
+    assert not path.exists()
+
+
+@pytest.mark.asyncio
+async def test_an_agent_does_not_start_with_a_group_that_there_is_not(scene: Scene, tmp_path: Path) -> None:
+    agent = Agent("named", spiffe_socket=tmp_path / "agent.sock", spiffe_group="no-such-group")
+    with pytest.raises(AgentError) as refused:
+        await agent.start(domain=scene.world.machine.launch("named"), trust=scene.runtime.trust, broker_url=URL)
+    assert refused.value.code is Code.AGENT_GROUP
 
 
 def _watch(
