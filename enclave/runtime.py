@@ -95,18 +95,7 @@ class Runtime(Company):
             standing=self.standing,
         )
         self._channels = ReceivingChannels(self.inbox, self.time, judge=judge)
-        self._durable: DurableReader | None = None
-        if durable is not None:
-            self._durable = DurableReader(
-                self.inbox,
-                self._channels,
-                durable,
-                keys=self.keys,
-                time=self.time,
-                calls=self._calls,
-                admission=lambda: self.admission,
-                do=self._authorised,
-            )
+        self._durable = self._reader(durable) if durable is not None else None
         self.svids = SvidKeeper(self)
         self._sending: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # as long as somebody sends
         self._found: Recent[tuple[float, MailboxInfo]] = Recent(MAX_MET)
@@ -126,6 +115,18 @@ class Runtime(Company):
         self._keeping: asyncio.Task[None] | None = None
         self._met: Recent[bool] = Recent(MAX_MET)  # mailboxes that were written to before
         self._published = False
+
+    def _reader(self, durable: Durable) -> DurableReader:
+        return DurableReader(
+            self.inbox,
+            self._channels,
+            durable,
+            keys=self.keys,
+            time=self.time,
+            calls=self._calls,
+            admission=lambda: self.admission,
+            do=self._authorised,
+        )
 
     # --- secrets ---
 
