@@ -5,9 +5,11 @@ import dataclasses
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -189,6 +191,46 @@ def test_what_cannot_be_a_tool_is_refused_at_once_and_says_what_would() -> None:
     agent.tool(stream)
     assert code_of(lambda: agent.tool(good)) == Code.AGENT_TOOL
     assert agent.tools["stream"].output_schema["properties"]["items"]["items"]["title"] == "Order"
+
+
+@dataclass
+class Everything:
+    text: str
+    raw: bytes
+    at: datetime
+    some: list[int]
+    by: dict[str, float]
+    either: Order | None
+    word: Literal["a", "b"]
+
+
+class Modelled(pydantic.BaseModel):
+    count: int = pydantic.Field(ge=1)
+
+
+async def everything(one: Everything) -> Modelled:
+    """Words."""
+    return Modelled(count=1)
+
+
+def test_whoever_knows_json_schema_sees_the_same_arguments_and_results_fit() -> None:
+    schemas = pytest.importorskip("jsonschema_rs")
+    agent = Agent("x")
+    agent.tool(everything)
+    agent.tool(stream)
+    shown = {name: tool.to_mcp() for name, tool in agent.tools.items()}
+    value = Everything("é", b"x", datetime(2026, 1, 1, tzinfo=UTC), [1], {"x": 0.5}, None, "a")
+    good = json.loads(agent.message_type(Everything).encode(value))["data"]
+    takes = schemas.validator_for(shown["everything"]["inputSchema"])
+    assert takes.is_valid(good)
+    changes: list[dict[str, Any]] = [{"text": 5}, {"some": ["1"]}, {"either": {}}, {"word": "c"}, {"more": 1}]
+    for change in changes:
+        assert not takes.is_valid({**good, **change})
+        body = json.dumps({"schema": agent.message_type(Everything).digest, "data": {**good, **change}})
+        assert code_of(lambda body=body: agent.message_type(Everything).decode(body.encode())) == Code.MESSAGE_SCHEMA  # type: ignore[misc]  # bound now
+    returns = schemas.validator_for(shown["everything"]["outputSchema"])
+    assert (returns.is_valid({"count": 1}), returns.is_valid({"count": 0})) == (True, False)
+    assert schemas.validator_for(shown["stream"]["outputSchema"]).is_valid({"items": [{"number": "A"}]})
 
 
 def test_what_stands_in_for_a_tool_is_described_as_the_tool_is() -> None:
