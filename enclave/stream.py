@@ -44,6 +44,7 @@ from enclave.telling import why
 
 METHOD: Final = "/cloister.v1.Mail/Stream"
 CREDIT: Final = 1024  # messages that may be delivered and not settled; no sender is given more than 767 of them
+LEAVE_S: Final = 1.0  # for the broker to hear that a reader leaves
 MAX_QUEUE: Final = 4096  # messages to one mailbox that wait for the broker, before `send` waits itself
 Lookup = Callable[[str], Awaitable[MailboxInfo]]
 TopicLookup = Callable[[str], Awaitable[TopicInfo]]
@@ -111,7 +112,8 @@ class Stream(Staying):
         self._looking: dict[Lane, asyncio.Task[None]] = {}
         self._renewal: Admission | None = None
         self._nonce: str | None = None
-        self._closed = False
+        self._closed = self._leaving = False
+        self._left = asyncio.Event()  # the connection on which it was leaving has ended
         self._task: asyncio.Task[None] | None = None
 
     # ── for the agent ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -218,6 +220,12 @@ class Stream(Staying):
         if self._keeping is not None:
             await self._keeping.close()
         if self._task is not None:
+            if self.connected:
+                self._leaving = True
+                self._news.set()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LEAVE_S):
+                        await self._left.wait()
             self._task.cancel()
             await asyncio.gather(self._task, *self._looking.values(), return_exceptions=True)
         for lane in self._lanes:
@@ -229,6 +237,8 @@ class Stream(Staying):
 
     async def _connection(self, dialled: grpc.aio.Channel) -> None:
         """One connection, until it ends; it always ends with an error."""
+        if self._leaving:
+            await asyncio.Event().wait()  # until it is closed
         self._admission = admission = await self._admit(None)
         self._renewal = None
         mailbox = self._inbox.name if self._receive else ""
@@ -258,6 +268,8 @@ class Stream(Staying):
             raise await self._why(call) from None
         finally:
             call.cancel()
+            if self._leaving:
+                self._left.set()
 
     def _proof(self, admission: Admission, body: bytes) -> str:
         return self._keys.dpop(
@@ -334,6 +346,9 @@ class Stream(Staying):
             if raw := message.SerializeToString():
                 await call.write(raw)
                 continue
+            if self._leaving:  # what is not handled comes again elsewhere; nobody takes this reader for dead
+                await call.done_writing()
+                await asyncio.Event().wait()  # until the broker ends it, or who closes it waits no longer
             await self._told_something(self._idle_s(at_s))
             if self._ledger.keep(now_s()):
                 self._news.set()

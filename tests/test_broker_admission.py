@@ -437,12 +437,14 @@ async def test_whoever_attests_again_while_the_sweep_runs_is_not_judged_by_the_o
 async def test_the_background_judges_after_a_change_and_counts_refusals(world: World) -> None:
     agent = await world.admitted()
     background = Background(world.broker)
+    judged = asyncio.Event()
+    world.broker.store.after_commit(judged.set)
     async with background:
         await fall_out_of_date(world)
-        for _ in range(200):
-            if state_of(world, agent) is AgentState.QUARANTINED:
-                break
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while state_of(world, agent) is not AgentState.QUARANTINED:
+                await judged.wait()
+                judged.clear()
         assert state_of(world, agent) is AgentState.QUARANTINED
         world.broker.metrics.refused("quote.truncated")
         assert await background.write_refusals()

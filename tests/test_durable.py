@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ class Stage:
         owner = runtime.admission.subject
         if runtime._stream is not None:
             runtime._stream._keeping = None  # no last checkpoint
+            assert runtime._stream._task is not None
+            runtime._stream._task.cancel()  # and no leave taken
+            await asyncio.gather(runtime._stream._task, return_exceptions=True)
             await runtime._stream.close()
         await self.inside(lambda tx: tx.mail.hold(runtime.inbox.name, owner=owner, until_ms=0))
         await runtime._client.aclose()
@@ -67,6 +71,25 @@ class Stage:
     async def inside(self, work: Callable[[Any], Any]) -> Any:
         """Work on the broker's store, as a program with full access to it could."""
         return await asyncio.to_thread(self.broker.run, self.broker.broker.store.transact(work))
+
+    async def until(self, query: Callable[[Any], Any], wanted: Any) -> None:
+        """Until the broker's store says so; it is asked after every commit."""
+        store = self.broker.broker.store
+
+        async def changes() -> None:
+            loop, changed = asyncio.get_running_loop(), asyncio.Event()
+            store.after_commit(partial(_wake, loop, changed))
+            async with asyncio.timeout(PATIENCE_S):
+                while store.read(query) != wanted:
+                    await changed.wait()
+                    changed.clear()
+
+        await asyncio.to_thread(self.broker.run, changes())
+
+
+def _wake(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(event.set)
 
 
 @pytest_asyncio.fixture

@@ -2,7 +2,8 @@
 
 Decides nothing about who may read what (leases.py does): it adds the broker's signatures, and recalls what was out when
 a stream ended. A recalled delivery does not count as an attempt: whether it arrived, nobody knows. But what kills each
-next reader of a durable mailbox must end some time, so what one was handling when it went counts.
+next reader of a durable mailbox must end some time, so what one was handling when it was lost without a word counts. A
+reader that takes its leave, or that is sent away, has not died of anything.
 """
 
 import asyncio
@@ -73,14 +74,15 @@ class Drawing:
         if await self._store.transact(lambda tx: tx.mail.recall(name, leases, now_ms=now_ms)):
             self._bell.ring(name)
 
-    async def left(self, name: str, leases: dict[str, str]) -> None:
+    async def left(self, name: str, leases: dict[str, str], *, died: bool) -> None:
         """A stream is gone on which these leases, with their senders, were handed on: recall what was out.
 
-        The reader of a durable mailbox may have died of what it was handling: each sender's first. Those leases end by
+        A reader of a durable mailbox that `died` may have done so of what it handled: each sender's first. Those end by
         themselves, or when somebody else opens the mailbox, and count; when the same reader comes back they do not.
         """
         box = self._store.read(lambda tx: tx.mail.find(name))
-        at_work = {sender: lease for lease, sender in reversed(leases.items())} if box and box.kind == "durable" else {}
+        suspect = died and box is not None and box.kind == "durable"
+        at_work = {sender: lease for lease, sender in reversed(leases.items())} if suspect else {}
         recalled = leases.keys() - set(at_work.values())
         if recalled:
             await self.recall(name, *recalled)

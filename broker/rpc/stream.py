@@ -101,13 +101,15 @@ class Streams:
         self._make_room(stream)
         self._live[stream] = None
         ended: Exception | None = None
+        died = True  # unless the reader ends it, or the broker does
         try:
             await stream.run()
+            died = False
         except Exception as error:  # noqa: BLE001  # as above
-            ended = error
+            ended, died = error, isinstance(error, WireError)
         finally:
             del self._live[stream]
-            await stream.leave()
+            await stream.leave(died=died)
             if stream.mailbox and self.is_latest(stream.mailbox, stream):
                 del self._emptying[stream.mailbox]
         if ended is not None:
@@ -198,11 +200,11 @@ class MailStream:
             await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
             await self._following.close()
 
-    async def leave(self) -> None:
+    async def leave(self, *, died: bool) -> None:
         """Recall what is still out, unless a later stream has done so."""
         if self.mailbox and self._leases and self._streams.is_latest(self.mailbox, self):
             with contextlib.suppress(BrokerError):  # a closed store: the leases end by themselves
-                await self._broker.drawing.left(self.mailbox, self._leases)
+                await self._broker.drawing.left(self.mailbox, self._leases, died=died)
 
     # ── from the agent ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -214,30 +216,29 @@ class MailStream:
             if message.HasField("renewal"):
                 await self._renew(message.renewal)
             for send in message.sends:
-                await self._answers_read()
-                await self._flying.acquire()
+                await self._turn()
                 self._spawn(self._send(send.id, await self._begun(send)))
             if (message.settles or message.HasField("save")) and not self.mailbox:
                 raise WireError(WireCode.BODY_FIELD_INVALID, "settles without a mailbox")
             if message.HasField("save"):
-                await self._answers_read()
-                await self._flying.acquire()
+                await self._turn()
                 self._spawn(self._save(saving(message.save), Settling.of(message.save.settles)))
             if message.settles:
-                await self._answers_read()
-                await self._flying.acquire()
+                await self._turn()
                 self._spawn(self._settle(Settling.of(message.settles)))
             for follow in message.follows:
                 self._following.follow(follow)
             if message.credit:
                 self._credit = min(self._credit + message.credit, MAX_OUTSTANDING)
                 self._credited.set()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # what was said before the end counts
 
-    async def _answers_read(self) -> None:
-        """Until there is room for another answer."""
+    async def _turn(self) -> None:
+        """Until there is room for another answer, and one more may be under way."""
         while len(self._next.results) + len(self._next.lost) + len(self._next.saved) >= MAX_UNREAD:
             self._read_on.clear()
             await self._read_on.wait()
+        await self._flying.acquire()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
