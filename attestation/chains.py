@@ -176,6 +176,19 @@ def judge_pck_chain(quote: Quote, roots: TrustRoots, earlier: KnownCertificates 
     return PckChain(ledger, chain=chain, facts=facts, windows=tuple(windows))
 
 
+def root_checks(quote: Quote, roots: TrustRoots) -> list[Check]:
+    """Whether the chain in a quote has its form and names a trusted root above itself; no signature is looked at.
+
+    It proves nothing: it spares those signatures where the answer is no already.
+    """
+    ledger = Ledger()
+    ledger.run(step.CHAIN_PRESENT, _present, quote.certification_type)
+    if ledger.ok:
+        texts = {_LABEL: (quote.certification_data, PCK_CHAIN)}
+        judge_chains(ledger, PCK_STEPS, texts, roots, KnownCertificates(roots))
+    return ledger.checks
+
+
 def claimed_platform(quote: Quote) -> PckFacts:
     """Which platform a quote *says* it comes from: enough to fetch collateral for it, and to be believed in nothing.
 

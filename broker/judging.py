@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, final
 
-from attestation.chains import claimed_platform, judge_pck_chain
+from attestation.chains import claimed_platform, judge_pck_chain, root_checks
 from attestation.checks import Check
 from attestation.collateral import Collateral
 from attestation.ear import Appraisal, Executables
@@ -118,7 +118,7 @@ class Judge:
             if self._proved.get(name):
                 verified = self._verified(evidence, quote, collateral, bundle, at)
             else:
-                verified = await pool.run(self._verified, evidence, quote, collateral, bundle, at)
+                verified = await pool.run(self._verified_anew, evidence, quote, collateral, bundle, at)
                 self._proved.put(name, True)
         except VerificationFailed as error:
             raise self.told(error, quote) from None
@@ -131,6 +131,18 @@ class Judge:
         return self._verifier.verify(
             quote, collateral, report_data=evidence.binding, at=at, accept=ANY_TCB, allow=bundle.allowances(at)
         )
+
+    def _verified_anew(
+        self, evidence: Evidence, quote: Quote, collateral: Collateral, bundle: Bundle, at: datetime
+    ) -> VerifiedQuote:
+        """Of a key that was never proved. Most garbage ends at its root, before ten signatures are looked at."""
+        self._require_root(quote)
+        return self._verified(evidence, quote, collateral, bundle, at)
+
+    def _require_root(self, quote: Quote) -> None:
+        checks = root_checks(quote, self._roots)
+        if not all(check.ok for check in checks):
+            raise refusal_of(tuple(checks))
 
     def told(self, error: VerificationFailed, quote: Quote) -> AttestationError | BrokerError:
         """The refusal; where nothing but the collateral's age speaks against the quote, that it could not be judged.
@@ -177,6 +189,7 @@ class Judge:
 
         Raises VerificationFailed chain.*
         """
+        self._require_root(quote)
         judged = judge_pck_chain(quote, self._roots)
         if not judged.ok:
             raise refusal_of(judged.checks)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation.checks import STEPS
+from attestation.chains import judge_pck_chain, root_checks
+from attestation.checks import CHAIN_SIGNATURES, STEPS
 from attestation.collateral import Collateral
 from attestation.errors import Code, MalformedEvidence, VerificationFailed
 from attestation.pki import TrustRoots
@@ -131,6 +132,20 @@ def test_a_chain_of_another_root_shows_both_fingerprints() -> None:
     error = refusal(BY_NAME["another root of the same name"].world())
     given = World().input()
     assert TrustRoots.from_pem(given.root_pem).sha256[0] in error.detail
+
+
+def test_the_cheap_question_about_a_chain_refuses_what_the_whole_judgement_refuses_and_nothing_else() -> None:
+    refused = set()
+    for attack in [attack for attack in ATTACKS if attack.code.startswith("chain.")]:
+        given = attack.world().input()
+        quote, roots = Quote.parse(given.raw), TrustRoots.from_pem(given.root_pem)
+        cheap, whole = root_checks(quote, roots), judge_pck_chain(quote, roots).checks
+        assert set(cheap) <= set(whole)
+        assert CHAIN_SIGNATURES.code not in {check.code for check in cheap}
+        refused |= {str(check.code) for check in cheap if not check.ok}
+    assert "chain.root_not_trusted" in refused
+    good = World().input()
+    assert all(check.ok for check in root_checks(Quote.parse(good.raw), TrustRoots.from_pem(good.root_pem)))
 
 
 def test_a_good_answer_has_no_failed_check_and_every_warning() -> None:
