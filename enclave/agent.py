@@ -28,16 +28,13 @@ from attestation.errors import CloisterError
 from attestation.ports import TrustDomain
 from attestation.tcb import TcbStates
 from attestation.verdict import Verdict
-from broker.wire.names import TENANT, is_resource
 from broker.wire.relying import TokenKind, TokenRequest, TokenResponse
-from broker.wire.tools import ToolsAllowed, tool_name
 from enclave import hooks, main
 from enclave.calling import Offer
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, declare
 from enclave.durable import Durable
-from enclave.errors import AgentError, BrokerRefused, Code
-from enclave.guards import ToolUse
+from enclave.errors import AgentError, Code
 from enclave.handling import MAX_PAUSE_S, Handling
 from enclave.life import Asked, Life, end_all, joined, quietly, serve_spiffe, until, usable
 from enclave.mailbox import DEFAULT_TTL_S, Judge, everyone
@@ -344,39 +341,6 @@ class Agent(Toolbox):
             ttl_s=ttl_s,
         )
 
-    def pinned(self, to: str, tool: str) -> str:
-        """The digest that the trust file names for that tool of that agent, or nothing."""
-        trust = self.running.trust
-        return trust.tool(tool_name(self._address(to, trust.tenant), tool) or "")
-
-    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> ToolsAllowed | None:
-        """What the policy says of these tools; None where the broker cannot tell."""
-        mailbox = self._address(to, self.running.trust.tenant)
-        try:
-            return await self.running.call(lambda calls: calls.tools(mailbox, tools))
-        except BrokerRefused as refusal:
-            if refusal.code != "route.unknown":
-                raise
-            return None
-
-    async def may_call(
-        self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str
-    ) -> None:
-        """Raises ToolRefused tool.denied, tool.hook_failed."""
-        server = self._address(to, self.running.trust.tenant)
-        await self._before_call.ask(
-            ctx,
-            lambda: ToolUse(
-                server=server,
-                tool=tool,
-                digest=digest,
-                caller=None,
-                arguments=arguments(),
-                labels=ctx.labels,
-                key=key,
-            ),
-        )
-
     async def token(self, audience: str, kind: TokenKind) -> TokenResponse:
         return await self.running.call(lambda calls: calls.token(TokenRequest(audience=audience, kind=kind)))
 
@@ -434,11 +398,3 @@ class Agent(Toolbox):
         if self._life is None:
             raise AgentError(Code.AGENT_NOT_RUNNING, f"{self.name} was not started")
         return self._life
-
-    @staticmethod
-    def _address(name: str, tenant: str, folder: str = "mail") -> str:
-        """The mailbox of an agent's name, or a topic by its own; what has slashes is a full name already. Raises
-        AgentError agent.name_invalid."""
-        if not (TENANT.fullmatch(name) or ("/" in name and is_resource(name))):
-            raise AgentError(Code.AGENT_NAME, f"{name[:80]!r}")
-        return name if "/" in name else f"{tenant}/{folder}/{name}"

@@ -1,23 +1,27 @@
 """The half of `Agent` that has to do with tools: which it serves, and the hooks before them.
 
-Decides nothing that is not decided elsewhere: `serving` says what can be a tool and how it is called, `guards` what
-hooks mean. Types of messages and their handlers are kept here, too, since tools are both.
+Decides which pin is the trust file's, and what an agent's or a topic's name stands for. `serving` says what can be a
+tool and how it is called, `guards` what hooks mean. Types of messages and their handlers are kept here, too, since
+tools are both.
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NoReturn, TypeVar, overload
 
-from broker.wire.tools import CALL, MAX_TOOLS
+from broker.wire.names import TENANT, is_resource
+from broker.wire.tools import CALL, MAX_TOOLS, ToolsAllowed, tool_name
 from enclave.context import Context
 from enclave.declared import Declared, Handler, Key, Retry, declare, name_of
-from enclave.errors import AgentError, Code
-from enclave.guards import Guards
+from enclave.errors import AgentError, BrokerRefused, Code
+from enclave.guards import Guards, ToolUse
 from enclave.messages import MessageType
 from enclave.peers import TYPES as PROOF_TYPES
 from enclave.replies import OWN
+from enclave.runtime import Runtime
 from enclave.serving import Served
 from enclave.tools import ASKED, ToolAnswer, ToolCall, ToolDescription, ToolsAsked, ToolsGiven
 from enclave.tools import TYPES as TOOL_TYPES
@@ -26,8 +30,13 @@ H = TypeVar("H", bound=Handler)
 log: Final = logging.getLogger("cloister.agent")
 
 
-class Toolbox:
+class Toolbox(ABC):
     """See the module."""
+
+    @property
+    @abstractmethod
+    def running(self) -> Runtime:
+        """Raises AgentError agent.not_running."""
 
     def __init__(self, *, durable: bool) -> None:
         self._keeps = durable
@@ -122,6 +131,47 @@ class Toolbox:
         if found is None:
             found = self._types[kind] = MessageType(kind)
         return found
+
+    def pinned(self, to: str, tool: str) -> str:
+        """The digest that the trust file names for that tool of that agent, or nothing."""
+        trust = self.running.trust
+        return trust.tool(tool_name(self._address(to, trust.tenant), tool) or "")
+
+    async def callable_tools(self, to: str, tools: tuple[str, ...]) -> ToolsAllowed | None:
+        """What the policy says of these tools; None where the broker cannot tell."""
+        mailbox = self._address(to, self.running.trust.tenant)
+        try:
+            return await self.running.call(lambda calls: calls.tools(mailbox, tools))
+        except BrokerRefused as refusal:
+            if refusal.code != "route.unknown":
+                raise
+            return None
+
+    async def may_call(
+        self, ctx: Context, to: str, tool: str, digest: str, arguments: Callable[[], Any], key: str
+    ) -> None:
+        """Raises ToolRefused tool.denied, tool.hook_failed."""
+        server = self._address(to, self.running.trust.tenant)
+        await self._before_call.ask(
+            ctx,
+            lambda: ToolUse(
+                server=server,
+                tool=tool,
+                digest=digest,
+                caller=None,
+                arguments=arguments(),
+                labels=ctx.labels,
+                key=key,
+            ),
+        )
+
+    @staticmethod
+    def _address(name: str, tenant: str, folder: str = "mail") -> str:
+        """The mailbox of an agent's name, or a topic by its own; what has slashes is a full name already. Raises
+        AgentError agent.name_invalid."""
+        if not (TENANT.fullmatch(name) or ("/" in name and is_resource(name))):
+            raise AgentError(Code.AGENT_NAME, f"{name[:80]!r}")
+        return name if "/" in name else f"{tenant}/{folder}/{name}"
 
     def _own(self, kind: MessageType, handler: Handler) -> None:
         """A handler of the framework's own."""
