@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from broker import cli
 from broker.commands.admin_client import AdminClient, AdminError, load_key
 from broker.commands.setup import initialise
 from broker.config import Admin, Settings, load
@@ -250,6 +252,24 @@ def test_a_folder_is_set_up_once(served: Served) -> None:
     assert (served.folder / "root.json").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_set_up_that_fails_leaves_nothing_behind_and_can_be_tried_again(tmp_path: Path, there: bool) -> None:
+    folder = tmp_path / "broker"
+    if there:
+        folder.mkdir()
+    for wrong in (("--tenant", "a b"), ("--root", str(tmp_path / "none.pem"))):
+        assert CliRunner().invoke(cli.broker, ["init", str(folder), *wrong]).exit_code == 2
+        assert folder.exists() == there
+        assert not there or not any(folder.iterdir())
+    assert CliRunner().invoke(cli.broker, ["init", str(folder), "--tenant", "acme"]).exit_code == 0
+
+
+def test_a_set_up_that_fails_touches_nothing_of_others(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert CliRunner().invoke(cli.broker, ["init", str(tmp_path), "--tenant", "a b"]).exit_code == 2
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_what_init_writes_is_what_agents_read(served: Served) -> None:
     trust = TrustFile.load(served.folder / "trust.json")
     _, log_key = parse_verifier_key((served.folder / "log.vkey").read_text())
@@ -311,6 +331,8 @@ def test_the_log_is_verified_offline_and_entries_are_proved(served: Served) -> N
     assert served.run("audit", "prove", "0", "--log-key", vkey)["index"] == 0
     assert served.run("audit", "prove", "99999", status=1)["code"] == BrokerCode.LOG_ENTRY_UNKNOWN
     assert served.run("audit", "verify", "/nowhere", "--log-key", vkey, status=2)["code"] == "audit.file"
+    database = str(served.folder / "broker.sqlite")
+    assert served.run("audit", "verify", database, "--log-key", database, status=2)["code"] == "audit.file"
 
 
 def test_a_stranger_is_refused(served: Served, tmp_path: Path) -> None:

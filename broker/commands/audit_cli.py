@@ -236,9 +236,13 @@ def _read(path: Path) -> bytes:
 
 
 def _log_key(path: Path) -> bytes:
+    from broker.wire.errors import WireError
     from broker.wire.log import parse_verifier_key
 
-    return parse_verifier_key(_read(path).decode("ascii", "replace"))[1]
+    try:
+        return parse_verifier_key(_read(path).decode("ascii", "replace"))[1]
+    except WireError as error:  # a file that is named wrongly says nothing about the log
+        raise AdminError("audit.file", f"{path}: {error.detail}", status=USAGE) from None
 
 
 def _database(path: Path) -> "SqlFile":

@@ -11,6 +11,9 @@ Decides what such a folder holds and that nothing in it is overwritten:
 import asyncio
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -108,40 +111,56 @@ def initialise(
     at: datetime,
     keeping: Keeping = _BARE,
 ) -> Initialised:
-    """Raises BrokerError config.invalid, BundleError, OSError."""
+    """Raises BrokerError config.invalid, BundleError, OSError; then nothing is left in a folder that was new or empty."""
     if (folder / SETTINGS).exists():
         raise BrokerError(BrokerCode.CONFIG_INVALID, f"{folder} holds a broker already")
+    with _whole_or_not_at_all(folder):
+        write(starter(kind, tenant=tenant, at=at), folder / "policy")
+        jkt = admin_key(folder / "admin.pem")
+        text = _TOML.format(
+            profile=profile,
+            public_url=public_url,
+            host=host,
+            port=port,
+            grpc_port=port + 1 if port < 65535 else 0,
+            database=DATABASE,
+            root=_KEPT[keeping.method],
+            tcti="" if keeping.method is not Method.TPM else f"tcti = {json.dumps(keeping.tcti)}\n",
+            trust=_trust(roots_file, profile),
+            pcs_url=pcs_url,
+            jkt=jkt,
+        )
+        (folder / SETTINGS).write_text(text, encoding="utf-8")
+        settings = load(folder / SETTINGS, {})
+        root, shares = create(folder / "root.json", keeping)
+        keyring = asyncio.run(_keys(folder / DATABASE, root, at))
+        identity = Identity(keyring, issuer=settings.public_url, log_name=settings.log_name)
+        (folder / VKEY).write_text(verifier_key(identity.log_name, identity.log_key) + "\n", encoding="ascii")
+        (folder / "trust.json").write_bytes(_trust_file(settings, tenant, identity, jkt))
+        return Initialised(
+            folder=folder,
+            broker_id=identity.broker_id.hex(),
+            log_key=verifier_key(identity.log_name, identity.log_key),
+            admin_key_file=folder / "admin.pem",
+            trust_file=folder / "trust.json",
+            shares=shares,
+        )
+
+
+@contextmanager
+def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
+    """Make the folder. Where what follows fails it is as it was, unless there were files in it: those are left alone."""
+    there = folder.exists()
+    ours = not there or (folder.is_dir() and not any(folder.iterdir()))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    jkt = admin_key(folder / "admin.pem")
-    write(starter(kind, tenant=tenant, at=at), folder / "policy")
-    text = _TOML.format(
-        profile=profile,
-        public_url=public_url,
-        host=host,
-        port=port,
-        grpc_port=port + 1 if port < 65535 else 0,
-        database=DATABASE,
-        root=_KEPT[keeping.method],
-        tcti="" if keeping.method is not Method.TPM else f"tcti = {json.dumps(keeping.tcti)}\n",
-        trust=_trust(roots_file, profile),
-        pcs_url=pcs_url,
-        jkt=jkt,
-    )
-    (folder / SETTINGS).write_text(text, encoding="utf-8")
-    settings = load(folder / SETTINGS, {})
-    root, shares = create(folder / "root.json", keeping)
-    keyring = asyncio.run(_keys(folder / DATABASE, root, at))
-    identity = Identity(keyring, issuer=settings.public_url, log_name=settings.log_name)
-    (folder / VKEY).write_text(verifier_key(identity.log_name, identity.log_key) + "\n", encoding="ascii")
-    (folder / "trust.json").write_bytes(_trust_file(settings, tenant, identity, jkt))
-    return Initialised(
-        folder=folder,
-        broker_id=identity.broker_id.hex(),
-        log_key=verifier_key(identity.log_name, identity.log_key),
-        admin_key_file=folder / "admin.pem",
-        trust_file=folder / "trust.json",
-        shares=shares,
-    )
+    try:
+        yield
+    except BaseException:
+        if ours:
+            shutil.rmtree(folder)
+            if there:
+                folder.mkdir(mode=0o700)
+        raise
 
 
 async def _keys(database: Path, root: RootKey, at: datetime) -> Keyring:
