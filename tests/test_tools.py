@@ -17,7 +17,10 @@ from broker.wire.deadletters import PageRequest
 from broker.wire.tools import MAX_ASKED
 from enclave import UNPINNED, Agent, Allow, Context, Deny, Durable, Progress, Reject, Retry, ToolUse
 from enclave.context import BlockingContext
+from enclave.declared import declare
 from enclave.errors import Code
+from enclave.messages import MessageType
+from enclave.tools import ToolAnswer, ToolCall
 from enclave.trustfile import TrustFile, render
 from policies.scaffold import starter
 from simulator.agent_fixture import Agents, AgentUnderTest, Peer, code_of
@@ -329,6 +332,36 @@ def test_an_answer_of_another_tool_is_not_taken_though_the_server_says_nothing(
     call = world.peer.tool("desk", "book", digest="0" * 64)
     assert world.refused(lambda: call(Order("A", 1), Booked))[0] == Code.TOOL_DRIFT
     assert world.desk.runs == ["A"]
+
+
+ROGUE = [
+    ("result", "", "nonsense", Code.TOOL_RESULT),
+    ("result", "", '{"schema":"x","data":1}', Code.TOOL_RESULT),
+    ("result", "", "\ud800", Code.TOOL_RESULT),
+    ("progress", "", '{"schema":"x","data":1}', Code.TOOL_RESULT),
+    ("refused", "made.up\x1b[2J", "", Code.TOOL_DENIED),
+    ("refused", "policy.refused", "words\n" * 1000, Code.TOOL_DENIED),
+    ("refused", "tool.outcome_unknown", "", Code.TOOL_UNSURE),
+]
+
+
+def test_whatever_a_server_answers_is_a_result_or_a_refusal_with_a_code_and_fit_to_be_shown(world: World) -> None:
+    agent, answers = Agent("rogue"), iter(ROGUE)
+    name = "cloister.tool:book"
+
+    async def answer(ctx: Context, call: ToolCall) -> ToolAnswer:
+        kind, code, text, _ = next(answers)
+        return ToolAnswer(tool=call.pin, kind=kind, code=code, text=text)  # type: ignore[arg-type]  # one of three
+
+    kind = MessageType(ToolCall, name)
+    agent._handlers[name] = declare(kind, answer, retry=None, deadline_s=None, idempotent=True, durable=False)
+    world.agents.start(agent)
+    tool = world.peer.tool("rogue", "book", digest=world.desk.digest("book"))
+    for _, _, _, expected in ROGUE:
+        code, detail = world.refused(lambda: tool(Order("A", 1), Booked))
+        assert code == expected
+        assert detail.isprintable()
+        assert len(detail) < 400
 
 
 def test_nothing_is_sent_without_a_pin(world: World) -> None:
