@@ -21,7 +21,7 @@ from broker.audit import Audit, Entry, Kind
 from broker.collateral import CollateralCache, family_of
 from broker.errors import BrokerError
 from broker.judging import Judge
-from broker.ports import DAY_S, AgentRecord, AgentState, Clock, Store
+from broker.ports import DAY_S, AgentRecord, AgentState, Clock, Store, Transaction
 from broker.reasons import codes_of
 from policies.engine import decide
 from policies.errors import Refused
@@ -91,13 +91,15 @@ class Upkeep:
         at = self._clock()
         bundles = self._judge.bundles.all
         kept_s = self._retention_s
-        dropped = await self._store.transact(
-            lambda tx: prune(tx, bundles, self._collateral.archived(tx), at=at, keep_s=kept_s)
-        )
-        if dropped:
-            entry = Entry(kind=Kind.ARCHIVE_PRUNED, at=at, more={"blobs": dropped, "retention_days": kept_s // DAY_S})
-            await self._audit.record(entry, lambda _: None)
-        return dropped
+
+        def work(tx: Transaction) -> int:
+            dropped = prune(tx, bundles, self._collateral.archived(tx), at=at, keep_s=kept_s)
+            if dropped:
+                more: dict[str, str | int | list[str]] = {"blobs": dropped, "retention_days": kept_s // DAY_S}
+                self._audit.append(tx, Entry(kind=Kind.ARCHIVE_PRUNED, at=at, more=more))
+            return dropped
+
+        return await self._store.transact(work)
 
     # ── early collateral ───────────────────────────────────────────────────────────────────────────────────────────
 

@@ -214,6 +214,22 @@ def test_a_hook_that_fails_undoes_the_work(store: Store) -> None:
     assert store.read(lambda tx: tx.agents.get("agent/acme/a")) is None
 
 
+def test_a_listener_that_fails_stops_nobody_from_writing(tmp_path: Path) -> None:
+    store, heard = SqlStore(tmp_path / "a.db", mac_key=KEY), list[int]()
+
+    def fail() -> None:
+        raise KeyError("stop")
+
+    store.after_commit(fail)
+    store.after_commit(lambda: heard.append(1))
+    try:
+        for number in range(2):
+            do(store, lambda tx, at=number: tx.marks.put("m", str(at)))  # type: ignore[misc]
+        assert heard == [1, 1]
+    finally:
+        store.close()
+
+
 # ── tables ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

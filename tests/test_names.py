@@ -1,5 +1,6 @@
 """How many names an agent can make: mailboxes, durable ones, topics. What nobody uses any more goes by itself."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from functools import partial
@@ -59,6 +60,14 @@ async def test_an_agent_makes_so_many_names_with_kept_keys_and_no_more(world: Wo
     assert await make(carol, f"{path}/c") == BrokerCode.MAILBOX_TOO_MANY  # of the tenant
     assert await make(carol, f"{path}/b0") == "ok"
     assert len(rings(world)) == 5
+
+
+@pytest.mark.asyncio
+async def test_who_asks_for_many_names_at_once_makes_no_more_of_them(world: World) -> None:
+    eve = await world.admitted("eve")
+    asked = await asyncio.gather(*(durable(eve, f"acme/mail/{number}") for number in range(9)))
+    assert sorted(asked) == [BrokerCode.MAILBOX_TOO_MANY] * 6 + ["ok"] * 3
+    assert len(rings(world)) == 3
 
 
 @pytest.mark.asyncio

@@ -16,6 +16,7 @@ from typing import Final, final
 from attestation.evidence import MLKEM768_X25519
 from attestation.sealing import SealingKey, seal
 from broker.audit import Audit, Entry, Kind
+from broker.deadlines import to_its_end
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import Generation
 from broker.identity import Identity
@@ -212,11 +213,17 @@ class KeyDesk:
         ring = self._store.read(lambda tx: ring_of(tx, of, name))
         if ring and now_s <= ring[-1].not_after_s - EPOCH_S // 2:
             return ring
-        if not ring:
-            self._may_make(name, by)
-        fresh = await self._store.transact(lambda tx: self.roll(tx, of, name, at, unless=ring, by=by))
-        if not ring:
-            self._made()[f"{of}/{name}"] = fresh[-1].by
+        if ring:
+            return await self._store.transact(lambda tx: self.roll(tx, of, name, at, unless=ring))
+        self._may_make(name, by)
+        made, place_and_name = self._made(), f"{of}/{name}"
+        made.setdefault(place_and_name, by)  # whoever asks for many at once is counted at once
+        try:
+            fresh = await to_its_end(self._store.transact(lambda tx: self.roll(tx, of, name, at, unless=ring, by=by)))
+        except BrokerError:
+            made.pop(place_and_name, None)
+            raise
+        made[place_and_name] = fresh[-1].by
         return fresh
 
     def _made(self) -> dict[str, str]:

@@ -189,7 +189,10 @@ class SqlStore:
                     unit.error = BrokerError(BrokerCode.STORE_UNAVAILABLE, type(error).__name__)
         else:
             for after in self._after:
-                after()
+                try:
+                    after()
+                except Exception as error:  # noqa: BLE001  # it is durable, and the thread serves everybody
+                    logger.error("store.after_commit", extra={"error": type(error).__name__})
 
     def _attempt(self, group: Sequence[_Unit], *, careful: bool) -> bool:
         """Commit the group; False, and nothing done, when a unit failed that had no savepoint."""
