@@ -111,7 +111,7 @@ def initialise(
     at: datetime,
     keeping: Keeping = _BARE,
 ) -> Initialised:
-    """Raises BrokerError config.invalid, BundleError, OSError; then nothing is left in a folder that was new or empty."""
+    """Raises BrokerError config.invalid, BundleError, OSError; then a folder that was new or empty is so again."""
     if (folder / SETTINGS).exists():
         raise BrokerError(BrokerCode.CONFIG_INVALID, f"{folder} holds a broker already")
     with _whole_or_not_at_all(folder):
@@ -149,7 +149,7 @@ def initialise(
 
 @contextmanager
 def _whole_or_not_at_all(folder: Path) -> Iterator[None]:
-    """Make the folder. Where what follows fails it is as it was, unless there were files in it: those are left alone."""
+    """Make the folder. Where what follows fails it is as it was, but for one with files in it, which are left alone."""
     there = folder.exists()
     ours = not there or (folder.is_dir() and not any(folder.iterdir()))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
