@@ -69,7 +69,7 @@ HOST: Final = "127.0.0.1"
 PORTS: Final = "ports.json"
 DATABASE: Final = "broker.sqlite"
 REFRESH_S: Final = 5  # a recovery recorded from elsewhere is seen after so long
-START_PATIENCE_S: Final = 30.0
+START_PATIENCE_S: Final = 120.0  # on a machine that has much else to do
 STOP_S: Final = 2  # for whoever is being answered; somebody in front of it waits for the end
 
 

@@ -34,7 +34,7 @@ class Item:
 
 
 def handled(folder: Path) -> sqlite3.Connection:
-    found = sqlite3.connect(folder / "handled.sqlite", isolation_level=None)
+    found = sqlite3.connect(folder / "handled.sqlite", isolation_level=None, timeout=60)
     found.execute("PRAGMA journal_mode = WAL")
     found.executescript(TABLE)
     return found
