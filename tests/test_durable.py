@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -11,23 +10,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from hypothesis import given
-from hypothesis import strategies as st
 
-from broker.mail.mailkeys import EPOCH_S, KEEP_S, ring_of
-from broker.wire.jose import b64u
-from broker.wire.keys import NO_INCARNATION, KeySet, KeysRequest, Place
-from broker.wire.names import is_resource
-from enclave.checkpoint import Memory, decode, encode, seal, unseal
 from enclave.durable import Durable
-from enclave.errors import Code, EnvelopeRefused, StateLost, TransportFailed
+from enclave.errors import Code, StateLost, TransportFailed
 from enclave.received import Received
-from enclave.replay import Window
 from enclave.runtime import Runtime
 from simulator.broker_fixture import BrokerUnderTest
-from tests.broker_world import Agent, World, outcome
 
 BOX = "lab/mail/jobs"
+
 KEEPING = Durable()
 PATIENCE_S = 10.0
 
@@ -547,166 +538,3 @@ async def test_many_messages_share_a_checkpoint(place: Stage) -> None:
     await asyncio.gather(*(reader.finish(one) for one in received))
     assert reader._durable._number - before <= 3
     assert await place.inside(lambda tx: tx.mail.waiting(BOX)) == 0
-
-
-# ── who gets a key ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest_asyncio.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = await World.make(tmp_path, database=True)
-    yield made
-    await made.broker.close()
-
-
-def ask(agent: Agent, name: str = "acme/mail/b") -> Awaitable[Any]:
-    keys = agent.world.broker.keys
-    request = KeysRequest(nonce=bytes(32))
-    return agent.acting(lambda s: keys.grant(s, Place.MAILBOX, name, request))
-
-
-@pytest.mark.asyncio
-async def test_keys_are_for_those_who_may_receive_there(world: World) -> None:
-    eve = await world.admitted("eve")
-    assert await outcome(ask(eve)) == "ok"
-    assert (await outcome(ask(eve, "acme/private/b"))).startswith("refused")
-    assert await outcome(ask(eve, "~mailbox/acme/mail/b")) == "mailbox.name_invalid"
-    assert [kind for kind in world.kinds() if kind.startswith("keys.")] == ["keys.made", "keys.released"]
-
-
-@pytest.mark.asyncio
-async def test_no_other_door_leads_to_a_kept_key(world: World) -> None:
-    eve = await world.admitted("eve")
-    await ask(eve)
-    names = world.broker.store.read(lambda tx: [row.name for row in tx.secrets.page(limit=100)])
-    assert names == ["~mailbox/acme/mail/b", "~state/mailbox/acme/mail/b"]
-    assert not any(map(is_resource, names))
-    assert world.broker.administration.secrets(tenant=None, after="", limit=100) == []
-    admin = world.settings.admins[0]
-    for name in names:
-        assert await outcome(eve.release(name)) == "secret.name_invalid"
-        assert await outcome(world.broker.administration.destroy_secret(admin, name, None)) == "secret.name_invalid"
-    assert world.settings.database is not None
-    seed = _seed(world)
-    assert all(seed not in file.read_bytes() for file in world.settings.database.parent.glob("broker.db*"))
-
-
-def _seed(world: World) -> bytes:
-    record = world.broker.store.read(lambda tx: tx.secrets.get("~mailbox/acme/mail/b"))
-    assert record is not None
-    return world.broker.keys._vault._open(record)
-
-
-@pytest.mark.asyncio
-async def test_the_answer_opens_for_the_agent_that_asked_and_names_its_request(world: World) -> None:
-    eve, other = await world.admitted("eve"), await world.admitted("other")
-    answer = await ask(eve)
-    from broker.wire.keys import grant_digest
-
-    keys = KeySet.from_bytes(eve.sealing.open(answer.sealed, grant_digest(answer.grant)))
-    assert keys.epochs[0].seed == _seed(world)
-    assert await outcome(_opens(other, answer.sealed, grant_digest(answer.grant))) == "sealing.open_failed"
-
-
-async def _opens(agent: Agent, sealed: bytes, context: bytes) -> None:
-    agent.sealing.open(sealed, context)
-
-
-@pytest.mark.asyncio
-async def test_a_durable_mailbox_is_opened_under_a_kept_key_alone_and_stays_durable(world: World) -> None:
-    eve = await world.admitted("eve")
-    foreign = {"kind": "durable", "incarnation": NO_INCARNATION}
-    assert await outcome(eve.open("acme/mail/b", **foreign)) == "mailbox.key_not_kept"
-    await ask(eve)
-    assert await outcome(eve.open("acme/mail/b", **foreign)) == "mailbox.key_not_kept"
-    assert await outcome(eve.open("acme/mail/b")) == "mailbox.kind_mismatch"
-
-
-@pytest.mark.asyncio
-async def test_an_epoch_rolls_at_half_of_its_life_and_is_destroyed_when_nothing_can_need_it(world: World) -> None:
-    eve = await world.admitted("eve")
-    await ask(eve)
-    assert numbers(world) == [1]
-    world.machine.clock.advance(timedelta(seconds=EPOCH_S // 2 + 1))
-    await world.broker.keys.current(Place.MAILBOX, "acme/mail/b", world.broker.clock())
-    assert numbers(world) == [1, 2]
-    world.machine.clock.advance(timedelta(seconds=EPOCH_S // 2 + KEEP_S))
-    await world.broker.keys.purge()
-    assert numbers(world) == [2]
-    gone = world.broker.store.read(lambda tx: tx.secrets.get("~mailbox/acme/mail/b", 1))
-    assert gone is None
-
-
-def numbers(world: World) -> list[int]:
-    ring = world.broker.store.read(lambda tx: ring_of(tx, Place.MAILBOX, "acme/mail/b"))
-    return [epoch.number for epoch in ring]
-
-
-# ── checkpoints ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-KEY, JKT = bytes(range(32)), b64u(bytes(32))
-
-
-def test_a_checkpoint_says_what_the_window_said() -> None:
-    window = Window()
-    for seq in [*range(1, 1500), 1502, 1504]:
-        window.check(seq, seq.to_bytes(16, "big"))
-        window.begin(seq, seq.to_bytes(16, "big"))
-        if seq != 1499:
-            window.finish(seq)
-    restored = decode(encode(Memory(windows={(KEY, JKT): window}))).windows[KEY, JKT]
-    for seq in (1, 400):
-        assert _code(restored, seq) == Code.ENVELOPE_FORGOTTEN
-    for seq in (482, 1498, 1502, 1504):
-        assert _code(restored, seq) == Code.ENVELOPE_REPLAYED
-    for seq in (1499, 1503, 1505):  # in the middle of being handled, never seen, new
-        assert _code(restored, seq) == "ok"
-
-
-def _code(window: Window, seq: int) -> str:
-    try:
-        window.check(seq, bytes(16))
-    except EnvelopeRefused as error:
-        return str(error.code)
-    return "ok"
-
-
-def test_a_checkpoint_opens_for_its_mailbox_number_and_key_alone() -> None:
-    sealed = seal(KEY, BOX, 7, Memory(windows={(KEY, JKT): Window.of(5, {5})}))
-    assert unseal(KEY, BOX, 7, sealed).windows[KEY, JKT].state() == (5, frozenset({5}))
-    for key, box, number, blob in (
-        (bytes(32), BOX, 7, sealed),
-        (KEY, "lab/mail/other", 7, sealed),
-        (KEY, BOX, 8, sealed),
-        (KEY, BOX, 7, sealed[:-1]),
-        (KEY, BOX, 7, b""),
-    ):
-        with pytest.raises(StateLost):
-            unseal(key, box, number, blob)
-
-
-def test_a_checkpoint_has_room_for_some_thousand_senders_and_no_more() -> None:
-    def windows(count: int) -> Memory:
-        found = {(KEY, b64u(number.to_bytes(32, "big"))): Window.of(5, {1, 2, 3, 4, 5}) for number in range(count)}
-        return Memory(windows=found)
-
-    assert len(decode(encode(windows(3_000))).windows) == 3_000
-    assert decode(encode(Memory())) == Memory()
-    with pytest.raises(EnvelopeRefused):
-        encode(windows(5_000))
-
-
-@given(raw=st.binary(max_size=400))
-def test_any_bytes_are_a_checkpoint_or_lost_state(raw: bytes) -> None:
-    with suppress(StateLost):
-        assert isinstance(decode(raw), Memory)
-
-
-@given(
-    seqs=st.lists(st.integers(1, 3000), max_size=60, unique=True),
-    whole=st.integers(0, 2500),
-)
-def test_a_checkpoint_brings_back_what_is_remembered(seqs: list[int], whole: int) -> None:
-    done = {*seqs, *range(1, whole + 1)}
-    window = Window.of(max(done, default=0), done)
-    assert decode(encode(Memory(windows={(KEY, JKT): window}))).windows[KEY, JKT].state() == window.state()

@@ -19,7 +19,7 @@ from broker.wire.leases import AckRequest, Rejection
 from enclave import runtime
 from simulator.broker_fixture import BrokerUnderTest
 from tests.broker_world import World
-from tests.test_broker_stores import KEY, agent, box, message
+from tests.store_world import KEY, agent, box, message
 
 T = TypeVar("T")
 BOX, FLOOD, QUIET = "acme/mail", [f"agent/acme/flood-{number}" for number in range(6)], "agent/acme/quiet"
