@@ -34,6 +34,7 @@ from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
 from broker.wire.names import tenant_of
 from broker.wire.topic import TopicInfo
 from enclave.clock import BrokerTime, uuid7
+from enclave.crowd import Crowd
 from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKeys
 from enclave.keys import AgentKeys
@@ -238,6 +239,7 @@ class Inbox:
         self._incarnation = NO_INCARNATION if durable else os.urandom(INCARNATION_LEN)
         self._epochs: dict[bytes, _Epoch] = {}
         self._retired = Retired(time)
+        self._crowd = Crowd()
         self._newest: MailboxKey | None = None
 
     def key_due(self) -> bool:
@@ -341,7 +343,7 @@ class Inbox:
         epoch = self._epoch(header)
         if not self._judge(sender):
             raise EnvelopeRefused(Code.PEER_REFUSED, f"sender {sender.subject}")
-        self._room(epoch, header.sender_jkt)
+        self._room(epoch, sender)
         window = epoch.window(header.sender_jkt)
         if way != "known opening":
             window.check(header.seq, header.msg_id)
@@ -365,11 +367,12 @@ class Inbox:
         then = datetime.fromtimestamp(delivery.accepted_at_ms / 1000, UTC)
         return peer_verdict(delivery.sender_token, broker, self._time, at=min(then, self._time.now()))
 
-    def _room(self, epoch: _Epoch, jkt: str) -> None:
+    def _room(self, epoch: _Epoch, sender: Verdict) -> None:
         """A sender of whom nothing is remembered yet can be remembered; in a checkpoint too, if there are any."""
         among = [one.windows for one in self._epochs.values()] if self.durable else [epoch.windows]
-        if jkt not in epoch.windows and sum(map(len, among)) >= MAX_SENDERS:
-            raise EnvelopeRefused(Code.ENVELOPE_SENDERS, f"{MAX_SENDERS} were heard, {jkt} is another")
+        known = sender.jkt in epoch.windows
+        if not known and not self._crowd.hears(sender.jkt, sender.ppid, among, MAX_SENDERS):
+            raise EnvelopeRefused(Code.ENVELOPE_SENDERS, f"{MAX_SENDERS} were heard, {sender.jkt} is another")
 
     def open_beside(self, envelope: Envelope, header: Header, sender: Verdict) -> bytes:
         """What came beside an opened message, which names its digest: of the same sender, for the same mailbox.

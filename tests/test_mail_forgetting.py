@@ -14,6 +14,7 @@ from broker.wire.jose import b64u
 from enclave import mailbox as limits
 from enclave import replay
 from enclave.checkpoint import Memory, decode, encode
+from enclave.crowd import Crowd
 from enclave.errors import Code
 from enclave.mailbox import Inbox
 from enclave.replay import SIZE, Numbers, Window
@@ -63,6 +64,29 @@ def test_a_sender_for_whom_there_is_no_room_is_refused_and_not_called_handled(mo
     bob = party(router, "bob")
     several = [party(router, name) for name in ("one", "two", "three")]
     assert [opened_with(router, bob, send(one, bob), one) for one in several] == ["ok", "ok", Code.ENVELOPE_SENDERS]
+
+
+def test_who_has_many_identities_on_few_machines_shuts_a_mailbox_to_his_own_alone() -> None:
+    """Of 64 that are remembered the last 8 are for senders of platforms that have none, or few."""
+    crowd, heard = Crowd(), dict[str, None]()
+
+    def speaks(jkt: str, platform: str) -> bool:
+        found = crowd.hears(jkt, platform, [heard], 64)
+        heard.update({jkt: None} if found else {})
+        return found
+
+    assert sum(speaks(f"noisy {number}", "one machine") for number in range(100)) == 56
+    assert [speaks(f"honest {number}", f"machine {number}") for number in range(9)] == [True] * 8 + [False]
+    assert not speaks("another", "yet another")
+    heard.clear()  # the key has ended
+    assert speaks("noisy again", "one machine")
+
+
+def test_what_is_known_of_a_crowd_is_bounded() -> None:
+    crowd = Crowd()
+    for number in range(100):
+        assert crowd.hears(str(number), "a machine", [{}], 8)
+    assert len(crowd._platforms) <= 16
 
 
 def test_what_was_given_back_comes_again_however_much_came_after_it() -> None:
