@@ -142,7 +142,7 @@ class Judge:
     def _require_root(self, quote: Quote) -> None:
         checks = root_checks(quote, self._roots)
         if not all(check.ok for check in checks):
-            raise refusal_of(tuple(checks))
+            raise refusal_of(checks)
 
     def told(self, error: VerificationFailed, quote: Quote) -> AttestationError | BrokerError:
         """The refusal; where nothing but the collateral's age speaks against the quote, that it could not be judged.
@@ -218,10 +218,11 @@ def released_by(
     return told | circumstances_of(source_ip, 1)
 
 
-def refusal_of(checks: tuple[Check, ...]) -> VerificationFailed:
+def refusal_of(checks: Iterable[Check]) -> VerificationFailed:
     """The refusal that the first failed check asks for, carrying all of them."""
-    first = next(check for check in checks if not check.ok)
-    return VerificationFailed(first.code, first.detail, checks)
+    told = tuple(checks)
+    first = next(check for check in told if not check.ok)
+    return VerificationFailed(first.code, first.detail, told)
 
 
 _IN_FORCE: Final = frozenset({Code.CHAIN_REVOKED, Code.CHAIN_EXPIRED, Code.CHAIN_NOT_YET_VALID})
