@@ -25,6 +25,7 @@ from enclave import subscribing
 from enclave.errors import BrokerRefused
 from enclave.mailbox import pad
 from enclave.runtime import Runtime
+from enclave.topics import reader as reading
 from enclave.topics.reader import Fetched, TopicReceived, Turning
 from simulator.broker_fixture import BrokerUnderTest
 from tests.test_stream import ended, raw
@@ -223,6 +224,60 @@ async def test_reading_goes_on_by_requests_while_there_is_no_stream_and_returns_
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("stream", [True, False], ids=["on a stream", "over REST"])
+async def test_what_could_not_be_judged_at_once_comes_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(reading, "PAUSE_S", 0.01)
+    async with newsroom(tmp_path) as net:
+        reader, leaves = await net.listener("a", stream=stream), await net.listener("b", stream=False)
+        writer = await net.publisher("w")
+        await writer.say(b"1")
+        await leaves.reader.leave()
+        await writer.say(b"2")
+        join, learn = reader.reader.join, reader.reader._renew
+
+        async def fails() -> None:
+            raise BrokerRefused(status=503, code="store.unavailable", detail="")
+
+        async def learns_nothing() -> None:
+            pass
+
+        reader.reader._renew = learns_nothing
+        assert await reader.reader.receive() == []  # there is no list of the fallen
+        reader.reader._renew, reader.reader.join = learn, fails  # type: ignore[method-assign]  # no keys of the new epoch
+        found: list[bytes] = []
+
+        async def read_on() -> None:
+            while True:
+                found.extend(await reader.texts(1))
+
+        with pytest.raises(BrokerRefused):
+            await read_on()
+        reader.reader.join = join  # type: ignore[method-assign]  # as it was
+        assert found + await reader.texts(2 - len(found)) == [b"1", b"2"]
+        await writer.say(b"3")
+        assert await reader.texts(1) == [b"3"]
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_broker_that_starts_again_goes_on_with_channels_and_readers(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a"), await net.publisher("w")
+        await writer.say(*numbered(3))
+        assert await reader.texts(3) == numbered(3)
+        rows = net.rows()
+        await net.mail.away()
+        await net.mail.world.restart()
+        await net.mail.back()
+        await writer.say(b"3")
+        assert await reader.texts(1) == [b"3"]
+        assert len(net.rows()) == len(rows) + 1
+        assert reader.reader.skipped == 0
+
+
+@pytest.mark.asyncio
 async def test_a_stream_reads_so_many_topics_and_none_without_a_name_or_a_number(tmp_path: Path) -> None:
     async with newsroom(tmp_path) as net:
         agent = await net.mail.world.admitted("a")
@@ -231,6 +286,10 @@ async def test_a_stream_reads_so_many_topics_and_none_without_a_name_or_a_number
             async with raw(net.mail, agent) as call:
                 await call.write(pb.ToBroker(follows=[wrong]).SerializeToString())
                 assert await asyncio.wait_for(ended(call), 10) == "body.field_invalid"
+        async with raw(net.mail, agent) as call:
+            many = pb.ToBroker(follows=[pb.Follow(topic=NEWS, begun=n) for n in range(1, MAX_TOPICS + 2)])
+            await call.write(many.SerializeToString())
+            assert await asyncio.wait_for(ended(call), 10) == "body.field_invalid"
         async with raw(net.mail, agent) as call:
             await call.write(pb.ToBroker(follows=first).SerializeToString())
             await call.write(pb.ToBroker(follows=[pb.Follow(topic=NEWS, begun=1)]).SerializeToString())

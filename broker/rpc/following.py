@@ -7,7 +7,7 @@ be read no longer ends with a code, and the stream goes on; the agent begins it 
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, final
 
@@ -28,6 +28,7 @@ from broker.wire.names import MAX_RESOURCE
 from policies.errors import Refused
 
 MAX_TOPICS: Final = 64  # of one stream
+PAUSE_S: Final = 0.5
 MAX_KNOWN: Final = 1024  # openings and tokens of one topic that are not sent twice; then they are sent again
 DRAWN_OCTETS: Final = 1 << 18  # one is read while the next is made
 
@@ -54,6 +55,7 @@ class _Topic:
     name: str
     begun: int
     done: int
+    again: bool  # it was begun on this stream before
     told: asyncio.Event = field(default_factory=asyncio.Event)  # of more that is done
     room: asyncio.Event = field(default_factory=asyncio.Event)
     out: deque[tuple[int, int]] = field(default_factory=deque)  # places that were handed on, with their messages
@@ -89,8 +91,15 @@ class Following:
         self._call_id = call_id
         self._topics: dict[str, _Topic] = {}
 
-    def follow(self, asked: pb.Follow) -> None:
-        """Begin, or hear how far the agent is. Raises WireError body.field_invalid."""
+    def follow(self, follows: Sequence[pb.Follow]) -> None:
+        """What one message says. Raises WireError body.field_invalid."""
+        if len(follows) > MAX_TOPICS:
+            raise WireError(WireCode.BODY_FIELD_INVALID, f"{len(follows)} follows in a message")
+        for asked in follows:
+            self._follow(asked)
+
+    def _follow(self, asked: pb.Follow) -> None:
+        """Begin, or hear how far the agent is."""
         if not 0 < len(asked.topic) <= MAX_RESOURCE or not asked.begun or max(asked.begun, asked.done) > MAX_INT:
             raise WireError(WireCode.BODY_FIELD_INVALID, "follows")
         known = self._topics.get(asked.topic)
@@ -102,7 +111,7 @@ class Following:
             raise WireError(WireCode.BODY_FIELD_INVALID, f"follows more than {MAX_TOPICS} topics")
         if known is not None:
             known.end()
-        topic = self._topics[asked.topic] = _Topic(asked.topic, asked.begun, asked.done)
+        topic = self._topics[asked.topic] = _Topic(asked.topic, asked.begun, asked.done, again=known is not None)
         topic.tasks += [self._begin(topic, self._hand_on), self._begin(topic, self._keep)]
 
     def _begin(self, topic: _Topic, work: Work) -> asyncio.Task[None]:
@@ -145,6 +154,8 @@ class Following:
 
     async def _hand_on(self, topic: _Topic) -> None:
         desk, bell = self._broker.topics, self._broker.bell
+        if topic.again:  # whoever begins again and again gets little for it
+            await asyncio.sleep(PAUSE_S)
         after = await desk.advance(await self._carrier.session(), topic.name, topic.done)
         while not bell.stopping:
             while topic.under_way >= MAX_OUTSTANDING:

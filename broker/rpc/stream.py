@@ -226,8 +226,7 @@ class MailStream:
             if message.settles:
                 await self._turn()
                 self._spawn(self._settle(Settling.of(message.settles)))
-            for follow in message.follows:
-                self._following.follow(follow)
+            self._following.follow(message.follows)
             if message.credit:
                 self._credit = min(self._credit + message.credit, MAX_OUTSTANDING)
                 self._credited.set()

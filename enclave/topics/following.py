@@ -11,28 +11,34 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import final
+from typing import Final, final
 
 from broker.wire import stream_pb2 as pb
 from broker.wire.topic import TopicRead
 from enclave.errors import BrokerRefused
 from enclave.lanes import Carried
 
+MAX_WAITING: Final = 2048  # pages; a broker that keeps to what it may have under way has fewer
+
 
 @final
 class Followed:
     """One topic: pages for its reader."""
 
-    def __init__(self, topic: str, tell: Callable[[], None]) -> None:
+    def __init__(self, topic: str, tell: Callable[[], None], begun: int = 0) -> None:
         self._topic = topic
         self._tell = tell
-        self._begun = 0  # how often
+        self._begun = begun  # how often
         self._reads = False  # since it was begun last
         self._done = 0
         self._due = False  # something is to be told
         self._missed = 0
         self._waiting: deque[pb.TopicNews] = deque()
         self._arrived = asyncio.Event()
+
+    @property
+    def begun(self) -> int:
+        return self._begun
 
     async def read(self, request: TopicRead) -> pb.TopicNews:
         """The next page, if one comes in time. Raises BrokerRefused when the topic cannot be read any more."""
@@ -67,7 +73,7 @@ class Followed:
             self.again()
 
     def arrived(self, news: pb.TopicNews) -> None:
-        if news.begun == self._begun:
+        if news.begun == self._begun and len(self._waiting) < MAX_WAITING:
             self._waiting.append(news)
             self._arrived.set()
 
@@ -91,10 +97,10 @@ class Follows(Carried):
         self._topics: dict[str, Followed] = {}
 
     def topic(self, name: str) -> Followed:
-        """For its one reader."""
-        if name not in self._topics:
-            self._topics[name] = Followed(name, lambda: self.tell())
-        return self._topics[name]
+        """For its one reader, that begins now."""
+        before = self._topics.get(name)
+        made = self._topics[name] = Followed(name, lambda: self.tell(), before.begun if before else 0)
+        return made
 
     def take(self, message: pb.ToBroker) -> None:
         for topic in self._topics.values():

@@ -144,7 +144,8 @@ class TopicReader:
         self._highest = 0
         self._out: set[int] = set()  # places that came and are not over
         self._tries: dict[int, int] = {}  # of those that could not be judged
-        self._later = False
+        self._later = False  # something is to come once more
+        self._anew = False  # that was asked for, and the first page of it has not come
         self.missed = 0  # messages that went before this reader came to them
         self._told = 0  # of them, as the broker counts since it was joined last
 
@@ -172,30 +173,34 @@ class TopicReader:
             inbox.refuse_before_ms = inbox.refuse_before_ms or self._time.now_ms() - BEHIND_MS
 
     async def receive(self, limit: int = 16, *, wait_s: int = WAIT_S) -> list[TopicReceived]:
-        """What has come since, opened. What cannot be proved is passed over, and logged with its code."""
-        again, self._later = self._later, False
-        if again:
+        """What has come since, opened. What cannot be proved is passed over, and logged with its code.
+
+        `limit` counts envelopes and batches, of one request; on a stream the broker brings what there is room for.
+        """
+        if self._later:
             await asyncio.sleep(PAUSE_S)
             self._pages.again()
+            self._later, self._anew = False, True
         request = TopicRead(done=self._done, max_messages=min(limit, MAX_PAGE), wait_s=wait_s)
         news = await self._pages.read(request)
         del news.parcels[len(news.places) :]
         self._count(news.missed)
         if not news.parcels:
-            self._later = again
             return []
+        self._later = True  # unless all goes well: then it waits, and so does what is behind it
         if self._standing.due:
             await self._renew()
         if not self._standing.known:
             log.warning("reading %s: %s", self.topic, Code.STANDING_UNKNOWN)
-            self._later = True  # it waits, and so does what is behind it
             return []
         if not all(map(self._known, _envelopes(news))):
             await self.join()
-        return self._delivered(news, again)
+        self._later = False
+        return self._delivered(news)
 
-    def _delivered(self, news: pb.TopicNews, again: bool) -> list[TopicReceived]:
-        for place in [place for place in self._tries if again and place < news.places[0]]:
+    def _delivered(self, news: pb.TopicNews) -> list[TopicReceived]:
+        anew, self._anew = self._anew, False
+        for place in [place for place in self._tries if anew and place < news.places[0]]:
             self._over(place)  # it is not there any more
         for parcel, place in zip(news.parcels, news.places, strict=False):
             parcel.lease = str(place)
