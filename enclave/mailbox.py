@@ -34,11 +34,10 @@ from broker.wire.mailbox import Delivery, MailboxInfo, MailboxKey
 from broker.wire.names import tenant_of
 from broker.wire.topic import TopicInfo
 from enclave.clock import BrokerTime, uuid7
-from enclave.crowd import Crowd
 from enclave.errors import Code, EnvelopeRefused
 from enclave.kept import KeptKeys
 from enclave.keys import AgentKeys
-from enclave.replay import Numbers, Window
+from enclave.replay import Crowd, Numbers, Window
 from enclave.retired import NOBODY, Retired
 from enclave.session import Admission, Broker
 from enclave.standing import Standing

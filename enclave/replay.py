@@ -4,16 +4,21 @@ Decides by sequence number, which the sender's signature covers. A number is in 
 handled, done. The window remembers the last 1,024 numbers, and older ones that were given back; other old ones are
 refused without being looked up, so a receiver that has moved on cannot be wound back. The window belongs to one mailbox
 key: it ends with the key, after which nothing sealed to it can be opened at all. It lives in memory; that of a durable
-mailbox also in checkpoints.
+mailbox also in checkpoints. Where there are many senders, the last eighth of the windows is for senders of platforms
+that have few: whoever is admitted under thousands of identities, but from few machines, shuts the mailbox to his own
+alone. Nobody who was heard is ever forgotten for somebody else: what is not remembered could come again.
 """
 
 from __future__ import annotations
 
-from typing import Final, Self, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self, final
 
 from enclave.errors import Code, EnvelopeRefused
 
 SIZE: Final = 1024
+RESERVE: Final = 8  # an eighth
+FEW: Final = 64  # a sixty-fourth: what one platform may have and still be heard in the last eighth
 MAX_COUNTED: Final = 4096  # mailboxes and topics, of a sender
 
 
@@ -103,3 +108,26 @@ class Window:
             self._back.add(seq)
             if len(self._back) > SIZE:
                 self._back.remove(min(self._back))
+
+
+@final
+class Crowd:
+    """From which platform each sender came. Of those of before a restart nobody knows."""
+
+    def __init__(self) -> None:
+        self._platforms: dict[str, str] = {}  # sender's thumbprint → platform
+
+    def hears(self, jkt: str, platform: str, heard: Sequence[Mapping[str, Any]], most: int) -> bool:
+        """Whether a sender that is not among those `heard` may be remembered, too, as one of so many at most."""
+        count = sum(map(len, heard))
+        if count >= most:
+            return False
+        if count >= most - most // RESERVE and self._of(platform, heard) >= most // FEW:
+            return False
+        if len(self._platforms) >= 2 * most:  # some of them are heard no more
+            self._platforms = {one: known for one, known in self._platforms.items() if any(one in of for of in heard)}
+        self._platforms[jkt] = platform
+        return True
+
+    def _of(self, platform: str, heard: Sequence[Mapping[str, Any]]) -> int:
+        return sum(self._platforms.get(jkt) == platform for of in heard for jkt in of)

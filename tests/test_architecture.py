@@ -34,7 +34,7 @@ ORDER: dict[str, str] = {
         "recording replay forecast faults cases cose corim diff keys scaffold text cli"
     ),
     "enclave": (
-        "errors telling clock keys trustfile tdx crowd replay retired messages domain packages launch session release "
+        "errors telling clock keys trustfile tdx replay retired messages domain packages launch session release "
         "kept standing mailbox blobs padding passage channel lanes openings ledger keeping checkpoint detour "
         "staying stream client svid durable fetching topics connection company received peers runtime direct "
         "workload_messages workload declared replies tools calling context main handling subscribing hooks guards "

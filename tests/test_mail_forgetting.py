@@ -14,10 +14,9 @@ from broker.wire.jose import b64u
 from enclave import mailbox as limits
 from enclave import replay
 from enclave.checkpoint import Memory, decode, encode
-from enclave.crowd import Crowd
 from enclave.errors import Code
 from enclave.mailbox import Inbox
-from enclave.replay import SIZE, Numbers, Window
+from enclave.replay import SIZE, Crowd, Numbers, Window
 from enclave.retired import MAX_RETIRED
 from tests.test_enclave_mailbox import Router, opened_with, party, send
 from tests.test_mail_attacks import KEY, DurableBox, code_of, kept
