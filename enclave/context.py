@@ -329,6 +329,12 @@ class BlockingContext:
     def reply(self, message: object) -> None:
         self.wait(self._context.reply(message))
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for this handler any more: its deadline has passed, or who asked wants no answer. A
+        thread cannot be broken off; one that works for long looks here, and returns."""
+        return self._over
+
     def end(self) -> None:
         """The handling is over; its thread may not know it yet."""
         self._over = True

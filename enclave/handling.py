@@ -1,4 +1,5 @@
 """How messages meet handlers: in order per sender, several senders at once, again after a failure, within a deadline.
+Calls of tools are in no order.
 
 Decides what becomes of a received message, as its handler's author declared it (`declared`): handled and acknowledged;
 given back for another attempt; or refused for good, which whoever asked is told, as a code. Messages that are held here
@@ -18,6 +19,7 @@ from contextlib import aclosing, suppress
 from typing import Any, Final, Protocol, TypeVar, final
 
 from attestation.errors import CloisterError
+from broker.wire.tools import CALL
 from enclave.context import BlockingContext, Context, Host
 from enclave.declared import Declared, Remembered, name_of
 from enclave.errors import AgentError, Code, MessageError, Reject
@@ -35,7 +37,9 @@ STOP_PATIENCE_S: Final = 5.0
 SLOW_AFTER: Final = 3  # extensions of its lease
 FIRST_PAUSE_S: Final = 0.5
 MAX_PAUSE_S: Final = 30.0
+MAX_THREADS: Final = 2 * MAX_WAITED  # of plain functions: those that are waited for, and as many that never end
 _NOTHING: Final = object()
+_threads: Final[set[threading.Thread]] = set()
 
 
 class Mail(Protocol):
@@ -143,6 +147,8 @@ class Handling:
             self._spawn(self._finish(received))
         elif self._stopping:
             self._spawn(self._return(received, int(STOP_PATIENCE_S)))
+        elif received.type.startswith(CALL):  # who wants calls in an order waits for their answers
+            self._spawn(self._alone(received))
         else:
             queue = self._queues[received.sender]
             queue.append(received)
@@ -159,6 +165,11 @@ class Handling:
         task = asyncio.create_task(work)
         self._working.add(task)
         task.add_done_callback(self._working.discard)
+
+    async def _alone(self, received: Received) -> None:
+        await self._ready.wait()
+        if not self._stopping:
+            await self._handle(received)
 
     async def _drain(self, sender: str) -> None:
         queue = self._queues[sender]
@@ -336,7 +347,12 @@ async def items_of(handler: Callable[..., Any], context: Context, message: Any) 
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run in a daemon thread: one that never ends holds up neither another handler nor the end of the process."""
+    """Run in a daemon thread: one that never ends holds up neither another handler nor the end of the process.
+
+    Raises MessageError message.handler_failed where there are too many that have not ended.
+    """
+    if len(_threads) >= MAX_THREADS:
+        raise MessageError(Code.MESSAGE_HANDLER, f"{len(_threads)} plain functions have not ended")
     loop = asyncio.get_running_loop()
     found: asyncio.Future[T] = loop.create_future()
 
@@ -353,8 +369,11 @@ async def in_thread(work: Callable[[], T]) -> T:
             result, error = work(), None
         except BaseException as raised:  # noqa: BLE001  it goes to whoever awaits
             result, error = None, raised
+        _threads.discard(thread)
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, name="cloister-handler", daemon=True).start()
+    thread = threading.Thread(target=run, name="cloister-handler", daemon=True)
+    _threads.add(thread)
+    thread.start()
     return await found

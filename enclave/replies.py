@@ -13,6 +13,7 @@ in what order the items of a stream are handed on, and how many may be on their 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, final
 
@@ -20,7 +21,9 @@ from enclave.errors import Code, MessageError
 from enclave.messages import MessageType
 
 WINDOW: Final = 64
-MAX_CALLED_OFF: Final = 1024  # questions that are remembered as such; the oldest are forgotten
+MAX_CALLED_OFF: Final = 1024  # questions that are remembered as such; who has the most loses his oldest
+MAX_OF_ASKER: Final = 128
+CALLED_OFF_S: Final = 3600.0  # what has waited longer is handled all the same
 PATIENCE_S: Final = 60.0  # for the asking side to take something
 
 
@@ -223,7 +226,7 @@ class Waiting:
         self.asked = asyncio.Event()  # while an answer is waited for
         self._questions: dict[bytes, Waits] = {}
         self._flows: dict[tuple[bytes, str], Outflow] = {}
-        self._called_off: dict[tuple[bytes, str], None] = {}
+        self._called_off: dict[tuple[bytes, str], float] = {}  # when, oldest first
 
     def expect(self, msg_id: bytes, peer: str, waits: Waits) -> None:
         waits.peer = peer
@@ -247,6 +250,21 @@ class Waiting:
         """Whether who asked has said, before a stream began, that no answer is wanted any more."""
         return (msg_id, asker) in self._called_off
 
+    def _call_off(self, question: tuple[bytes, str]) -> None:
+        """Of so many, for so long; nobody who calls off without end makes others' be forgotten."""
+        now_s, known = asyncio.get_running_loop().time(), self._called_off
+        known.pop(question, None)
+        known[question] = now_s
+        while known[oldest := next(iter(known))] < now_s - CALLED_OFF_S:
+            del known[oldest]
+        own = [one for one in known if one[1] == question[1]]
+        if len(own) > MAX_OF_ASKER:
+            del known[own[0]]
+        elif len(known) > MAX_CALLED_OFF:
+            counts = Counter(asker for _, asker in known)
+            most = max(counts, key=counts.__getitem__)
+            del known[next(one for one in known if one[1] == most)]
+
     def offer(self, received: Incoming) -> bool:
         """Whether the message belongs to something here, and needs no handler."""
         if received.type == STATE.name:
@@ -255,9 +273,7 @@ class Waiting:
             if flow is not None:
                 flow.update(state)
             elif state.closed:
-                self._called_off[question] = None
-                if len(self._called_off) > MAX_CALLED_OFF:
-                    self._called_off.pop(next(iter(self._called_off)))
+                self._call_off(question)
             return True
         waits = self._questions.get(received.in_reply_to)
         if waits is None or waits.peer != received.sender:

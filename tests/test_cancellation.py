@@ -1,14 +1,17 @@
 """Who asked and wants no answer any more stops the work for it, wherever the question stands by then."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from enclave import Agent, Context
-from enclave.replies import MAX_CALLED_OFF, STATE, StreamState, Waiting
+from enclave import Agent, Context, handling, replies
+from enclave.context import BlockingContext
+from enclave.errors import Code, MessageError
+from enclave.replies import MAX_OF_ASKER, STATE, StreamState, Waiting
 from simulator.broker_fixture import BrokerUnderTest
 from simulator.machine import Machine
 from tests.agent_world import Ask, Reply, run, start
@@ -196,8 +199,72 @@ def test_only_who_asked_calls_off_and_what_is_remembered_is_bounded() -> None:
         assert waiting.called_off(b"1", "agent/x")
         assert not waiting.called_off(b"1", "agent/y")
         assert not waiting.called_off(b"2", "agent/x")
-        for number in range(MAX_CALLED_OFF):
+        for number in range(MAX_OF_ASKER):
             waiting.offer(Said(b"n%d" % number))
         assert not waiting.called_off(b"1", "agent/x")
+
+    run(story())
+
+
+def test_who_calls_off_without_end_makes_nobody_elses_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "MAX_CALLED_OFF", 8)
+
+    async def story() -> None:
+        waiting = Waiting()
+        waiting.offer(Said(b"mine", sender="agent/y"))
+        for number in range(20):
+            waiting.offer(Said(b"%d" % number))
+        assert waiting.called_off(b"mine", "agent/y")
+        assert [waiting.called_off(b"%d" % number, "agent/x") for number in (0, 19)] == [False, True]
+
+    run(story())
+
+
+def test_what_was_called_off_long_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "CALLED_OFF_S", 0.0)
+
+    async def story() -> None:
+        waiting = Waiting()
+        waiting.offer(Said(b"1"))
+        await asyncio.sleep(0.001)
+        waiting.offer(Said(b"2", sender="agent/y"))
+        assert not waiting.called_off(b"1", "agent/x")
+        assert waiting.called_off(b"2", "agent/y")
+
+    run(story())
+
+
+def test_plain_functions_that_never_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handling, "MAX_THREADS", 2)
+    stuck = threading.Event()
+
+    async def story() -> None:
+        left = [asyncio.create_task(handling.in_thread(lambda: stuck.wait(30))) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(MessageError) as refused:
+            await handling.in_thread(lambda: None)
+        assert refused.value.code is Code.MESSAGE_HANDLER
+        stuck.set()
+        await asyncio.gather(*left)
+        assert await handling.in_thread(lambda: 7) == 7
+
+    monkeypatch.setattr(handling, "_threads", set())
+    run(story())
+
+
+def test_a_plain_function_sees_that_nobody_waits_for_it_any_more() -> None:
+    async def story() -> None:
+        seen = threading.Event()
+
+        def work(ctx: BlockingContext) -> None:
+            while not ctx.over:
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.001), loop).result()
+            seen.set()
+
+        loop = asyncio.get_running_loop()
+        task = asyncio.create_task(handling.call(work, Context(Agent("plain"))))
+        await asyncio.sleep(0)
+        await cancelled(task)
+        assert await asyncio.to_thread(seen.wait, 30)
 
     run(story())
