@@ -121,7 +121,7 @@ class Entry:
             "correlation_id": self.correlation_id,
             **self.more,
         }
-        told = {name: value for name, value in members.items() if value not in ("", [], 0)}
+        told = {name: value for name, value in members.items() if value}
         return orjson.dumps(told, option=orjson.OPT_SORT_KEYS)
 
 

@@ -157,7 +157,7 @@ class Judge:
     def _concluded(
         self, evidence: Evidence, verified: VerifiedQuote, bundle: Bundle, at: datetime, source_ip: str | None
     ) -> Judged:
-        log = self._log(evidence.event_log)
+        log = self._log(evidence)
         verdict = Verdict.of(verified, event_log=log, binding=evidence.binding)
         addresses = self.platforms.see(verdict.ppid, source_ip, at)
         context = Context(at=at, source_ip=source_ip, platform_addresses=addresses)
@@ -173,14 +173,14 @@ class Judge:
         """What else went into a judgement of a quote whose chain holds: for the log, so that it can be repeated."""
         return circumstances_of(source_ip, self.platforms.see(claimed_platform(quote).ppid.hex(), None, at))
 
-    def _log(self, raw: bytes | None) -> EventLog | None:
+    def _log(self, evidence: Evidence) -> EventLog | None:
         """The event log, read once: an agent's is the same at every renewal."""
-        if raw is None:
+        if evidence.event_log is None:
             return None
-        name = hashlib.sha256(raw).digest()
+        name = evidence.digests[1]
         known = self._logs.get(name)
         if known is None:
-            known = EventLog.parse(raw)
+            known = EventLog.parse(evidence.event_log)
             self._logs.put(name, known)
         return known
 

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from broker import tracing
+from broker.abreast import abreast
 from broker.calls import DEADLINE_S, JSON_TYPE, SMALL, Call, Door, Endpoint, Shown, answer, enter, prove
 from broker.deadlines import Overdue
 from broker.deadlines import within as held_to
@@ -91,7 +92,9 @@ async def _answer(
             token=token,
             admin=admin,
         )
+        await abreast()
         found = await answer(call, endpoint)
+    await abreast()
     if isinstance(found, Response):
         return found
     if isinstance(found, ChallengeResponse) and found.evidence is not None:
