@@ -20,6 +20,7 @@ What was answered under a caller's key is answered again, as long as the process
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import hashlib
@@ -153,21 +154,28 @@ class Served:
         try:
             arguments = await self._admitted(ctx, call)
             key = call.key if self._key is None else str(self._key(arguments))
-            before = self._answered.begin(ctx, key, call, again=self._idempotent)
+            once = self._answered.under(key, ctx, call)
         except ToolRefused as refusal:
             return self._refusal(ctx, refusal)
-        if before is not None:
-            return before
+        async with once.lock:
+            if once.answer is None:
+                if once.begun and not self._idempotent:
+                    detail = "a call under this key was begun and did not end"
+                    return self._refusal(ctx, ToolRefused(Code.TOOL_UNSURE, detail))
+                once.begun = True
+                once.answer, once.labels = await self._done(ctx, arguments, once), ctx.labels
+        ctx.add_labels(*once.labels)
+        return once.answer
+
+    async def _done(self, ctx: Context, arguments: Any, once: _Once) -> ToolAnswer:
         try:
             result = await run_handler(self._function, ctx, arguments)
-        except Reject:  # the function's own no: there is nothing that might have taken effect
-            self._answered.forget(ctx, key)
+        except Reject:  # the function's own no: nothing has taken effect
+            once.begun = False
             raise
         if result is None and self._result.kind is Nothing:
             result = Nothing()
-        answer = self._said(ctx, "result", self._result, result)
-        self._answered.end(ctx, key, answer)
-        return answer
+        return self._said(ctx, "result", self._result, result)
 
     async def _stream(self, ctx: Context, call: ToolCall) -> AsyncGenerator[ToolAnswer | Whole, None]:
         try:
@@ -226,46 +234,44 @@ class Served:
 
 
 @final
+class _Once:
+    """One thing that a caller wants done once. Whoever has the lock may do it, if it was not begun before."""
+
+    __slots__ = ("answer", "arguments", "begun", "labels", "lock")
+
+    def __init__(self, arguments: bytes = b"") -> None:
+        self.arguments = arguments  # their digest
+        self.lock = asyncio.Lock()
+        self.begun = False
+        self.answer: ToolAnswer | None = None
+        self.labels: frozenset[str] = frozenset()
+
+
+@final
 class _Answered:
-    """What was answered to each caller under each key: the digest of the arguments, the answer, and its labels. No
-    answer yet: it was begun. Where all room is taken, whoever has the most keys loses the oldest."""
+    """What was begun, and what was answered, to each caller under each key. Where all room is taken, whoever has the
+    most keys loses the oldest."""
 
     def __init__(self) -> None:
-        self._known: dict[str, OrderedDict[str, tuple[bytes, ToolAnswer | None, frozenset[str]]]] = {}
+        self._known: dict[str, OrderedDict[str, _Once]] = {}
         self._count = 0
 
-    def begin(self, ctx: Context, key: str, call: ToolCall, *, again: bool) -> ToolAnswer | None:
-        """The answer of before, or None: then do it. `again`: what never ended may be done once more.
-
-        Raises ToolRefused tool.key_reused, tool.outcome_unknown, tool.arguments_invalid.
-        """
+    def under(self, key: str, ctx: Context, call: ToolCall) -> _Once:
+        """What is known under that key; something new where there is none. Raises ToolRefused tool.key_reused,
+        tool.arguments_invalid."""
         if not key or ctx.peer is None:
-            return None
+            return _Once()
         if len(key) > MAX_KEY:
             raise ToolRefused(Code.TOOL_ARGUMENTS, f"a key of more than {MAX_KEY} characters")
-        own = self._known.setdefault(ctx.peer.subject, OrderedDict())
         digest = hashlib.sha256(call.arguments.encode(errors="surrogatepass")).digest()
+        own = self._known.setdefault(ctx.peer.subject, OrderedDict())
         if key not in own:
-            own[key] = digest, None, frozenset()
+            own[key] = made = _Once(digest)
             self._make_room()
-            return None
-        arguments, answer, labels = own[key]
-        if arguments != digest:
+            return made
+        if own[key].arguments != digest:
             raise ToolRefused(Code.TOOL_KEY_REUSED, "other arguments than the first time")
-        if answer is None and not again:
-            raise ToolRefused(Code.TOOL_UNSURE, "a call under this key was begun and did not end")
-        ctx.add_labels(*labels)
-        return answer
-
-    def end(self, ctx: Context, key: str, answer: ToolAnswer) -> None:
-        own = self._known.get(ctx.peer.subject) if ctx.peer else None
-        if own is not None and key in own:
-            own[key] = own[key][0], answer, ctx.labels
-
-    def forget(self, ctx: Context, key: str) -> None:
-        own = self._known.get(ctx.peer.subject) if ctx.peer else None
-        if own is not None and own.pop(key, None) is not None:
-            self._count -= 1
+        return own[key]
 
     def _make_room(self) -> None:
         self._count += 1

@@ -104,7 +104,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     change=st.fixed_dictionaries(
         {},
@@ -314,12 +314,10 @@ def test_a_caller_with_many_keys_makes_nobody_else_s_forgotten() -> None:
     call = ToolCall(pin="", key="", arguments="")
 
     def begin(subject: str, key: str) -> ToolAnswer | None:
-        ctx: Any = SimpleNamespace(
-            peer=SimpleNamespace(subject=subject), labels=frozenset(), add_labels=lambda *_: None
-        )
-        found = known.begin(ctx, key, call, again=False)
-        known.end(ctx, key, answer)
-        return found
+        ctx: Any = SimpleNamespace(peer=SimpleNamespace(subject=subject))
+        once = known.under(key, ctx, call)
+        before, once.answer = once.answer, answer
+        return before
 
     begin("modest", "only")
     for number_ in range(MAX_REMEMBERED + 50):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -282,6 +283,78 @@ def test_who_is_cancelled_stops_the_tool(world: World) -> None:
         await stopped.wait()
 
     world.agents.run(asyncio.wait_for(story(), PATIENCE_S))
+
+
+def test_calls_of_one_caller_run_beside_each_other_and_beside_a_stream(world: World) -> None:
+    agent, other = Agent("parallel"), asyncio.Event()
+
+    @agent.tool
+    async def first() -> None:
+        """End after the second."""
+        await other.wait()
+
+    @agent.tool
+    async def second() -> None:
+        """Let the first end."""
+        other.set()
+
+    @agent.tool
+    async def numbers(order: Order) -> AsyncIterator[Part]:
+        """Count."""
+        for value in range(order.pieces):
+            yield Part(value)
+
+    world.agents.start(agent)
+
+    async def story() -> int:
+        ctx, found = world.peer.agent.context(), 0
+        tools = [ctx.tool("parallel", name, digest=UNPINNED) for name in ("first", "second")]
+        await asyncio.gather(*(tool() for tool in tools))
+        async with aclosing(ctx.tool("parallel", "numbers", digest=UNPINNED).stream(Order("", 200), Part)) as parts:
+            async for _ in parts:  # more than may be on their way while nobody takes any
+                found += 1
+                if found == 1:
+                    await tools[1]()
+        return found
+
+    assert world.agents.run(asyncio.wait_for(story(), PATIENCE_S)) == 200
+
+
+def test_a_call_that_is_repeated_while_it_runs_waits_for_its_answer(world: World) -> None:
+    agent, runs, go = Agent("busy"), [], asyncio.Event()
+
+    @agent.tool
+    async def act(order: Order) -> Booked:
+        """Act."""
+        runs.append(order.number)
+        await go.wait()
+        if order.number == "fails":
+            raise RuntimeError("never")
+        return Booked(order.number, len(runs))
+
+    @agent.before_tool
+    async def both_are_here(ctx: Context, use: ToolUse) -> Allow:
+        if runs:
+            go.set()
+        return Allow()
+
+    world.agents.start(agent)
+
+    async def twice(number: str) -> list[Any]:
+        tool = world.peer.agent.context().tool("busy", "act", digest=UNPINNED)
+        calls = [tool(Order(number, 1), Booked, key=number) for _ in range(2)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        return [getattr(one, "code", one) for one in found]
+
+    assert world.agents.run(asyncio.wait_for(twice("A"), PATIENCE_S)) == [Booked("A", 1)] * 2
+    assert runs == ["A"]
+    runs.clear()
+    go.clear()
+    assert set(world.agents.run(asyncio.wait_for(twice("fails"), PATIENCE_S))) == {
+        Code.MESSAGE_PEER_FAILED,
+        Code.TOOL_UNSURE,
+    }
+    assert runs == ["fails"]
 
 
 def test_large_arguments_go_beside_the_mail(world: World) -> None:
