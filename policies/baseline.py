@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from policies.appraisal import attribute_bits
 from policies.codes import PolicyCode
 from policies.errors import Reason
 from policies.model import Asked, Context, Facts
+from policies.requirements import attribute_bits
 from policies.rules import Rule
 
 DEBUG = 1

@@ -20,7 +20,6 @@ from policies.appraisal import (
     appraise_ageless,
     end_moments,
     fresh_until,
-    platform_addresses,
 )
 from policies.authorisation import Answer, Slice, ask, entities, next_time_change, principal_json, request
 from policies.baseline import floor, kbs_unnamed
@@ -30,6 +29,7 @@ from policies.errors import Reason, Refused
 from policies.explain import explain, log_missing, rule_error
 from policies.model import NEVER, Action, Asked, Context, Facts, asked
 from policies.permit import Permit
+from policies.requirements import platform_addresses
 from policies.tables import nearest
 
 if TYPE_CHECKING:
