@@ -354,10 +354,6 @@ class Ledger:
         self._settles.append(settle)
         self._credit += worth
 
-    def lease_of(self, incoming: Incoming) -> str:
-        """Under which it was delivered last; of what is in hand."""
-        return self._entries[incoming.key].lease
-
     @property
     def unkept(self) -> int:
         """The number of the last settlement that waits for a checkpoint; 0 when none does."""

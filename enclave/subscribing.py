@@ -16,9 +16,10 @@ from enclave.context import Context, Host
 from enclave.declared import Declared
 from enclave.errors import Code, MessageError, Reject
 from enclave.handling import FIRST_PAUSE_S, MAX_PAUSE_S, call
+from enclave.ledger import Incoming
 from enclave.received import Received
 from enclave.telling import follow_up, told
-from enclave.topics.reader import TopicReader, TopicReceived
+from enclave.topics.reader import TopicReader
 
 log: Final = logging.getLogger("cloister.agent")
 NOT_READER: Final = "topic.not_reader"  # the broker has not heard of this agent for too long, and has rolled the key
@@ -33,9 +34,9 @@ async def subscribe(reader: TopicReader, host: Host, table: Mapping[str, Declare
             if not joined:
                 await reader.join()
                 joined = True
-            for received in await reader.receive():
-                await _handle(received, reader.topic, host, table)
-                reader.done(received)
+            for incoming in await reader.receive():
+                await _handle(incoming, reader.topic, host, table)
+                reader.done(incoming)
             pause = FIRST_PAUSE_S
         except CloisterError as error:
             log.warning("reading %s failed: %s", reader.topic, error.code)
@@ -44,8 +45,7 @@ async def subscribe(reader: TopicReader, host: Host, table: Mapping[str, Declare
             pause = min(2 * pause, MAX_PAUSE_S)
 
 
-async def _handle(received: TopicReceived, topic: str, host: Host, table: Mapping[str, Declared]) -> None:
-    incoming = received.incoming
+async def _handle(incoming: Incoming, topic: str, host: Host, table: Mapping[str, Declared]) -> None:
     declared = table.get(incoming.type)
     try:
         if declared is None:

@@ -23,10 +23,11 @@ from broker.wire.keys import NO_INCARNATION
 from broker.wire.mailbox import Delivery
 from enclave import subscribing
 from enclave.errors import BrokerRefused
+from enclave.ledger import Incoming
 from enclave.mailbox import pad
 from enclave.runtime import Runtime
 from enclave.topics import reader as reading
-from enclave.topics.reader import Fetched, TopicReceived, Turning
+from enclave.topics.reader import Fetched, Turning
 from simulator.broker_fixture import BrokerUnderTest
 from tests.test_stream import ended, raw
 from tests.test_topics import NEWS, key_of, put, reader, sealed
@@ -54,7 +55,7 @@ async def test_every_reader_hears_every_publisher_in_its_order_and_the_broker_ke
         for reader in readers:
             found = await reader.messages(600)
             for writer in writers:
-                said = [one.incoming.plaintext for one in found if one.incoming.sender == writer.agent.subject]
+                said = [one.plaintext for one in found if one.sender == writer.agent.subject]
                 assert said == numbered(200)
             assert (reader.reader.skipped, reader.reader.missed) == (0, 0)
             assert await reader.nothing()
@@ -170,7 +171,7 @@ async def test_no_more_is_under_way_than_a_reader_has_room_for(tmp_path: Path) -
     async with newsroom(tmp_path) as net:
         reader, writer = await net.listener("a"), await net.publisher("w")
         await writer.say_at_once(numbered(2000))
-        held: list[TopicReceived] = []
+        held: list[Incoming] = []
         while len(held) < 1024:
             held += await reader.reader.receive(64)
         assert len(held) < 1024 + 256
@@ -178,7 +179,7 @@ async def test_no_more_is_under_way_than_a_reader_has_room_for(tmp_path: Path) -
         for one in held:
             reader.reader.done(one)
         rest = await reader.texts(2000 - len(held))
-        assert [one.incoming.plaintext for one in held] + rest == numbered(2000)
+        assert [one.plaintext for one in held] + rest == numbered(2000)
 
 
 @pytest.mark.asyncio
@@ -320,7 +321,7 @@ async def test_agents_publish_on_channels_and_hear_on_streams(broker: BrokerUnde
         found: list[bytes] = []
         while len(found) < 5:
             for received in await reading.receive():
-                found.append(received.incoming.plaintext)
+                found.append(received.plaintext)
                 reading.done(received)
         assert found == numbered(5)
         assert made[1].labels == {"internal"}
@@ -416,7 +417,7 @@ async def test_a_handler_of_a_topic_is_joined_again_when_the_broker_has_forgotte
         async def join(self) -> None:
             joined.append(1)
 
-        async def receive(self) -> list[TopicReceived]:
+        async def receive(self) -> list[Incoming]:
             if len(joined) < 2:
                 raise BrokerRefused(status=403, code="topic.not_reader", detail="")
             heard.set()

@@ -294,13 +294,13 @@ async def test_agents_publish_and_read_and_follow_when_the_key_is_rolled(broker:
         await writer.publish_to(topic, kind="item", plaintext=b"a", labels=frozenset({"internal"}))
         for following in readers:
             (received,) = await following.receive(wait_s=0)
-            assert received.incoming.plaintext == b"a"
-            assert received.incoming.verdict.subject == writer.admission.subject
+            assert received.plaintext == b"a"
+            assert received.verdict.subject == writer.admission.subject
             following.done(received)
         await readers[1].leave()
         await writer.publish_to(topic, kind="item", plaintext=b"b")
         (received,) = await readers[0].receive(wait_s=0)
-        assert received.incoming.plaintext == b"b"
+        assert received.plaintext == b"b"
         assert one.labels == {"internal"}
     finally:
         for runtime in (writer, one, two):

@@ -11,9 +11,10 @@ from broker.wire import stream_pb2 as pb
 from broker.wire.keys import KeysRequest, Place
 from broker.wire.revocations import RevocationsRequest
 from broker.wire.topic import TopicInfo, TopicRead
+from enclave.ledger import Incoming
 from enclave.standing import Standing
 from enclave.topics.following import Follows
-from enclave.topics.reader import TopicReader, TopicReceived, as_news
+from enclave.topics.reader import TopicReader, as_news
 from tests.broker_world import FILES, Agent, write_bundle
 from tests.stream_world import Mail, Member, mail
 from tests.test_topics import NEWS, RULES
@@ -101,10 +102,10 @@ class Listener(Member):
 
     async def texts(self, count: int, **how: Any) -> list[bytes]:
         """The next so many messages, each done as it comes."""
-        return [one.incoming.plaintext for one in await self.messages(count, **how)]
+        return [one.plaintext for one in await self.messages(count, **how)]
 
-    async def messages(self, count: int, *, wait_s: int = 10, **how: Any) -> list[TopicReceived]:
-        found: list[TopicReceived] = []
+    async def messages(self, count: int, *, wait_s: int = 10, **how: Any) -> list[Incoming]:
+        found: list[Incoming] = []
         while len(found) < count:
             page = await self.reader.receive(wait_s=wait_s, **how)
             if not page and not wait_s:

@@ -17,7 +17,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Final, Protocol, final
 
 from attestation.errors import CloisterError
@@ -44,15 +43,6 @@ BEHIND_MS: Final = 2_000  # a sender's clock may be behind this one by so much
 PAUSE_S: Final = 1.0  # before what could not be judged is asked for again
 MAX_TRIES: Final = 8
 WAITS: Final = PASSING - {str(Code.PEER_FALLEN)}  # who has fallen is not heard again: nobody else gets what he said
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopicReceived:
-    """An opened message of a topic and its place in the row. Tell `TopicReader.done` when it was handled."""
-
-    incoming: Incoming = field(repr=False)
-    place: int
 
 
 class Pages(Protocol):
@@ -172,8 +162,8 @@ class TopicReader:
             inbox.take(kept)
             inbox.refuse_before_ms = inbox.refuse_before_ms or self._time.now_ms() - BEHIND_MS
 
-    async def receive(self, limit: int = 16, *, wait_s: int = WAIT_S) -> list[TopicReceived]:
-        """What has come since, opened. What cannot be proved is passed over, and logged with its code.
+    async def receive(self, limit: int = 16, *, wait_s: int = WAIT_S) -> list[Incoming]:
+        """What has come since, opened; `done` must be told of each. What cannot be proved is passed over, and logged.
 
         `limit` counts envelopes and batches, of one request; on a stream the broker brings what there is room for.
         """
@@ -198,7 +188,7 @@ class TopicReader:
         self._later = False
         return self._delivered(news)
 
-    def _delivered(self, news: pb.TopicNews) -> list[TopicReceived]:
+    def _delivered(self, news: pb.TopicNews) -> list[Incoming]:
         anew, self._anew = self._anew, False
         for place in [place for place in self._tries if anew and place < news.places[0]]:
             self._over(place)  # it is not there any more
@@ -207,12 +197,9 @@ class TopicReader:
             self._out.add(place)
             self._highest = max(self._highest, place)
         now_s = asyncio.get_running_loop().time()
-        received = [
-            TopicReceived(incoming=incoming, place=int(self._ledger.lease_of(incoming)))
-            for incoming in self._ledger.delivered(news, self._admission().broker, now_s)
-        ]
+        received = list(self._ledger.delivered(news, self._admission().broker, now_s))
         self._settle()
-        self._heard(frozenset().union(*(one.incoming.labels for one in received)))
+        self._heard(frozenset().union(*{incoming.labels for incoming in received}))
         return received
 
     def _settle(self) -> None:
@@ -245,10 +232,11 @@ class TopicReader:
         except CloisterError:
             return True  # whatever it is, no key will help
 
-    def done(self, received: TopicReceived) -> None:
+    def done(self, incoming: Incoming) -> None:
         """It was handled. The broker hears of it with the next `receive`, up to the first that is still open."""
-        self._ledger.done(received.incoming)
-        self._settle()
+        self._ledger.done(incoming)
+        if self._ledger.has_news:  # that was the last of its batch
+            self._settle()
 
     async def leave(self) -> None:
         """Read no more: the topic's key is rolled without this agent."""
