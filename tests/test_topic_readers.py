@@ -1,9 +1,8 @@
-"""Channels to topics from end to end: publishers and readers on streams, readers who come late, are slow, start again
-or fall, and a broker that lies.
+"""Channels to topics from end to end: publishers and readers on streams and off them, readers who come late, are slow,
+start again or fall.
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +15,10 @@ from broker.ports.mail import Quota
 from broker.ports.topics import BEHIND_MS
 from broker.rpc.following import MAX_TOPICS
 from broker.wire import stream_pb2 as pb
-from broker.wire.channel import ChannelBatch, Opening
-from broker.wire.envelope import Envelope, Header
-from broker.wire.jose import es256_sign
-from broker.wire.keys import NO_INCARNATION
-from broker.wire.mailbox import Delivery
+from broker.wire.channel import ChannelSend, Opening
+from broker.wire.topic import TopicInfo
 from enclave import subscribing
+from enclave.channel import Outgoing, SendingChannel
 from enclave.errors import BrokerRefused
 from enclave.ledger import Incoming
 from enclave.mailbox import pad
@@ -31,14 +28,7 @@ from enclave.topics.reader import Fetched, Turning
 from simulator.broker_fixture import BrokerUnderTest
 from tests.test_stream import ended, raw
 from tests.test_topics import NEWS, key_of, put, reader, sealed
-from tests.topic_world import Calls, Listener, Lying, Newsroom, Publisher, do, newsroom
-
-OTHER = "acme/news/other"
-
-
-def numbered(count: int, start: int = 0) -> list[bytes]:
-    return [b"%d" % number for number in range(start, start + count)]
-
+from tests.topic_world import Calls, Lying, do, newsroom, numbered
 
 # ── from several to several ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -301,33 +291,53 @@ async def test_a_stream_reads_so_many_topics_and_none_without_a_name_or_a_number
 
 
 @pytest.mark.asyncio
-async def test_agents_publish_on_channels_and_hear_on_streams(broker: BrokerUnderTest) -> None:
+async def test_agents_publish_on_channels_and_hear_on_streams_and_over_http(broker: BrokerUnderTest) -> None:
     topic = "lab/mail/news"
     made = [
         Runtime(domain=broker.machine.launch(n), trust=broker.trust, broker_url=broker.url, mailbox=f"lab/mail/{n}")
-        for n in ("writer", "reader")
+        for n in ("writer", "reader", "simple")
     ]
+    writer, on_stream, over_http = made
     try:
         for runtime in made:
             await runtime.attest()
             await runtime.publish()
-            await runtime.connect()
-        writer, reading = made[0], made[1].topic(topic)
-        await reading.join()
+        await writer.connect()
+        await on_stream.connect()
+        readers = [runtime.topic(topic) for runtime in (on_stream, over_http)]
+        for reading in readers:
+            await reading.join()
         for number in range(5):
             await writer.publish_to(topic, kind="item", plaintext=b"%d" % number, labels=frozenset({"internal"}))
+        first = _opened(over_http, await over_http.call(lambda calls: calls.topic(topic)))
+        await over_http.call(lambda calls: calls.send_on_channel(topic, first, topic=True))
         rows = broker.broker.store.read(lambda tx: tx.topics.page(topic, after=0, now_ms=0))
-        assert [row.kind for row in rows] == ["envelope", *["batch"] * 4]
-        found: list[bytes] = []
-        while len(found) < 5:
-            for received in await reading.receive():
-                found.append(received.plaintext)
-                reading.done(received)
-        assert found == numbered(5)
-        assert made[1].labels == {"internal"}
+        assert [row.kind for row in rows] == ["envelope", *["batch"] * 5]
+        for reading in readers:
+            found: list[bytes] = []
+            while len(found) < 6:
+                for received in await reading.receive():
+                    found.append(received.plaintext)
+                    reading.done(received)
+            assert found == numbered(6)
+        assert on_stream.labels == over_http.labels == {"internal"}
     finally:
         for runtime in made:
             await runtime.close()
+
+
+def _opened(runtime: Runtime, found: TopicInfo) -> ChannelSend:
+    """A channel's first batch, for a request."""
+    line = SendingChannel.open(
+        runtime._outbox,
+        found,
+        mailbox=found.key.topic,
+        admission=runtime.admission,
+        keys=runtime.keys,
+        time=runtime.time,
+    )
+    batch = line.seal([Outgoing("item", b"5", frozenset({"internal"}))])
+    return ChannelSend(batch=batch.raw, opening=line.opening)
 
 
 # ── who leaves, and who falls ──────────────────────────────────────────────────────────────────────────────────────
@@ -445,171 +455,3 @@ async def test_labels_are_heard_and_a_reader_loses_no_more_than_it_may_not_see(t
         assert await reader.texts(6) == [b"0", b"2", b"3", b"5", b"6", b"8"]
         assert reader.heard == {"internal"}
         assert net.mail.world.broker.labels.of(reader.agent.subject) == {"internal"}
-
-
-# ── a broker that lies ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def recorded(net: Newsroom, reader: Listener, writer: Publisher, count: int) -> list[pb.TopicNews]:
-    """So many pages of one batch each, all with the opening."""
-    pages = []
-    for number in range(count):
-        await writer.say(b"%d" % number)
-    whole = await net.page(reader)
-    for parcel, place in zip(whole.parcels, whole.places, strict=True):
-        pages.append(pb.TopicNews(parcels=[parcel], places=[place], openings=whole.openings, senders=whole.senders))
-    return pages
-
-
-def reordered(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
-    return [pages[1], pages[0], pages[2]]
-
-
-def replayed(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
-    again = pb.TopicNews()
-    again.CopyFrom(pages[0])
-    again.places[0] = pages[2].places[0] + 1
-    return [*pages, again]
-
-
-def dropped(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
-    return [pages[0], pages[2]]
-
-
-def without_openings(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
-    for page in pages:
-        del page.openings[:]
-    return pages
-
-
-def flipped(pages: list[pb.TopicNews]) -> list[pb.TopicNews]:
-    raw = bytearray(pages[1].parcels[0].content)
-    raw[-100] ^= 1
-    pages[1].parcels[0].content = bytes(raw)
-    return pages
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize(
-    ("lie", "heard", "skipped"),
-    [
-        (reordered, [b"1", b"2"], 1),
-        (replayed, [b"0", b"1", b"2"], 0),
-        (dropped, [b"0", b"2"], 1),
-        (without_openings, [], 0),
-        (flipped, [b"0", b"2"], 1),
-    ],
-    ids=["reordered", "replayed", "dropped", "without openings", "flipped"],
-)
-async def test_what_a_lying_broker_does_to_a_channel(
-    tmp_path: Path, lie: Callable[[list[pb.TopicNews]], list[pb.TopicNews]], heard: list[bytes], skipped: int
-) -> None:
-    async with newsroom(tmp_path) as net:
-        reader, writer = await net.listener("a", stream=False), await net.publisher("w")
-        pages = lie(await recorded(net, reader, writer, 3))
-        reader.reader._pages = Lying(pages)
-        found: list[bytes] = []
-        while pages:
-            found += await reader.texts(1, wait_s=0)
-        assert found == heard
-        assert reader.reader.skipped == skipped
-
-
-@pytest.mark.asyncio
-async def test_a_batch_that_was_cut_is_not_a_shorter_one(tmp_path: Path) -> None:
-    async with newsroom(tmp_path) as net:
-        reader, writer = await net.listener("a", stream=False), await net.publisher("w")
-        await writer.say_at_once(numbered(3))
-        page = await net.page(reader)
-        whole = ChannelBatch.from_bytes(page.parcels[-1].content)
-        assert len(whole) > 1
-        cut = ChannelBatch(
-            channel=whole.channel,
-            first_seq=whole.first_seq,
-            prev_chain=whole.prev_chain,
-            headers=whole.headers[:-1],
-            bodies=whole.bodies[:-1],
-            signature=whole.signature,
-        )
-        page.parcels[-1].content = cut.to_bytes()
-        page.parcels[-1].acceptance = _accepted(net, NEWS, cut, page.parcels[-1].accepted_at_ms)
-        reader.reader._pages = Lying([page])
-        assert len(await reader.texts(3, wait_s=0)) == 3 - len(whole)
-
-
-def _accepted(net: Newsroom, topic: str, batch: ChannelBatch, at_ms: int) -> bytes:
-    return es256_sign(net.mail.world.broker.identity.key, Delivery.message(topic, batch.digest, at_ms))
-
-
-@pytest.mark.asyncio
-async def test_what_was_said_on_one_topic_is_not_heard_on_another(tmp_path: Path) -> None:
-    async with newsroom(tmp_path) as net:
-        reader = await net.listener("a", stream=False)
-        other = await net.listener("b", stream=False, topic=OTHER)
-        writer = await net.publisher("w")
-        await writer.say(b"for the news")
-        await writer.say(b"for the others", topic=OTHER)
-        here, there = await net.page(reader), await net.page(other)
-        for page in (here, there):
-            for parcel in page.parcels:  # the broker signs what it wants
-                batch = ChannelBatch.from_bytes(parcel.content)
-                elsewhere = OTHER if page is here else NEWS
-                parcel.acceptance = _accepted(net, elsewhere, batch, parcel.accepted_at_ms)
-        other.reader._pages = Lying([here])
-        assert await other.nothing()
-        mixed = pb.TopicNews(openings=here.openings, parcels=there.parcels, places=there.places, senders=here.senders)
-        reader.reader._pages = Lying([mixed])
-        assert await reader.nothing()
-
-
-@pytest.mark.asyncio
-async def test_frames_of_one_channel_are_none_of_another(tmp_path: Path) -> None:
-    async with newsroom(tmp_path) as net:
-        reader = await net.listener("a", stream=False)
-        one, two = await net.publisher("one"), await net.publisher("two")
-        await one.say(b"1")
-        await two.say(b"2")
-        page = await net.page(reader)
-        mine, theirs = (ChannelBatch.from_bytes(parcel.content) for parcel in page.parcels)
-        spliced = ChannelBatch(
-            channel=mine.channel,
-            first_seq=mine.first_seq,
-            prev_chain=mine.prev_chain,
-            headers=mine.headers,
-            bodies=theirs.bodies,
-            signature=mine.signature,
-        )
-        page.parcels[0].content = spliced.to_bytes()
-        page.parcels[0].acceptance = _accepted(net, NEWS, spliced, page.parcels[0].accepted_at_ms)
-        reader.reader._pages = Lying([page])
-        assert await reader.texts(2, wait_s=0) == [b"2"]
-
-
-@pytest.mark.asyncio
-async def test_the_broker_that_made_the_key_cannot_open_a_channel_in_anybodys_name(tmp_path: Path) -> None:
-    async with newsroom(tmp_path) as net:
-        reader, writer, broker = await net.listener("a", stream=False), await net.publisher("w"), net.mail.world.broker
-        await writer.say(b"1")
-        page = await net.page(reader)
-        genuine = Envelope.from_bytes(page.openings[0].envelope)
-        header = Header.from_bytes(genuine.header)
-        assert header.incarnation == NO_INCARNATION
-        forged = Envelope.sign(broker.identity.key, header=genuine.header, body=genuine.body)
-        page.openings[0].envelope = forged.to_bytes()
-        at_ms = page.openings[0].accepted_at_ms
-        page.openings[0].acceptance = es256_sign(broker.identity.key, Delivery.message(NEWS, forged.digest, at_ms))
-        reader.reader._pages = Lying([page])
-        assert await reader.nothing()
-
-
-@pytest.mark.asyncio
-async def test_an_opening_of_an_earlier_epoch_does_not_come_back(tmp_path: Path) -> None:
-    async with newsroom(tmp_path) as net:
-        await net.listener("stays")
-        leaves, writer = await net.listener("leaves", stream=False), await net.publisher("w")
-        await writer.say(b"before")
-        old = await net.page(leaves)
-        await leaves.reader.leave()
-        newcomer = await net.listener("newcomer", stream=False)
-        newcomer.reader._pages = Lying([old])
-        assert await newcomer.nothing()

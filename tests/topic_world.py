@@ -119,6 +119,10 @@ class Listener(Member):
         return await self.reader.receive(wait_s=0) == []
 
 
+def numbered(count: int, start: int = 0) -> list[bytes]:
+    return [b"%d" % number for number in range(start, start + count)]
+
+
 async def do(make: Callable[[], Awaitable[Any]]) -> Any:
     return await make()
 
