@@ -59,7 +59,7 @@ def moment(given: str | None) -> datetime:
     if given is None:
         return datetime.now(UTC)
     try:
-        return datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else to_moment(given)
+        return to_moment(datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else given)
     except (ValueError, OverflowError):
         raise _usage(f"--at {given!r} is not a time; write 2026-12-01T12:00:00Z or Unix seconds") from None
 

@@ -8,7 +8,7 @@ test facts and recorded evidence go through the same code as live verdicts. Only
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import attrgetter
@@ -305,7 +305,9 @@ def parse_action(text: str, options: Mapping[str, Any] | None = None) -> Action:
         return cast("Action", kind(*positional, **values))
     except TypeError as error:
         known = ", ".join(item.name for item in fields(kind))
-        raise ValueError(f"{name} takes {known or 'nothing'}: {error}") from error
+        wanted = [item.name for item in fields(kind) if item.default is MISSING]
+        hint = f"; write {':'.join([name, *wanted])}" if wanted else ""
+        raise ValueError(f"{name} takes {known or 'nothing'}{hint}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ _KEY: Final = re.compile(
 _PART: Final = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 # Format characters (Cf) that hide or turn text round, and the byte order mark.
 _UNSEEN: Final = re.compile("[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+YEARS: Final = range(1970, 9000)
+"""Of dates in bundles: far enough from the ends of what can be computed with."""
 _ERROR_LINE: Final = re.compile(r"\(at line (\d+)")
 
 
@@ -262,9 +264,11 @@ class Table:
 
 
 def to_moment(value: str | date) -> datetime:
-    """Aware UTC. Raises ValueError for anything that is not a date or an RFC 3339 time with a zone."""
+    """Aware UTC. Raises ValueError for anything that is not a date, or an RFC 3339 time with a zone, in `YEARS`."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value) if len(value) > 10 else date.fromisoformat(value)
+    if value.year not in YEARS:
+        raise ValueError(f"not in the years {YEARS[0]} to {YEARS[-1]}")
     if not isinstance(value, datetime):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)
     if value.tzinfo is None:

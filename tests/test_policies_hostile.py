@@ -10,7 +10,9 @@ import pytest
 
 from cloister import main
 from policies.bundle import bundle_of, load_bundle
+from policies.cases import read_cases
 from policies.errors import BundleError
+from policies.model import parse_action
 from policies.scaffold import write
 from tests.policy_world import Files, files, mistakes
 
@@ -152,3 +154,30 @@ def test_an_option_that_would_do_nothing_is_a_usage_error(
     monkeypatch.chdir(tmp_path)
     assert main(["policy", *words]) == 2
     assert "cloister policy: --" in capsys.readouterr().err
+
+
+FAR = ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"]
+
+
+@pytest.mark.parametrize("moment", FAR)
+def test_a_date_at_the_ends_of_time_is_a_mistake_and_no_crash(moment: str) -> None:
+    made = emptied("bundle.toml", "platforms_until")
+    made["bundle.toml"] = made["bundle.toml"].replace(b'platforms_until = ""', f"platforms_until = {moment}".encode())
+    assert [problem.code for problem in mistakes(made)] == ["bundle.value"]
+    case = f'[[case]]\nname = "x"\nfacts = "a"\naction = "Admit"\nexpect = "permit"\nat = "{moment}"\n[facts.a]\n'
+    with pytest.raises(BundleError) as error:
+        read_cases(bundle_of({**files(), "tests/starter.toml": case.encode()}))
+    assert error.value.code == "bundle.value"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ReleaseSecret", "ReleaseSecret takes name, version, labels; write ReleaseSecret:name"),
+        ("Administer:a", "Administer takes target, operation, labels; write Administer:target:operation"),
+        ("Admit:a", "Admit takes nothing"),
+    ],
+)
+def test_an_action_that_lacks_something_says_what(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        parse_action(text)
