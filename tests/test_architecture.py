@@ -29,9 +29,9 @@ ORDER: dict[str, str] = {
     ),
     "attestation/net": "__init__ connections transport answers store pcs",
     "policies": (
-        "__init__ model codes errors tables mailrules toolpins reference settings requirements appraisal cedartext vocabulary rules "
-        "store authorisation baseline never readsettings signing bundle explain permit engine decision decided "
-        "recording replay forecast faults cases cose corim diff keys scaffold text cli"
+        "__init__ model codes errors tables mailrules toolpins reference settings requirements appraisal cedartext "
+        "vocabulary rules store authorisation baseline never readsettings signing bundle explain permit engine "
+        "decision decided recording replay forecast faults cases cose corim diff keys scaffold text cli"
     ),
     "enclave": (
         "errors telling clock keys trustfile tdx replay retired messages domain packages launch session release "
