@@ -164,19 +164,14 @@ class Audit:
         return done, self.receipt(index, raw)
 
     def append(self, tx: Transaction, entry: Entry) -> tuple[int, bytes]:
-        """Add the entry to the log inside a transaction; its index and exact bytes."""
+        """Add the entry to the log inside a transaction; its index and exact bytes. Nodes follow with the head."""
         raw = entry.to_bytes()
         index = tx.log.append(at_ms=entry.at_ms, kind=entry.kind, subject=entry.subject, entry=raw)
-
-        nodes: list[tuple[int, int, bytes]] = []
-
-        def put(level: int, at: int, digest: bytes) -> None:
-            nodes.append((level, at, digest))
-            self._written[level, at] = digest
-
-        tree.grow(raw, index, self._writing(tx), put)
-        tx.log.put_nodes(*nodes)
+        tree.grow(raw, index, self._writing(tx), self._put)
         return index, raw
+
+    def _put(self, level: int, index: int, digest: bytes) -> None:
+        self._written[level, index] = digest
 
     def _writing(self, tx: Transaction) -> tree.GetNode:
         """Nodes inside a transaction. Those of a run that was undone are written anew before anybody asks for them."""
@@ -191,6 +186,9 @@ class Audit:
     def _sign_head(self, tx: Transaction) -> None:
         head, size, rows = self._head, tx.log.size(), tx.marks.head()
         if (head is None and size) or (head is not None and (head.size, self._rows) != (size, rows)):
+            # A unit that was undone may have left nodes behind; what took its place has written over those within.
+            found = self._written.items()
+            tx.log.put_nodes(*[(level, at, node) for (level, at), node in found if (at + 1) << level <= size])
             root = tree.root(size, self._writing(tx))
             signed = Checkpoint.sign(self.origin, size, root, self._key, rows=rows)
             head = LogHead(size=size, note=signed.note)
