@@ -88,12 +88,7 @@ class AdmissionDesk:
         """
         at = self._clock()
         attempt = await self._begin(request, at, source_ip, correlation_id)
-        try:
-            return await again_while_moving(lambda: self._admit(attempt, at))
-        except (VerificationFailed, Refused) as error:
-            if isinstance(error, Refused) or earns_entry(error):
-                await self._record_refusal(attempt, error, at)
-            raise
+        return await again_while_moving(lambda: self._decide(attempt, at))
 
     async def _begin(
         self, request: AttestationRequest, at: datetime, source_ip: str | None, correlation_id: str
@@ -118,8 +113,17 @@ class AdmissionDesk:
             correlation_id=correlation_id,
         )
 
-    async def _admit(self, attempt: _Attempt, at: datetime) -> AttestationResponse:
+    async def _decide(self, attempt: _Attempt, at: datetime) -> AttestationResponse:
+        """Yes or no, by what is in force when it is written down. Raises BrokerError generation.moved as well."""
         generation = self._generation.current
+        try:
+            return await self._admit(attempt, generation, at)
+        except (VerificationFailed, Refused) as error:
+            if isinstance(error, Refused) or earns_entry(error):
+                await self._record_refusal(attempt, error, generation, at)
+            raise
+
+    async def _admit(self, attempt: _Attempt, generation: int, at: datetime) -> AttestationResponse:
         judged = await self._judge.judge_on(
             self._pool, attempt.evidence, attempt.quote, at=at, source_ip=attempt.source_ip
         )
@@ -155,12 +159,15 @@ class AdmissionDesk:
         )
         return Session(verdict=judged.verdict, record=record, bundle=judged.bundle)
 
-    async def _record_refusal(self, attempt: _Attempt, error: VerificationFailed | Refused, at: datetime) -> None:
+    async def _record_refusal(
+        self, attempt: _Attempt, error: VerificationFailed | Refused, generation: int, at: datetime
+    ) -> None:
         def work(tx: Transaction) -> None:
             attempt.claim.settle(tx)
+            self._generation.expect(tx, generation)
             keep(tx, attempt.packed, at)
 
-        await self._record(Kind.AGENT_REFUSED, attempt, at, work, error=error)
+        await self._record(Kind.AGENT_REFUSED, attempt, at, work, error=error, generation=generation)
         logger.warning(
             "agent.refused",
             extra={
@@ -180,7 +187,7 @@ class AdmissionDesk:
         *,
         judged: Judged | None = None,
         error: VerificationFailed | Refused | None = None,
-        generation: int = 0,
+        generation: int,
     ) -> Receipt:
         binding = attempt.evidence.binding
         entry = Entry(

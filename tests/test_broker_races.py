@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from attestation.collateral import Collateral
 from attestation.quote import Quote
+from broker.auditing import review
 from broker.collateral import CollateralCache
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import stored
@@ -244,3 +245,32 @@ async def test_whoever_acts_on_a_new_answer_while_another_does_writes_no_second_
     await held.release()
     assert await sending == ["ok"] * 8
     assert [row.kind for row in world.broker.audit.page(start=size, limit=9)] == ["edge.permitted"]
+
+
+# ── refusals ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("later", ["permits", "refuses too"])
+async def test_whoever_is_refused_by_rules_that_have_just_gone_is_judged_by_those_of_now(
+    world: World, later: str
+) -> None:
+    """The bundle is taken before the quote is proved; by the time it says no, another one may be in force."""
+    broker, folder = world.broker, world.settings.bundles[0]
+    forbidden = ('@id("admit")\npermit', '@id("admit")\nforbid')
+    write_bundle(folder, forbidden, version=2)
+    await broker.administration.reload_policies(world.settings.admins[0])
+    write_bundle(folder, *([forbidden] if later == "refuses too" else []), version=3)
+    run = broker.pool.run
+
+    async def slow(*work: Any) -> Any:
+        found = await run(*work)
+        await broker.administration.reload_policies(world.settings.admins[0])
+        return found
+
+    broker.pool.run = slow  # type: ignore[method-assign]
+    answer = await outcome(world.agent().attest())
+    assert (answer == "ok") is (later == "permits")
+    decided_in = [entry["generation"] for entry in told(world, "agent.refused")]
+    assert decided_in == ([] if answer == "ok" else [broker.generation.current])
+    assert list(review(broker.store, broker.identity.log_key, roots=world.machine.roots)) == []
