@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -23,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from broker.background import Background
 from broker.errors import BrokerCode, BrokerError
-from broker.rest.connections import guarded
+from broker.rest.connections import Entrance, guarded
 from broker.rest.front import Front
 from broker.rest.http_api import asgi_endpoint, json_response, refusal
 from broker.rest.kbs_http import routes as kbs_routes
@@ -134,23 +135,36 @@ class Server(uvicorn.Server):
         broker: Broker,
         ready: Callable[[], None],
         grpc: GrpcServer | None,
+        tls: Tls | None,
         stop_s: int,
     ) -> None:
         super().__init__(config)
+        self._tls = tls
+        self._taking: list[asyncio.Task[None]] = []
         self._stop_s = stop_s
         self._broker = broker
         self._ready = ready
         self._grpc = grpc
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([] if self._tls else sockets)
         if self.started:
+            self._taking = [asyncio.create_task(self._take_in(one, self._tls)) for one in sockets or () if self._tls]
             settle()
             self._ready()
+
+    async def _take_in(self, listening: socket.socket, tls: Tls) -> None:
+        """Over TLS connections are taken in here: a handshake that does not end is one that says nothing."""
+        connection: Any = self.config.http_protocol_class
+        state = {"server_state": self.server_state, "app_state": self.lifespan.state}
+        make = partial(connection, config=self.config, **state)
+        await Entrance(connection.silent, tls.context, make).take_in(listening)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Callers of both kinds finish at the same time, within one bound: some never do."""
         end_s = time.monotonic() + self._stop_s
+        for task in self._taking:
+            task.cancel()
         self._broker.bell.stop()
         for server in self.servers:
             server.close()
@@ -183,16 +197,13 @@ async def serve(
     bound = sock or listen(broker.settings.host, broker.settings.port)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
     options["proxy_headers"] = False  # limits and policies go by whose connection it is; no header says so
-    if tls is not None:
-        context = tls.context
-        options["ssl_context_factory"] = lambda *_: context
     options["http"] = guarded()
     config = uvicorn.Config(create_app(broker), timeout_keep_alive=75, lifespan="on", **options)
     grpc = await _grpc(broker, tls)
     if grpc is not None:
         broker.ports.grpc = grpc.port
         on_grpc(grpc.address)
-    server = Server(config, broker, ready, grpc, stop_s)
+    server = Server(config, broker, ready, grpc, tls, stop_s)
     watching = [asyncio.create_task(_watch(stop, server))] if stop else []
     watching += [asyncio.create_task(_follow(tls))] if tls else []
     try:

@@ -2,8 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from broker.app import listen, serve
 from broker.config import Settings
 from broker.errors import BrokerCode, BrokerError
+from broker.rest import connections
 from broker.tls import Tls
 from broker.wire import api_pb2 as pb
 from tests.broker_world import World
@@ -177,3 +178,59 @@ def test_files_that_do_not_fit_stop_the_start(tmp_path: Path) -> None:
 def test_half_of_a_setting_is_a_mistake(changes: dict[str, Any]) -> None:
     with pytest.raises(BrokerError, match=r"tls\."):
         Settings(public_url="https://broker.example", bundles=(Path("b"),), **changes)
+
+
+# ── handshakes that never end ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def on(loop: str, story: Coroutine[Any, Any, None]) -> None:
+    """The broker serves on uvloop where there is one."""
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(story)
+
+
+async def is_cut(reader: asyncio.StreamReader) -> bool:
+    async with asyncio.timeout(10):
+        with suppress(ConnectionResetError):
+            return await reader.read(1) == b""
+    return True
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["silent", "begun"])
+def test_a_handshake_that_never_ends_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: str, hello: bytes
+) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
+    authority = Authority("ca")
+
+    async def story() -> None:
+        async with served(tmp_path, Tls(*authority.issue(tmp_path, "one"))) as door:
+            reader, writer = await asyncio.open_connection(LOOPBACK, door.port)
+            writer.write(hello)
+            assert await is_cut(reader)
+            writer.close()
+            assert await door.peer(authority.pem) == "one"
+
+    on(loop, story())
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_of_too_many_handshakes_of_one_address_the_oldest_is_cut_and_who_comes_new_is_served(
+    tmp_path: Path, loop: str
+) -> None:
+    authority, most = Authority("ca"), connections.MAX_SILENT_OF_ONE
+
+    async def story() -> None:
+        async with served(tmp_path, Tls(*authority.issue(tmp_path, "one"))) as door:
+            silent = [await asyncio.open_connection(LOOPBACK, door.port) for _ in range(most + 3)]
+            for reader, _ in silent[:3]:
+                assert await is_cut(reader)
+            assert await door.peer(authority.pem) == "one"
+            assert await is_cut(silent[3][0])
+            assert not silent[-1][0].at_eof()
+            for _, writer in silent:
+                writer.close()
+
+    on(loop, story())

@@ -2,13 +2,19 @@
 
 Decides how long the head of a request may take and how large it may be, and how many connections may be without one:
 of an address with too many, and of all when there are too many, the oldest is cut, so that whoever comes new finds a
-place and has the time that a request takes. What comes behind the head is bounded where bodies are read (http_api.py).
+place and has the time that a request takes. A handshake of TLS that has not ended is such a connection, too: it is done
+here, before the server hears of it. What comes behind the head is bounded where bodies are read (http_api.py).
 """
 
 import asyncio
+import contextlib
+import logging
 import resource
+import socket
+import ssl
 from collections import OrderedDict
-from typing import Any, Final, final
+from collections.abc import Callable
+from typing import Any, Final, Protocol, final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -17,6 +23,14 @@ from broker.limits import source_of
 HEAD_S: Final = 10.0  # from the connection, or from its first byte, to the end of a request's headers
 MAX_HEAD: Final = 64 * 1024
 MAX_SILENT_OF_ONE: Final = 64
+ACCEPT_AGAIN_S: Final = 1.0  # when there are no descriptors left
+logger = logging.getLogger("cloister.broker.connections")
+
+
+class Stranger(Protocol):
+    """Somebody of whom nobody knows yet what he wants."""
+
+    def cut(self) -> None: ...
 
 
 @final
@@ -26,13 +40,13 @@ class Silent:
     def __init__(self, *, most: int | None = None, each: int = MAX_SILENT_OF_ONE) -> None:
         self._most = most or max(MAX_SILENT_OF_ONE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._each = each
-        self._all: OrderedDict[Guarded, str] = OrderedDict()
-        self._of: dict[str, OrderedDict[Guarded, None]] = {}
+        self._all: OrderedDict[Stranger, str] = OrderedDict()
+        self._of: dict[str, OrderedDict[Stranger, None]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, connection: "Guarded", source: str) -> None:
+    def add(self, connection: Stranger, source: str) -> None:
         own = self._of.setdefault(source, OrderedDict())
         own[connection] = None
         self._all[connection] = source
@@ -41,7 +55,7 @@ class Silent:
         elif len(self._all) > self._most:
             next(iter(self._all)).cut()
 
-    def remove(self, connection: "Guarded") -> None:
+    def remove(self, connection: Stranger) -> None:
         source = self._all.pop(connection, None)
         if source is not None:
             own = self._of[source]
@@ -100,3 +114,52 @@ class Guarded(HttpToolsProtocol):
 def guarded() -> Any:
     """The class of a server's connections."""
     return type("Connection", (Guarded,), {"silent": Silent()})
+
+
+@final
+class _Handshake:
+    """One that has not ended."""
+
+    def __init__(self, taken: socket.socket, silent: Silent) -> None:
+        self._taken, self._silent = taken, silent
+
+    def cut(self) -> None:
+        self._silent.remove(self)
+        with contextlib.suppress(OSError):
+            self._taken.shutdown(socket.SHUT_RDWR)  # which ends it for whoever waits
+
+
+@final
+class Entrance:
+    """Takes connections and secures them; `make` is for those that got so far."""
+
+    def __init__(self, silent: Silent, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol]) -> None:
+        self._silent, self._context, self._make = silent, context, make
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def take_in(self, listening: socket.socket) -> None:
+        """Until it is closed."""
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        while listening.fileno() >= 0:
+            try:
+                taken, address = await loop.sock_accept(listening)
+            except OSError as error:
+                logger.error("connections.accept_failed", extra={"error": error.strerror})
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            task = loop.create_task(self._secure(taken, str(address[0])))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _secure(self, taken: socket.socket, address: str) -> None:
+        shaking = _Handshake(taken, self._silent)
+        self._silent.add(shaking, source_of(address))
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._make, taken, ssl=self._context, ssl_handshake_timeout=HEAD_S
+            )
+        except OSError:  # ssl.SSLError and TimeoutError, too: whoever it was, there is nobody to tell
+            taken.close()
+        finally:
+            self._silent.remove(shaking)
