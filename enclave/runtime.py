@@ -286,7 +286,7 @@ class Runtime(Company):
 
     def _pages(self, topic: str) -> Pages:
         fetched, stream = super()._pages(topic), self._stream
-        if stream is None:
+        if stream is None or not self._follows.has_room(topic):
             return fetched
         return Turning(self._follows.topic(topic), fetched, lambda: stream.detour.active)
 

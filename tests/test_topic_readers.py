@@ -3,20 +3,17 @@ start again or fall.
 """
 
 import asyncio
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
-import grpc
 import pytest
 
 from broker.ports.mail import Quota
 from broker.ports.topics import BEHIND_MS
-from broker.rpc.following import MAX_TOPICS
 from broker.wire import stream_pb2 as pb
 from broker.wire.channel import ChannelSend, Opening
-from broker.wire.topic import TopicInfo
+from broker.wire.topic import MAX_FOLLOWED, TopicInfo, TopicRead
 from enclave import subscribing
 from enclave.channel import Outgoing, SendingChannel
 from enclave.errors import BrokerRefused
@@ -269,25 +266,31 @@ async def test_a_broker_that_starts_again_goes_on_with_channels_and_readers(tmp_
 
 
 @pytest.mark.asyncio
-async def test_a_stream_reads_so_many_topics_and_none_without_a_name_or_a_number(tmp_path: Path) -> None:
+async def test_a_message_follows_so_many_topics_and_none_without_a_name_or_a_number(tmp_path: Path) -> None:
     async with newsroom(tmp_path) as net:
         agent = await net.mail.world.admitted("a")
-        first = [pb.Follow(topic=f"acme/news/{number}", begun=1) for number in range(MAX_TOPICS)]
         for wrong in (pb.Follow(begun=1), pb.Follow(topic=NEWS), pb.Follow(topic=NEWS, begun=2**63)):
             async with raw(net.mail, agent) as call:
                 await call.write(pb.ToBroker(follows=[wrong]).SerializeToString())
                 assert await asyncio.wait_for(ended(call), 10) == "body.field_invalid"
         async with raw(net.mail, agent) as call:
-            many = pb.ToBroker(follows=[pb.Follow(topic=NEWS, begun=n) for n in range(1, MAX_TOPICS + 2)])
+            many = pb.ToBroker(follows=[pb.Follow(topic=NEWS, begun=n) for n in range(1, MAX_FOLLOWED + 2)])
             await call.write(many.SerializeToString())
             assert await asyncio.wait_for(ended(call), 10) == "body.field_invalid"
-        async with raw(net.mail, agent) as call:
-            await call.write(pb.ToBroker(follows=first).SerializeToString())
-            await call.write(pb.ToBroker(follows=[pb.Follow(topic=NEWS, begun=1)]).SerializeToString())
-            with suppress(grpc.aio.AioRpcError):
-                while isinstance(await asyncio.wait_for(call.read(), 10), bytes):
-                    pass  # each topic that it does not read ends with a word
-            assert await asyncio.wait_for(ended(call), 10) == "body.field_invalid"
+
+
+@pytest.mark.asyncio
+async def test_topics_that_cannot_be_read_make_room_on_a_stream_for_others(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader = await net.listener("a")
+        for number in range(MAX_FOLLOWED + 3):
+            assert reader.follows.has_room(f"acme/news/{number}") == (number < MAX_FOLLOWED - 1)
+            unread = reader.follows.topic(f"acme/news/{number}")
+            with pytest.raises(BrokerRefused) as refused:
+                await unread.read(TopicRead(wait_s=10))
+            assert refused.value.code == "topic.not_reader"
+        await (await net.publisher("w")).say(b"1")
+        assert await reader.texts(1) == [b"1"]
 
 
 @pytest.mark.asyncio

@@ -25,9 +25,9 @@ from broker.wire.channel import MAX_OUTSTANDING
 from broker.wire.errors import WireCode, WireError
 from broker.wire.fields import MAX_INT
 from broker.wire.names import MAX_RESOURCE
+from broker.wire.topic import MAX_FOLLOWED
 from policies.errors import Refused
 
-MAX_TOPICS: Final = 64  # of one stream
 PAUSE_S: Final = 0.5
 MAX_KNOWN: Final = 1024  # openings and tokens of one topic that are not sent twice; then they are sent again
 DRAWN_OCTETS: Final = 1 << 18  # one is read while the next is made
@@ -93,7 +93,7 @@ class Following:
 
     def follow(self, follows: Sequence[pb.Follow]) -> None:
         """What one message says. Raises WireError body.field_invalid."""
-        if len(follows) > MAX_TOPICS:
+        if len(follows) > MAX_FOLLOWED:
             raise WireError(WireCode.BODY_FIELD_INVALID, f"{len(follows)} follows in a message")
         for asked in follows:
             self._follow(asked)
@@ -107,8 +107,10 @@ class Following:
             if asked.begun == known.begun and not known.over:
                 known.handled(asked.done)
             return
-        if known is None and len(self._topics) >= MAX_TOPICS:
-            raise WireError(WireCode.BODY_FIELD_INVALID, f"follows more than {MAX_TOPICS} topics")
+        if known is None and len(self._topics) >= MAX_FOLLOWED:
+            self._topics = {name: topic for name, topic in self._topics.items() if not topic.over}
+        if known is None and len(self._topics) >= MAX_FOLLOWED:
+            raise WireError(WireCode.BODY_FIELD_INVALID, f"follows more than {MAX_FOLLOWED} topics")
         if known is not None:
             known.end()
         topic = self._topics[asked.topic] = _Topic(asked.topic, asked.begun, asked.done, again=known is not None)

@@ -14,6 +14,7 @@ from broker.wire.mailbox import MAX_WAIT_S, BatchDelivery, Delivery, OpeningDeli
 from broker.wire.names import MAX_SUBJECT, SUBJECT
 
 MAX_PAGE: Final = 64
+MAX_FOLLOWED: Final = 64  # topics that are read on one stream
 
 
 @final

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final, final
 
 from broker.wire import stream_pb2 as pb
-from broker.wire.topic import TopicRead
+from broker.wire.topic import MAX_FOLLOWED, TopicRead
 from enclave.errors import BrokerRefused
 from enclave.lanes import Carried
 
@@ -95,6 +95,10 @@ class Follows(Carried):
     def __init__(self) -> None:
         super().__init__()
         self._topics: dict[str, Followed] = {}
+
+    def has_room(self, name: str) -> bool:
+        """Whether that one can be read on the stream, too."""
+        return name in self._topics or len(self._topics) < MAX_FOLLOWED
 
     def topic(self, name: str) -> Followed:
         """For its one reader, that begins now."""
