@@ -23,6 +23,8 @@ from policies.decision import Decision, DecisionError
 PAGE: Final = 1000
 GIVING: Final = (Kind.SECRET_RELEASED, Kind.KEY_DERIVED, Kind.KEYS_RELEASED, Kind.TOKEN_ISSUED, Kind.SVID_ISSUED)
 """What only somebody gets who was admitted and has not fallen since."""
+FOR_GOOD: Final = (Kind.AGENT_REVOKED, Kind.AGENTS_RETIRED)
+"""After which a key is never admitted again."""
 
 
 class Flaw(StrEnum):
@@ -95,13 +97,15 @@ def _told(story: _Story, index: int, facts: dict[str, Any]) -> Iterator[Flag]:
             story.policies |= {text.rpartition(" ")[2] for text in told}
         case Kind.AGENT_ADMITTED | Kind.GUEST_ADMITTED:
             story.evidence.setdefault(subject, set()).add(evidence)
-            if story.out.get(subject) == Kind.AGENT_REVOKED:
+            if story.out.get(subject) in FOR_GOOD:
                 yield Flag(flaw=Flaw.RELEASE_AFTER_REVOCATION, index=index, subject=subject, detail="admitted again")
             story.out.pop(subject, None)
         case Kind.AGENT_RESTORED:
             story.out.pop(subject, None)
         case Kind.AGENT_QUARANTINED | Kind.AGENT_REVOKED:
             story.out[subject] = kind
+        case Kind.AGENTS_RETIRED:
+            story.out |= dict.fromkeys(facts.get("subjects", ()), kind)
         case _ if kind in GIVING:
             yield from _given(story, index, kind, subject, evidence)
     policy = facts.get("policy", "")

@@ -227,7 +227,7 @@ class Agent:
         sent: SendResponse = await self.acting(lambda s: self.world.broker.router.send(s, name, envelopes))
         return sent
 
-    async def receive(self, name: str = "acme/mail/b", **how: int) -> ReceiveResponse:
+    async def receive(self, name: str = "acme/mail/b", **how: Any) -> ReceiveResponse:
         request = ReceiveRequest(**how)
         got: ReceiveResponse = await self.acting(lambda s: self.world.broker.mailboxes.receive(s, name, request))
         return got

@@ -121,6 +121,22 @@ async def test_t21_a_release_after_a_revocation_is_flagged(world: World, monkeyp
 
 
 @pytest.mark.asyncio
+async def test_t21_a_retired_key_that_is_admitted_with_a_clean_account_is_flagged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await world.admitted()
+    await agent.release("acme/open/a")
+    world.machine.clock.advance(timedelta(days=91))
+    await world.broker.collateral.refresh()
+    assert await world.broker.retirement.sweep() == 1
+    assert flaws(world) == set()
+    monkeypatch.setattr("broker.admission.require_current", lambda *_: None)
+    await agent.attest()
+    (flag,) = flags(world)
+    assert (flag.flaw, flag.subject) == (Flaw.RELEASE_AFTER_REVOCATION, agent.subject)
+
+
+@pytest.mark.asyncio
 async def test_t21_decisions_under_a_policy_that_was_never_in_force_are_flagged(world: World, tmp_path: Path) -> None:
     agent = world.agent()
     other = load_bundle(write_bundle(tmp_path / "slipped", ("acme/open", "acme"), version=7))

@@ -268,7 +268,7 @@ async def test_whoever_is_refused_by_rules_that_have_just_gone_is_judged_by_thos
         await broker.administration.reload_policies(world.settings.admins[0])
         return found
 
-    broker.pool.run = slow  # type: ignore[method-assign]
+    broker.pool.run = slow  # type: ignore[assignment]
     answer = await outcome(world.agent().attest())
     assert (answer == "ok") is (later == "permits")
     decided_in = [entry["generation"] for entry in told(world, "agent.refused")]
