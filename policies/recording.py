@@ -41,6 +41,7 @@ from policies.model import Facts
 from policies.tables import suggest, to_moment
 
 MAX_FILE: Final = 8 << 20
+MAX_NAME: Final = 128
 _MEMBERS: Final = ("quote", "collateral", "at", "event_log", "report_data", "binding", "root", "name")
 
 
@@ -61,7 +62,7 @@ class Recording:
     def from_json(cls, name: str, raw: bytes) -> Self:
         """Raises BundleError bundle.recording: what is wrong with the file."""
         if len(raw) > MAX_FILE:
-            raise _bad(name, f"{len(raw)} bytes, at most {MAX_FILE}")
+            raise _bad(name, f"more than {MAX_FILE} bytes")
         try:
             members = json.loads(raw)
         except (ValueError, RecursionError) as error:
@@ -81,16 +82,16 @@ class Recording:
                 raise _bad(name, f"{key} is missing", f"members are {', '.join(_MEMBERS)}")
         try:
             return cls(
-                name=str(members.get("name") or name),
+                name=_shown(members.get("name") or name),
                 quote=_base64(members["quote"]),
                 collateral=_collateral(members["collateral"]),
                 at=_moment(members["at"]),
                 event_log=_event_log(members.get("event_log")),
                 report_data=_hex(members.get("report_data")),
                 binding=Binding.from_dict(members["binding"]) if members.get("binding") else None,
-                root=str(members.get("root") or ""),
+                root=_root(members.get("root")),
             )
-        except (AttestationError, TypeError, ValueError) as error:
+        except (AttestationError, TypeError, ValueError, OverflowError) as error:
             raise _bad(name, str(error)) from error
 
 
@@ -129,8 +130,22 @@ def _moment(value: object) -> datetime:
     if isinstance(value, datetime):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
-        return datetime.fromtimestamp(value, UTC)
+        return to_moment(datetime.fromtimestamp(value, UTC))
     return to_moment(str(value))
+
+
+def _root(value: object) -> str:
+    """A PEM text with roots in it; empty for Intel's."""
+    text = str(value or "")
+    if text:
+        TrustRoots.from_pem(text.encode())
+    return text
+
+
+def _shown(name: object) -> str:
+    """As a terminal can show it."""
+    text = str(name)[:MAX_NAME]
+    return text if text.isprintable() else ascii(text)
 
 
 def _collateral(value: object) -> Collateral:
@@ -172,8 +187,10 @@ def read_recordings(path: Path) -> Iterator[Recording]:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise BundleError(BundleCode.RECORDING, str(path), 0, "no *.json in this directory")
-    for file in files:
-        yield Recording.from_json(file.name, file.read_bytes())
+    for place in files:
+        with place.open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        yield Recording.from_json(place.name, raw)
 
 
 def collateral_file(path: Path) -> Collateral:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,9 @@ from policies.bundle import bundle_of, load_bundle
 from policies.cases import read_cases
 from policies.errors import BundleError
 from policies.model import parse_action
+from policies.recording import Recording
 from policies.scaffold import write
-from tests.policy_world import Files, files, mistakes
+from tests.policy_world import Files, files, mistakes, recording
 
 
 def emptied(name: str, key: str) -> Files:
@@ -181,3 +184,31 @@ def test_a_date_at_the_ends_of_time_is_a_mistake_and_no_crash(moment: str) -> No
 def test_an_action_that_lacks_something_says_what(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         parse_action(text)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"at": 10**20},
+        {"at": -(10**13)},
+        {"at": 1.5},
+        {"at": True},
+        {"at": "9999-12-31T00:00:00-12:00"},
+        {"root": "\ud800"},
+        {"root": "x"},
+        {"quote": "\ud800"},
+        {"event_log": "[\ud800"},
+        {"report_data": "zz"},
+        {"binding": [1]},
+    ],
+    ids=str,
+)
+def test_a_recording_with_an_odd_member_is_malformed(member: dict[str, Any]) -> None:
+    with pytest.raises(BundleError) as error:
+        Recording.from_json("x", json.dumps({**recording(), **member}).encode())
+    assert error.value.code == "bundle.recording"
+
+
+def test_the_name_of_a_recording_moves_no_cursor() -> None:
+    made = Recording.from_json("x", json.dumps({**recording(), "name": "\x1b[2Jgood\n"}).encode())
+    assert made.name.isprintable()
