@@ -1,5 +1,6 @@
 """A broker that lies to readers of a topic: what it reorders, replays, drops, cuts, copies or forges is not heard."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,29 @@ async def test_what_a_lying_broker_does_to_a_channel(
             found += await reader.texts(1, wait_s=0)
         assert found == heard
         assert reader.reader.skipped == skipped
+
+
+@pytest.mark.asyncio
+async def test_however_pages_are_mixed_each_channel_is_heard_in_its_order_and_nothing_twice(tmp_path: Path) -> None:
+    async with newsroom(tmp_path) as net:
+        reader, writer = await net.listener("a", stream=False), await net.publisher("w")
+        pages = await recorded(net, reader, writer, 6)
+        for seed in range(25):
+            chance = random.Random(seed)
+            mixed = [chance.choice(pages) for _ in range(12)]
+            reader.starts(Lying([_placed(page, place) for place, page in enumerate(mixed, start=1)]))
+            await reader.reader.join()
+            heard = [one for _ in mixed for one in await reader.texts(1, wait_s=0)]
+            said = [b"%d" % pages.index(page) for page in mixed]
+            assert heard == [one for n, one in enumerate(said) if one > max(said[:n], default=b"")]
+
+
+def _placed(page: pb.TopicNews, place: int) -> pb.TopicNews:
+    """The same under another place."""
+    made = pb.TopicNews()
+    made.CopyFrom(page)
+    made.places[0] = place
+    return made
 
 
 @pytest.mark.asyncio
