@@ -278,7 +278,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
         raise BrokerError(
             BrokerCode.CONFIG_INVALID, f"{path}: {error.strerror}; `cloister broker init DIR` writes one"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokerError(BrokerCode.CONFIG_INVALID, f"{path}: {error}") from None
     values, wrong = _read(document, environ)
     admins = _admins(document.get("admins", []), wrong)

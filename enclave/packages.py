@@ -94,7 +94,7 @@ def declared(entry: Path) -> tuple[str, ...]:
     lines = found["content"].splitlines()
     try:
         members = tomllib.loads("\n".join(line[2:] for line in lines))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise LaunchFailed(Code.LAUNCH_PACKAGE, f"{entry}: script metadata is not TOML: {error}") from None
     wanted = members.get("dependencies", [])
     if not isinstance(wanted, list) or not all(isinstance(item, str) for item in wanted):

@@ -133,6 +133,8 @@ def test_settings_come_from_the_file_and_the_environment_wins(tmp_path: Path) ->
         (MINIMAL + "[[admins]]\nkey = 1\n", {}, "[[admins]]"),
         (MINIMAL + '[admins]\nname = "a"\njkt = "' + "A" * 43 + '"\n', {}, "[[admins]]"),
         ("[server", {}, "broker.toml"),
+        pytest.param("x = " + "[" * 9_000, {}, "broker.toml", id="nested too deeply"),
+        pytest.param("x = " + "1" * 9_000, {}, "broker.toml", id="a number too long"),
     ],
     ids=str,
 )
