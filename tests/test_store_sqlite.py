@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import Store
+from broker.ports import Store, Transaction
+from broker.ports.mail import Quota
 from broker.store.sql import SqlStore
 from broker.store.sql_schema import MIGRATIONS
-from tests.store_world import KEY, acknowledge, agent, do, put, secret
+from broker.store.sql_tables import SqlTransaction
+from tests.store_world import KEY, acknowledge, agent, box, do, message, put, secret
 from tests.store_world import store as store
 
 
@@ -135,3 +137,30 @@ def test_a_second_process_is_not_let_in_to_write(tmp_path: Path) -> None:
     assert caught.value.code is BrokerCode.STORE_IN_USE
     first.close()
     SqlStore(tmp_path / "a.db", mac_key=KEY).close()
+
+
+def test_senders_of_long_ago_cost_nothing_when_mail_is_handed_out(tmp_path: Path) -> None:
+    """A mailbox that lasts has heard many; who has something lying there is found without a look at the others."""
+    store, steps = SqlStore(tmp_path / "a.db", mac_key=KEY), list[int]()
+
+    def come(tx: Transaction) -> None:
+        tx.agents.put(agent())
+        tx.mail.open(box())
+        tx.mail.queue(message(), Quota())
+
+    def look() -> int:
+        steps.clear()
+        store._reader.set_progress_handler(lambda: steps.append(1), 10)
+        assert store.read(lambda tx: tx.mail.senders("acme/mail", now_ms=2_000)) == ["agent/acme/a"]
+        assert list(SqlTransaction(store._reader, KEY).mail._busy("acme/mail")) == [("agent/acme/a", 1)]
+        return len(steps)
+
+    try:
+        do(store, come)
+        before = look()
+        idle = [("acme/mail", f"agent/acme/{number:05}", 0, 0, 1) for number in range(5_000)]
+        do(store, lambda tx: tx.mail._db.executemany("INSERT INTO lane VALUES (?,?,?,?,?)", idle))  # type: ignore[attr-defined]
+        assert look() <= before + 5
+    finally:
+        store._reader.set_progress_handler(None, 0)
+        store.close()
