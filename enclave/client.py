@@ -220,14 +220,13 @@ class BrokerCalls:
         return SendResponse.from_dict((yield from self._call("POST", f"/v1/mailboxes/{name}:send", body, PROTOBUF)))
 
     def send_on_channel(self, name: str, sent: ChannelSend, *, topic: bool = False) -> Call[SendResponse]:
-        """The same: what was taken in is recognised."""
+        """Asked once: whoever has batches sends them again, and what was taken in is recognised."""
         path = f"/v1/topics/{name}:publish" if topic else f"/v1/mailboxes/{name}:send"
-        return SendResponse.from_dict((yield from self._call("POST", path, sent.to_bytes(), PROTOBUF)))
+        return SendResponse.from_dict((yield from self._call("POST", path, sent.to_bytes(), PROTOBUF, repeat=False)))
 
-    def receive(self, name: str, request: ReceiveRequest) -> Call[ReceiveResponse]:
-        found = yield from self._json(
-            "POST", f"/v1/mailboxes/{name}:receive", request.to_dict(), timeout_s=TIMEOUT_S + request.wait_s
-        )
+    def receive(self, name: str, request: ReceiveRequest, *, repeat: bool = True) -> Call[ReceiveResponse]:
+        path, timeout_s = f"/v1/mailboxes/{name}:receive", TIMEOUT_S + request.wait_s
+        found = yield from self._json("POST", path, request.to_dict(), timeout_s=timeout_s, repeat=repeat)
         return ReceiveResponse.from_dict(found)
 
     def ack(self, name: str, request: AckRequest) -> Call[AckResponse]:

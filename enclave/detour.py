@@ -53,6 +53,10 @@ class Detour:
             log.warning("no mail stream can be opened: mail goes over REST until one can")
             self.active = True
 
+    def rest(self) -> None:
+        """Requests get no answer either: everything waits for a stream."""
+        self.active = False
+
     def over(self) -> None:
         """A stream has begun."""
         if self.active:

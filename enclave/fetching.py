@@ -63,11 +63,12 @@ class Fetching:
         self._incoming: deque[Incoming] = deque()
         self._settling = asyncio.Lock()
 
-    async def receive(self, limit: int, wait_s: int, *, anew: bool = False) -> list[Incoming]:
-        """What has come, up to so many; `anew` what is out, too. Raises what the call raises."""
+    async def receive(self, limit: int, wait_s: int, *, anew: bool = False, repeat: bool = True) -> list[Incoming]:
+        """What has come, up to so many; `anew` what is out, too. Raises what the call raises, at once unless it is to
+        be repeated."""
         if not self._incoming:
             request = ReceiveRequest(max_messages=limit, wait_s=wait_s, lease_s=LEASE_S, anew=anew)
-            answer = await self._do(lambda: self._calls.receive(self._name, request))
+            answer = await self._do(lambda: self._calls.receive(self._name, request, repeat=repeat))
             if answer.deliveries or answer.batches:
                 await self._prepare()
             self._incoming.extend(self._ledger.delivered(as_streamed(answer), self._broker(), _now_s()))

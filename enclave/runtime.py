@@ -367,7 +367,9 @@ class Runtime(Company):
         async with stream.detour.request() as anew:
             if self._way is stream:  # there is one again
                 return []
-            return await self._fetching.receive(limit, DETOUR_WAIT_S, anew=anew)
+            with suppress(TransportFailed):  # there is no way at all
+                return await self._fetching.receive(limit, DETOUR_WAIT_S, anew=anew, repeat=False)
+        return await stream.receive(limit, DETOUR_WAIT_S)
 
     @property
     def _way(self) -> Stream | Fetching:

@@ -40,6 +40,8 @@ OPTIONS: Final = (
     ("grpc.http2.max_frame_size", 1 << 19),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),  # two minutes otherwise, in which every trial fails unseen
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.enable_http_proxy", 0),  # the environment is the host's
@@ -113,10 +115,12 @@ class Staying(ABC):
                 self._give_up_on(error)
                 if await self._admitted_anew(error):
                     continue
-                if self.detour.due(error, now_s()):
+                where = await self._where() if self.detour.due(error, now_s()) else ""
+                if where not in ("", self._target):
+                    self._target = where
+                    return
+                if where:
                     await self.by_requests()
-                    if await self._moved():
-                        return
                 elif error.code != NONCE or pause != FIRST_PAUSE_S:
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
                 pause = min(2 * pause, MAX_PAUSE_S)
@@ -177,16 +181,16 @@ class Staying(ABC):
         finally:
             self._lanes.disconnected()
 
-    async def _moved(self) -> bool:
-        """Whether the broker has its streams elsewhere now, as after a restart."""
-        target = ""
-        if self._find_target is not None:
-            with suppress(CloisterError):
-                target = await self._find_target()
-        if target in ("", self._target):
-            return False
-        self._target = target
-        return True
+    async def _where(self) -> str:
+        """Where the broker has its streams now, which after a restart may be elsewhere; empty when it does not answer
+        requests either: then it is the broker that is away, and not the stream."""
+        if self._find_target is None:
+            return self._target
+        try:
+            return await self._find_target() or self._target
+        except CloisterError:
+            self.detour.rest()
+            return ""
 
     def _dial(self) -> grpc.aio.Channel:
         if self._credentials is None:

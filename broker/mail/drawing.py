@@ -7,7 +7,7 @@ reader that takes its leave, or that is sent away, has not died of anything.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -63,9 +63,11 @@ class Drawing:
         self._bell = bell
         self._clock = clock
 
-    async def begin(self, session: Session, name: str) -> None:
-        """Everything that is out comes again: the owner begins anew. Raises BrokerError mailbox.*"""
+    async def begin(self, session: Session, name: str, end: Callable[[str], Awaitable[None]]) -> None:
+        """Everything that is out comes again, once what was begun before has been ended: the owner begins anew. Raises
+        BrokerError mailbox.*"""
         await self._leases.hold(session, name, self._clock())
+        await end(name)
         await self.recall(name)
 
     async def recall(self, name: str, *leases: str) -> None:

@@ -7,7 +7,7 @@ what a sender is told, and how deliveries look: each with the broker's signature
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Final, final
 
@@ -73,7 +73,7 @@ class Mailboxes:
         self._clock = clock
         self._streamed: dict[str, str] = {}  # mailbox → the owner who was last seen on a stream
         self._quota = quota
-        self._end_stream: Callable[[str], None] = lambda _: None
+        self._end_stream: Callable[[str], Awaitable[None]] = _no_stream
 
     async def open(self, session: Session, name: str, key: MailboxKey, *, correlation_id: str = "") -> None:
         """Publish an epoch's key, and own the mailbox from now on.
@@ -180,7 +180,7 @@ class Mailboxes:
             self._streamed.clear()  # until they come again, their senders write envelopes
         self._streamed[name] = session.subject
 
-    def streams_end_by(self, end: Callable[[str], None]) -> None:
+    def streams_end_by(self, end: Callable[[str], Awaitable[None]]) -> None:
         """How the stream that empties a mailbox is ended, where there are streams."""
         self._end_stream = end
 
@@ -190,7 +190,7 @@ class Mailboxes:
         """Mail that is there, leased; waits for a first message if told so. Raises as `Leases.take` does."""
         if request.anew:
             await self._leases.hold(session, name, self._clock())
-            self._end_stream(name)
+            await self._end_stream(name)
             self._leases.forget(name, session.subject)
         loop = asyncio.get_running_loop()
         give_up = loop.time() + request.wait_s
@@ -246,3 +246,7 @@ class Mailboxes:
     ) -> AckResponse:
         """What became of deliveries. Raises as `Leases.answer` does."""
         return await self._leases.answer(session, name, request, first=first)
+
+
+async def _no_stream(_: str) -> None:
+    """Where there are no streams, none is in the way."""

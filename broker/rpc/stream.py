@@ -73,15 +73,15 @@ class Streams:
 
     def empties(self, mailbox: str, stream: "MailStream") -> None:
         """From now on this stream empties the mailbox; the one that did is cut."""
-        before = self._emptying.get(mailbox)
-        if before is not None:
+        if (before := self._emptying.get(mailbox)) is not None:
             before.superseded.set()
         self._emptying[mailbox] = stream
 
-    def end(self, mailbox: str) -> None:
-        """The owner empties the mailbox by requests now; what is out on a stream is no longer the stream's."""
+    async def end(self, mailbox: str) -> None:
+        """Its owner begins anew: nothing is drawn for the stream that there was any more, so that a recall is final."""
         if (before := self._emptying.pop(mailbox, None)) is not None:
             before.superseded.set()
+            await before.over.wait()
 
     def _make_room(self, stream: "MailStream") -> None:
         """There are so many streams for everybody: an agent that begins too many loses its oldest."""
@@ -163,6 +163,7 @@ class MailStream:
         self.mailbox: Final = hello.mailbox
         self.look: Final = asyncio.Event()
         self.superseded: Final = asyncio.Event()
+        self.over: Final = asyncio.Event()  # it draws nothing any more
 
     async def session(self) -> Session:
         """Of the agent, as long as it may act. Raises what judging does."""
@@ -173,15 +174,14 @@ class MailStream:
         session = await self.session()
         self.subject = session.subject
         if self.mailbox:
-            await self._broker.drawing.begin(session, self.mailbox)
+            await self._broker.drawing.begin(session, self.mailbox, self._streams.end)
             self._broker.mailboxes.on_stream(session, self.mailbox)
             self._streams.empties(self.mailbox, self)
         self._greet(session)
 
     def _greet(self, session: Session) -> None:
-        now = self._broker.clock()
         self._next.welcome.ends_at_s = session.record.expires_at_s
-        self._next.welcome.nonce = self._broker.gate.nonce(now)
+        self._next.welcome.nonce = self._broker.gate.nonce(self._broker.clock())
         self._news.set()
 
     async def run(self) -> None:
@@ -198,6 +198,7 @@ class MailStream:
             for task in (*tasks, *self._tasks):
                 task.cancel()
             await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+            self.over.set()
             await self._following.close()
 
     async def leave(self, *, died: bool) -> None:
