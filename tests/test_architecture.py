@@ -174,6 +174,7 @@ LONG_FILES: dict[str, str] = {
 }
 # More than 55 lines, likewise.
 LONG_FUNCTIONS: dict[str, str] = {}
+MAX_TEST_LINES = 600
 # What a folder holds side by side; more than this many files want a folder of their own among them.
 MAX_FILES_IN_FOLDER = 60
 
@@ -382,6 +383,22 @@ def test_files_are_short_enough_to_read() -> None:
     long = {s.path for s in sources() if s.text.count("\n") > 450}
     assert long - set(LONG_FILES) == set(), "split it, or add it to LONG_FILES with a reason"
     assert set(LONG_FILES) - long == set(), "no longer long: take it out of LONG_FILES"
+
+
+def test_test_files_are_short_enough_to_read() -> None:
+    """One subject each; what several of them build upon stands in a file of its own, without a `test_` before it."""
+    files = (ROOT / "tests").glob("*.py")
+    assert [path.name for path in files if path.read_text(encoding="utf-8").count("\n") > MAX_TEST_LINES] == []
+
+
+def test_tests_are_short_enough_to_read() -> None:
+    wrong = [
+        f"{path.name}:{node.lineno} {node.name}"
+        for path in sorted((ROOT / "tests").glob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 55
+    ]
+    assert wrong == [], "split it: a test has one reason to fail"
 
 
 def test_folders_are_small_enough_to_survey() -> None:

@@ -13,6 +13,7 @@ from enclave.errors import Code
 from simulator.agent_fixture import Peer, code_of
 from tests.agent_world import PATIENCE_S
 from tests.tools_world import Booked, Order, World
+from tests.tools_world import shared as shared
 from tests.tools_world import world as world
 
 # --- hooks ---

@@ -16,6 +16,7 @@ from enclave.tools import ToolAnswer, ToolCall
 from enclave.trustfile import TrustFile, render
 from simulator.agent_fixture import code_of
 from tests.tools_world import Booked, Order, Part, World
+from tests.tools_world import shared as shared
 from tests.tools_world import world as world
 
 # --- pinned ---
