@@ -39,8 +39,7 @@ from enclave.lanes import Announce, Carried, Item, Lane
 from enclave.ledger import Incoming, Ledger
 from enclave.mailbox import DEFAULT_TTL_S, Found, Inbox, Outbox
 from enclave.session import Admission
-from enclave.staying import LEASE_S, SEND_OCTETS, Admit, Find, Staying, now_s
-from enclave.telling import why
+from enclave.staying import LEASE_S, SEND_OCTETS, Admit, Find, Staying, now_s, why
 
 METHOD: Final = "/cloister.v1.Mail/Stream"
 CREDIT: Final = 1024  # messages that may be delivered and not settled; no sender is given more than 767 of them

@@ -15,22 +15,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
-
-from google.protobuf.message import DecodeError
+from typing import Final, final
 
 from attestation.errors import CloisterError
-from broker.wire import api_pb2, channel
-from broker.wire.errors import WireError
-from enclave.errors import BrokerRefused, Code, TransportFailed
-
-if TYPE_CHECKING:
-    from grpc.aio import StreamStreamCall
 
 log: Final = logging.getLogger("cloister.agent")
 trace: Final = logging.getLogger("cloister.agent.trace")
 trace.setLevel(logging.INFO)  # what it says is for DEBUG, so nothing, unless `show_everything` was called
-MAX_TOLD: Final = 16 << 20  # bytes of a call's details
 _OURS: Final = (f"{Path(__file__).parent}/", f"{Path(asyncio.__file__).parent}/", "<frozen ")
 
 
@@ -106,36 +97,3 @@ def _short(path: str) -> str:
     """As the author knows the file: the copy's own folder means nothing to him."""
     folder = Path(sys.argv[0]).parent
     return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else path
-
-
-async def why(call: StreamStreamCall[Any, Any], target: str) -> tuple[CloisterError, str | None]:
-    """What ended a call over gRPC, as the broker explains it or the connection; and the nonce for the next proof.
-
-    Nobody signs these words: no more than a reason and that nonce is taken from them.
-    """
-    code = await call.code()
-    found = {str(name): value for name, value in (await call.trailing_metadata()) or ()}
-    nonce, told = found.get("dpop-nonce"), found.get("grpc-status-details-bin")
-    said = nonce if isinstance(nonce, str) else None
-    problem = _problem(told) if isinstance(told, bytes) else None
-    if problem is None:
-        return TransportFailed(Code.CLIENT_UNREACHABLE, f"{target}: {code.name}"), said
-    refused = BrokerRefused(
-        status=problem.status,
-        code=problem.code,
-        detail=problem.title,
-        remedy=problem.remedy,
-        correlation_id=problem.correlation_id,
-        reasons=tuple(problem.codes),
-    )
-    return refused, said
-
-
-def _problem(raw: bytes) -> api_pb2.Problem | None:
-    """The problem in a call's status details; none where they cannot be read."""
-    try:
-        for detail in channel.parsed(api_pb2.Status, raw, MAX_TOLD).details:
-            return api_pb2.Problem.FromString(detail.value)
-    except (WireError, DecodeError):
-        return None
-    return None
