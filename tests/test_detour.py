@@ -17,9 +17,9 @@ from enclave import detour, staying
 from enclave.client import BrokerCalls, Call
 from enclave.durable import Durable
 from enclave.runtime import Runtime
-from tests.stream_world import PATIENCE_S, mail
+from tests.stream_world import PATIENCE_S, Member, mail
 from tests.test_durable import BOX, KEEPING, Stage, emptied, place, tell
-from tests.test_stream import numbered, post
+from tests.test_stream import numbered, post, raw
 
 __all__ = ["place"]
 
@@ -46,6 +46,31 @@ async def test_who_begins_anew_by_a_request_gets_what_is_out_on_a_stream_that_th
         assert numbers == sorted(numbers)
         assert numbers[0] == 1
         assert {one.attempt for one in after.batches} == {1}
+
+
+@pytest.mark.asyncio
+async def test_what_comes_while_a_stream_takes_the_place_of_another_is_not_drawn_by_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader is gone, and the broker has not heard so: what it drew then came to the new one late, and was lost."""
+    async with mail(tmp_path) as net:
+        a = await net.member("a")
+        b = Member(net.world, await net.world.admitted("b"), net.server.address, "acme/mail/b")
+        await b.publish()
+        drawing, recall = net.world.broker.drawing, net.world.broker.drawing.recall
+
+        async def and_then_more(name: str, *leases: str) -> None:
+            await recall(name, *leases)
+            monkeypatch.setattr(drawing, "recall", recall)
+            await asyncio.gather(*post(a, b.box, numbered(2)))
+            await asyncio.gather(*post(a, b.box, numbered(2, start=2)))
+
+        async with raw(net, b.agent, mailbox=b.box):
+            monkeypatch.setattr(drawing, "recall", and_then_more)
+            net.members.append(b)
+            await b.join()
+            assert await b.take(4) == numbered(4)
+            assert not net.world.broker.store.read(lambda tx: tx.mail.dead(b.box))
 
 
 # ── whole agents ───────────────────────────────────────────────────────────────────────────────────────────────────
