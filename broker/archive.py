@@ -14,10 +14,11 @@ from attestation.guest import GuestEvidence
 from attestation.records import AgentEvidence, Packed, part_digests
 from attestation.records import unpack as unpack_record
 from broker.errors import BrokerCode, BrokerError
-from broker.ports import AgentState, Transaction
+from broker.ports import DAY_S, AgentState, Transaction
 from policies.bundle import Bundle, bundle_bytes
 
 PAGE: Final = 1000
+LATE_S: Final = 2 * DAY_S  # by which a use may be later than is written down: `put` does so by the day
 
 
 def keep(tx: Transaction, packed: Packed, at: datetime) -> None:
@@ -66,7 +67,7 @@ def prune(tx: Transaction, bundles: Iterable[Bundle], collateral: Iterable[bytes
     now_s = int(at.timestamp())
     needed = [bytes.fromhex(bundle.digest) for bundle in bundles]
     tx.archive.touch([*needed, *collateral, *_of_agents(tx, now_s)], at_s=now_s)
-    return tx.archive.prune(before_s=now_s - keep_s)
+    return tx.archive.prune(before_s=now_s - keep_s - LATE_S)
 
 
 def _of_agents(tx: Transaction, now_s: int) -> Iterator[bytes]:

@@ -311,7 +311,7 @@ async def test_the_archive_keeps_what_is_young_or_still_needed(world: World) -> 
         return await broker.upkeep.cut_archive()
 
     assert await cut() == 0
-    world.machine.clock.advance(31 * day_s)
+    world.machine.clock.advance(33 * day_s)
     await broker.administration.refresh_collateral()
     live = await world.admitted()
     assert await cut() > 0
@@ -324,6 +324,21 @@ async def test_the_archive_keeps_what_is_young_or_still_needed(world: World) -> 
     assert broker.administration.agent(gone.subject).evidence.hex() == before
     await world.restart()  # policies and collateral are read back
     assert world.broker.collateral.families
+
+
+@pytest.mark.asyncio
+async def test_what_several_decisions_rest_on_is_kept_as_long_as_the_last_of_them(world: World) -> None:
+    """When a blob was last used is written down by the day; nothing is dropped before its time for that."""
+    broker, hour_s = world.broker, 3600
+    await world.admitted()
+    world.machine.clock.advance(23 * hour_s)
+    await world.admitted()  # on the same platform: what vouches for the quote is there already
+    world.machine.clock.advance((30 * 24 - 22) * hour_s)
+    await broker.administration.refresh_collateral()
+    await broker.upkeep.cut_archive()
+    assert flags(world) == []
+    world.machine.clock.advance(3 * 24 * hour_s)
+    assert await broker.upkeep.cut_archive() > 0
 
 
 # ── T29: one platform at two addresses ─────────────────────────────────────────────────────────────────────────────
