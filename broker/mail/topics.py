@@ -5,8 +5,8 @@ keys. The key is rolled when a reader leaves, falls or may no longer read, and w
 anything else is taken in: what is said afterwards can't be read by who is gone, whatever he has kept. Newcomers get no
 keys of before. What is published, an envelope or a batch of a channel, lies here once; each reader's place moves over
 it, and the opening of its channel is shown beside it. In order per sender, at least once, for as long as the reader is
-there: a topic is no archive. A reader that is a minute behind when there is no room left loses
-the oldest of what it has not read, and is told how much that was; it holds up nobody.
+there: a topic is no archive. A reader that is a minute behind when there is no room left loses the oldest of what it
+has not read, and is told how much that was; it holds up nobody.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -42,11 +42,9 @@ from policies.model import Receive
 
 LOOK_AGAIN_S: Final = 1.0
 FULL_RETRY_S: Final = 1
-Labelled = tuple[TopicMessage, Labels]
-
-
 PAGE_OCTETS: Final = 2 << 20  # of sealed bytes at once, unless the first has more
-MAX_KNOWN: Final = 1024
+MAX_KNOWN: Final = 1024  # messages and batches of which labels and acceptance are at hand
+Labelled = tuple[TopicMessage, Labels]
 
 
 @final
