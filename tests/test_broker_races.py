@@ -83,7 +83,7 @@ class Held:
 
     def __init__(self, world: World) -> None:
         self._gate = threading.Event()
-        self._task = asyncio.ensure_future(world.broker.store.transact(lambda _: self._gate.wait()))
+        self._task = asyncio.ensure_future(world.broker.store.transact(lambda _: self._gate.wait(10)))
 
     async def release(self) -> None:
         self._gate.set()
