@@ -1,6 +1,9 @@
 """Channels to topics at the broker: whose they are, how long they lead anywhere, and what readers are shown of them."""
 
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -120,6 +123,23 @@ async def test_an_opening_stays_as_long_as_a_batch_of_its_channel(world: World) 
     page = await one.page()
     assert line.channel in names(page)
     assert line.opening in [opening.envelope for opening in page.openings]
+
+
+@pytest.mark.asyncio
+async def test_an_opening_that_somebody_has_been_at_keeps_nobody_from_the_channels_of_others(world: World) -> None:
+    one = await reader(world)
+    bad, good = await Wire.of(await world.admitted("bad")), await Wire.of(await world.admitted("good"))
+    await bad.begin(b"a")
+    await good.begin(b"b")
+    if world.settings.database is None:
+        rows = world.broker.store._tables.channels._rows.rows  # type: ignore[attr-defined]  # behind the broker's back
+        rows[bad.channel] = replace(rows[bad.channel], opening=b"nonsense")
+    else:
+        with closing(sqlite3.connect(world.settings.database, isolation_level=None)) as file:
+            file.execute("UPDATE channel_opening SET envelope = ? WHERE channel = ?", (b"nonsense", bad.channel))
+    page = await one.page()
+    assert names(page) == [bad.channel, good.channel]
+    assert [opening.envelope for opening in page.openings] == [good.opening]
 
 
 # ── whose it is, and where it leads ────────────────────────────────────────────────────────────────────────────────

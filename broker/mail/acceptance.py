@@ -10,6 +10,7 @@ from typing import final
 from broker.identity import Identity
 from broker.ports import Store, Transaction
 from broker.wire.envelope import Envelope
+from broker.wire.errors import WireError
 from broker.wire.jose import es256_sign
 from broker.wire.mailbox import Delivery, OpeningDelivery
 
@@ -29,7 +30,8 @@ class Acceptances:
     def openings(self, name: str, channels: Mapping[bytes, bool]) -> Iterator[OpeningDelivery]:
         """Of channels whose batches were taken, and whether their senders have fallen: then with what proved them.
 
-        One that is lost is left out: what came on its channel cannot be opened any more, and the receiver says so.
+        One that is lost, or is no envelope any more, is left out: what came on its channel cannot be opened, and the
+        receiver says so.
         """
 
         def query(tx: Transaction) -> list[tuple[bytes, int, str]]:
@@ -43,7 +45,10 @@ class Acceptances:
             ]
 
         for raw, accepted_at_ms, token in self._store.read(query):
-            envelope = Envelope.from_bytes(raw)
+            try:
+                envelope = Envelope.from_bytes(raw)
+            except WireError:  # somebody has been at the database
+                continue
             yield OpeningDelivery(
                 envelope=envelope,
                 accepted_at_ms=accepted_at_ms,
