@@ -230,6 +230,19 @@ async def test_an_entry_of_another_kind_is_no_decision(world: World) -> None:
         assert failed(world, dataclasses.replace(mine, entry=entry)) == code
 
 
+@pytest.mark.asyncio
+async def test_an_entry_of_another_kind_that_does_stand_in_the_log_records_no_decision(world: World) -> None:
+    from broker.wire.log import Checkpoint, leaf_hash
+
+    await world.admitted()
+    mine = Decision.from_bytes(taken(world, "agent.admitted"))
+    entry = json.dumps(json.loads(mine.entry) | {"kind": "mailbox.opened"}).encode()
+    note = Checkpoint.sign("own.test/log", 1, leaf_hash(entry), world.broker.audit._key).note
+    vkey = verifier_key("own.test/log", world.broker.identity.log_key)
+    made = dataclasses.replace(mine, entry=entry, log_key=vkey, index=0, proof=(), checkpoint=note)
+    assert failed(world, made) == DecisionCode.KIND
+
+
 # ── the file ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
