@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from broker.sessions import Session
 from broker.wire.tools import call_type, tool_called, tool_name
 from tests.broker_world import Agent, World, outcome
 from tests.channel_world import HandMade
@@ -133,3 +134,20 @@ def test_only_the_exact_beginning_of_a_type_is_a_call() -> None:
     for other in ("note", "cloister.tools.ask", "Cloister.tool:search", "cloister.tool"):
         assert tool_called("acme/mail/b", other) is None
     assert tool_called("acme/mail/b", "cloister.tool:search") == "acme/tools/b/search"
+
+
+@pytest.mark.asyncio
+async def test_tools_are_asked_about_at_mailboxes_alone(world: World) -> None:
+    """Answers are remembered by what was asked: texts as long as a path can be would be the broker's memory."""
+    a, _ = await pair(world)
+    known = len(world.broker.router._edges._known)
+
+    async def ask(name: str) -> str:
+        async def asked(session: Session) -> None:
+            world.broker.router.callable_tools(session, name, ("search",), world.broker.clock())
+
+        return await outcome(a.acting(asked))
+
+    assert [await ask(name) for name in ("acme/" + "x" * 50_000, "mail", "../b")] == ["mailbox.name_invalid"] * 3
+    assert len(world.broker.router._edges._known) == known
+    assert await ask("acme/mail/b") == "ok"

@@ -28,6 +28,7 @@ from broker.wire.envelope import MAX_LIFE_MS, Envelope, Header
 from broker.wire.errors import WireError
 from broker.wire.jose import p256_from_spki
 from broker.wire.mailbox import SendResponse, SendResult, SendStatus
+from broker.wire.names import is_resource
 from broker.wire.tools import ToolsAllowed, call_type, tool_name
 from policies.errors import Refused
 from policies.model import Send
@@ -111,7 +112,12 @@ class Router:
         )
 
     def callable_tools(self, session: Session, mailbox: str, tools: Iterable[str], at: datetime) -> ToolsAllowed:
-        """Those that it may call there with all that it is held to. The log hears of it when it calls."""
+        """Those that it may call there with all that it is held to. The log hears of it when it calls.
+
+        Raises BrokerError mailbox.name_invalid: what is asked is remembered, and a path may be long.
+        """
+        if not is_resource(mailbox):
+            raise BrokerError(BrokerCode.MAILBOX_NAME, f"{mailbox[:80]!a}")
         held, pins = self._labels.of(session.subject), dict(session.bundle.settings.tools)
         allowed = [tool for tool in tools if self._edges.permits(session, Send(mailbox, call_type(tool), held), at)]
         approved = {tool: pins.get(tool_name(mailbox, tool) or "", "") for tool in allowed}
