@@ -23,7 +23,7 @@ from attestation.ports import TrustDomain
 from attestation.provided import provided
 from enclave import labs, launch, supervise
 from enclave.errors import AgentError, Code, EnclaveError, LaunchFailed, TdxError
-from enclave.main import BROKER_VARIABLE, DESCRIBE_VARIABLE, TRUST_VARIABLE
+from enclave.main import BROKER_VARIABLE, DESCRIBE_VARIABLE, TRUST_VARIABLE, address
 from enclave.reload import Launch, Watch
 from enclave.tdx import TdxTrustDomain
 from enclave.trustfile import TrustFile
@@ -112,12 +112,15 @@ def _tools(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.reload and not options.simulated:
         raise LaunchFailed(Code.LAUNCH_RELOAD, "--reload without --simulated")
+    if not options.agent.exists():
+        raise LaunchFailed(Code.LAUNCH_EMPTY, f"{options.agent} is neither a file nor a folder with __main__.py")
     with supervise.Signals() as signals:
         real = None if options.simulated else _real()  # first: without a trust domain nothing else matters
         around = _surroundings(options)
         broker_url = around.broker_url or TrustFile.parse(around.trust).broker_url
         if not broker_url:
             raise AgentError(Code.AGENT_UNCONFIGURED, "no broker is known", _HINT)
+        address(broker_url)
         name = options.name or options.agent.resolve().stem
         uid = None if options.same_user else supervise.separate_uid()
         if real is not None and uid is None and not options.same_user:
@@ -258,7 +261,12 @@ def _simulated(machine: str, label: str) -> TrustDomain:
         make = getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise LaunchFailed(Code.LAUNCH_NO_SIMULATOR, f"{error.name} is not installed") from None
-    domain: TrustDomain = make(machine, label=label)
+    try:
+        domain: TrustDomain = make(machine, label=label)
+    except Exception as error:  # another package's, which this one does not know; those with a code explain themselves
+        if not hasattr(error, "code"):
+            raise
+        raise LaunchFailed(Code.LAUNCH_DOMAIN_FAILED, str(error), getattr(error, "remedy", "")) from None
     return domain
 
 

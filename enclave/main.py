@@ -14,8 +14,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -129,7 +131,20 @@ def _surroundings() -> tuple[TrustDomain, TrustFile, str]:
     broker_url = os.environ.get(BROKER_VARIABLE) or trust.broker_url
     if not broker_url:
         raise AgentError(Code.AGENT_UNCONFIGURED, f"no broker: neither {BROKER_VARIABLE} nor the trust file names one")
-    return domain, trust, broker_url
+    return domain, trust, address(broker_url)
+
+
+def address(url: str) -> str:
+    """It, if a broker can be at it: nothing is asked for again and again that can't be asked for once.
+
+    Raises AgentError agent.unconfigured.
+    """
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    remedy = "Write http://HOST:PORT or https://HOST, as in the broker's public_url."
+    raise AgentError(Code.AGENT_UNCONFIGURED, f"{url[:200]!a} is not the address of a broker", remedy)
 
 
 async def _run(agent: Runnable, domain: TrustDomain, trust: TrustFile, broker_url: str) -> None:

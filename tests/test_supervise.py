@@ -70,5 +70,37 @@ def test_nothing_is_launched_with_a_group_that_there_is_not(
     monkeypatch.setattr(supervise, "separate_uid", lambda: None)
     around = cli.Surroundings(machine=str(tmp_path), broker_url="http://127.0.0.1:9", trust=b"")
     monkeypatch.setattr(cli, "_surroundings", lambda _: around)
-    assert cli.run(["agent.py", "--simulated", "--group", "no-such-group"]) == 2
+    agent = tmp_path / "agent.py"
+    agent.touch()
+    assert cli.run([str(agent), "--simulated", "--group", "no-such-group"]) == 2
     assert "agent.group_unusable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["not a url", "ftp://broker", "https://", "http://broker:http", "127.0.0.1:8080"])
+def test_what_is_no_address_is_not_asked_again_and_again(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = cli.Surroundings(machine=str(tmp_path), broker_url=url, trust=b"")
+    monkeypatch.setattr(cli, "_surroundings", lambda _: around)
+    agent = tmp_path / "agent.py"
+    agent.touch()
+    assert cli.run([str(agent), "--simulated"]) == 2
+    said = capsys.readouterr().err
+    assert "agent.unconfigured" in said
+    assert "public_url" in said
+
+
+def test_a_machine_that_cannot_be_used_is_told_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = tmp_path / "agent.py"
+    agent.touch()
+    around = cli.Surroundings(machine=str(agent), broker_url="http://127.0.0.1:9", trust=b"")
+    monkeypatch.setattr(cli, "_surroundings", lambda _: around)
+    assert cli.run([str(agent), "--simulated"]) == 2
+    assert "machine.read_only" in capsys.readouterr().err
+
+
+def test_an_agent_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([str(tmp_path / "gone.py")]) == 2
+    assert "launch.nothing_to_run" in capsys.readouterr().err
