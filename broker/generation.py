@@ -91,12 +91,11 @@ class Generation:
             return done, following, *self._audit.append(tx, replace(told, generation=following))
 
         done, following, index, raw = await self._store.transact(unit)
-        receipt = self._audit.receipt(index, raw)
         then()
         self.current = max(self.current, following)
         for listener in self._listeners:
             listener()
-        return done, receipt
+        return done, self._audit.receipt(index, raw)  # last: whatever becomes of the answer, it has happened
 
     async def follow_policies(self, bundles: Bundles, *, at: datetime) -> None:
         """At start: rise, if the policies are not those with which the store was last used.

@@ -159,6 +159,22 @@ async def test_whoever_hears_of_a_new_number_finds_what_changed_with_it(world: W
 
 
 @pytest.mark.asyncio
+async def test_a_revocation_whose_receipt_cannot_be_made_has_happened(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker, agent = world.broker, await world.admitted()
+
+    def unknown(*_: object) -> None:
+        raise BrokerError(BrokerCode.LOG_ENTRY_UNKNOWN, "a test")
+
+    monkeypatch.setattr(broker.audit, "receipt", unknown)
+    revoking = broker.administration.revoke(world.settings.admins[0], agent.subject, "lost")
+    assert await outcome(revoking) == BrokerCode.LOG_ENTRY_UNKNOWN
+    assert broker.generation.current == broker.store.read(stored)
+    assert await outcome(broker.sessions.of_subject(agent.subject, broker.clock())) == BrokerCode.AGENT_REVOKED
+
+
+@pytest.mark.asyncio
 async def test_policies_that_are_reloaded_when_nobody_waits_any_more_are_in_force(world: World) -> None:
     write_bundle(world.settings.bundles[0], version=2)
     async with dialled(world) as client:
