@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -19,7 +19,9 @@ from broker.collateral import CollateralCache
 from broker.errors import BrokerCode, BrokerError
 from broker.generation import stored
 from broker.ports import Transaction
+from broker.rpc.stream import MailStream, Streams
 from broker.wire import api_pb2 as pb
+from broker.wire import stream_pb2 as pb_stream
 from broker.wire.bodies import PutSecretRequest
 from broker.wire.terms import LeaseEnd, SecretTerms
 from tests.broker_world import Agent, World, outcome, write_bundle
@@ -290,3 +292,51 @@ async def test_whoever_is_refused_by_rules_that_have_just_gone_is_judged_by_thos
     decided_in = [entry["generation"] for entry in told(world, "agent.refused")]
     assert decided_in == ([] if answer == "ok" else [broker.generation.current])
     assert list(review(broker.store, broker.identity.log_key, roots=world.machine.roots)) == []
+
+
+# ── streams ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Slow:
+    """A connection whose end takes a while."""
+
+    def __init__(self) -> None:
+        self.ending, self.ended = asyncio.Event(), asyncio.Event()
+
+    async def read(self) -> bytes:
+        try:
+            await self.ended.wait()
+        except asyncio.CancelledError:
+            self.ending.set()
+            await self.ended.wait()
+        return b""
+
+    async def write(self, _: bytes) -> None:
+        pass
+
+
+@pytest.mark.asyncio
+async def test_a_stream_whose_caller_goes_while_another_takes_its_place_keeps_nobody_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, slow = await world.admitted("owner"), Slow()
+    await owner.open("acme/mail/b")
+    streams, connection = Streams(world.broker), cast("Any", slow)
+    hello = pb_stream.Hello(mailbox="acme/mail/b", lease_s=30)
+    stream = MailStream(streams, world.broker, connection, owner.token, hello, "a test")
+    await stream.welcome()
+
+    async def begun(*_: object) -> MailStream:
+        return stream
+
+    monkeypatch.setattr(streams, "_begin", begun)
+    running = asyncio.ensure_future(streams.serve(None, connection))
+    await turns()
+    ending = asyncio.ensure_future(streams.end("acme/mail/b"))
+    await slow.ending.wait()
+    running.cancel()
+    await turns()
+    slow.ended.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.wait_for(ending, 5)

@@ -107,8 +107,9 @@ class Streams:
             died = False
         except Exception as error:  # noqa: BLE001  # as above
             ended, died = error, isinstance(error, WireError)
-        finally:
+        finally:  # also where the caller went while it was being ended
             del self._live[stream]
+            stream.over.set()
             await stream.leave(died=died)
             if stream.mailbox and self.is_latest(stream.mailbox, stream):
                 del self._emptying[stream.mailbox]
@@ -198,11 +199,10 @@ class MailStream:
             for task in (*tasks, *self._tasks):
                 task.cancel()
             await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
-            self.over.set()
-            await self._following.close()
 
     async def leave(self, *, died: bool) -> None:
         """Recall what is still out, unless a later stream has done so."""
+        await self._following.close()
         if self.mailbox and self._leases and self._streams.is_latest(self.mailbox, self):
             with contextlib.suppress(BrokerError):  # a closed store: the leases end by themselves
                 await self._broker.drawing.left(self.mailbox, self._leases, died=died)
