@@ -62,13 +62,16 @@ class Fetching:
         self._ledger = ledger
         self._incoming: deque[Incoming] = deque()
         self._settling = asyncio.Lock()
+        self._unheard = False  # a request was not answered, and may have drawn something
 
     async def receive(self, limit: int, wait_s: int, *, anew: bool = False, repeat: bool = True) -> list[Incoming]:
-        """What has come, up to so many; `anew` what is out, too. Raises what the call raises, at once unless it is to
-        be repeated."""
+        """What has come, up to so many; `anew` what is out, too, as after a request that nobody answered: what that one
+        drew would come late, and be refused. Raises what the call raises, at once unless it is to be repeated."""
         if not self._incoming:
+            anew, self._unheard = anew or self._unheard, True
             request = ReceiveRequest(max_messages=limit, wait_s=wait_s, lease_s=LEASE_S, anew=anew)
             answer = await self._do(lambda: self._calls.receive(self._name, request, repeat=repeat))
+            self._unheard = False
             if answer.deliveries or answer.batches:
                 await self._prepare()
             self._incoming.extend(self._ledger.delivered(as_streamed(answer), self._broker(), _now_s()))

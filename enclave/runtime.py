@@ -359,7 +359,7 @@ class Runtime(Company):
         """What came by either way, or comes by the one that there is now. Raises what asking for it does."""
         stream = self._stream
         if stream is None:
-            return await self._fetching.receive(limit, WAIT_S)
+            return await self._fetching.receive(limit, WAIT_S, repeat=False)
         if left := self._fetching.ready(limit) or stream.ready(limit):
             return left
         if not stream.detour.active:

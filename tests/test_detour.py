@@ -6,16 +6,21 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 import pytest_asyncio
 
 from attestation.errors import CloisterError
 from broker.wire.channel import ChannelBatch
-from broker.wire.mailbox import ReceiveRequest
+from broker.wire.mailbox import ReceiveRequest, ReceiveResponse
 from enclave import detour, staying
 from enclave.client import BrokerCalls, Call
 from enclave.durable import Durable
+from enclave.errors import Code, TransportFailed
+from enclave.fetching import Fetching
 from enclave.runtime import Runtime
 from tests.stream_world import PATIENCE_S, Member, mail
 from tests.test_durable import BOX, KEEPING, Stage, emptied, place, tell
@@ -133,6 +138,7 @@ async def gate(place: Stage, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[G
     monkeypatch.setattr(detour, "FIRST_TRIAL_S", 0.1)
     monkeypatch.setattr(detour, "MAX_TRIAL_S", 0.2)
     monkeypatch.setattr(staying, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("enclave.runtime.DETOUR_WAIT_S", 1)
     yield made
     await made.away()
 
@@ -226,3 +232,31 @@ async def test_however_often_it_leaves_and_returns(place: Stage, gate: Gate, kin
     finally:
         reader.task.cancel()
     assert reader.handled == list(range(len(sent)))
+
+
+@pytest.mark.asyncio
+async def test_after_a_request_that_nobody_answered_what_it_may_have_drawn_comes_again_first() -> None:
+    """Else it came after what is newer, and was refused as late."""
+    asked: list[bool] = []
+
+    def receive(_: str, request: ReceiveRequest, *, repeat: bool) -> Call[ReceiveResponse]:
+        asked.append(request.anew)
+        assert not repeat
+        yield from ()
+        if len(asked) == 2:
+            raise TransportFailed(Code.CLIENT_TIMEOUT, "nobody knows whether it arrived")
+        return ReceiveResponse(deliveries=(), senders={})
+
+    async def do(call: Callable[[], Call[Any]]) -> Any:
+        try:
+            next(call())
+        except StopIteration as answer:
+            return answer.value
+
+    inbox, ledger = cast("Any", SimpleNamespace(name=BOX)), cast("Any", MagicMock())
+    calls = cast("Any", SimpleNamespace(receive=receive))
+    fetching = Fetching(inbox, ledger, calls=calls, do=do, broker=MagicMock(), prepare=AsyncMock())
+    for anew in (True, False, False, False):
+        with suppress(TransportFailed):
+            await fetching.receive(16, 0, anew=anew, repeat=False)
+    assert asked == [True, False, True, False]
