@@ -28,7 +28,6 @@ from attestation.verdict import Admission as OpenedToken
 from attestation.verdict import Verdict, open_admission
 from broker.wire.bodies import peer_audience
 from broker.wire.channel import (
-    CHANNEL_LEN,
     KEY_LEN,
     MAX_FRAMES,
     MAX_OUTSTANDING,
@@ -38,6 +37,7 @@ from broker.wire.channel import (
     FrameHeader,
     Opening,
     chain_start,
+    channel_name,
     frame_id,
     nonce,
     renumbered,
@@ -130,10 +130,10 @@ class SendingChannel:
         time: BrokerTime,
     ) -> Self:
         """A channel under a fresh key, to the mailbox's or topic's key in `found`. Raises as `Outbox.seal` does."""
-        key = found.key
+        key, secret = found.key, os.urandom(KEY_LEN)
         inside = Opening(
-            channel=os.urandom(CHANNEL_LEN),
-            key=os.urandom(KEY_LEN),
+            channel=channel_name(keys.jkt, secret),
+            key=secret,
             mailbox_key=key.thumbprint,
             incarnation=key.incarnation,
             appraisal=bytes.fromhex(admission.verdict.quote_digest),
@@ -300,6 +300,7 @@ class ReceivingChannels:
             self._inbox.done(header)
         inside = Opening.from_bytes(opened.plaintext)
         named = (inside.mailbox_key, inside.incarnation) == (header.mailbox_key, header.incarnation)
+        named = named and inside.channel == channel_name(opened.sender.jkt, inside.key)
         if header.type != OPEN_TYPE or not named or inside.channel in self._known:
             raise EnvelopeRefused(Code.CHANNEL_OPENING, f"the opening of {inside.channel.hex()} contradicts its header")
         if before is None and not self._table.make_room(opened.sender.jkt, self._time.now_ms()):

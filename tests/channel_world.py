@@ -13,6 +13,7 @@ from broker.wire.channel import (
     FrameHeader,
     Opening,
     chain_start,
+    channel_name,
     nonce,
     shape_of,
 )
@@ -28,13 +29,14 @@ class HandMade:
 
     agent: Agent
     key: MailboxKey
-    channel: bytes = field(default_factory=lambda: os.urandom(16))
+    channel: bytes = b""  # as its key says, unless told
     secret: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     next: int = 1
     opening: Envelope = field(init=False)
     chain: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        self.channel = self.channel or channel_name(self.agent.jkt, self.secret)
         self.opening = self.opened()
         self.chain = chain_start(self.opening)
 

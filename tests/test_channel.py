@@ -410,6 +410,28 @@ def test_a_name_of_another_senders_channel_is_refused() -> None:
     assert pair.texts(pair.open(pair.seal(b"still his").raw)) == [b"still his"]
 
 
+def test_who_knows_a_channel_cannot_take_its_name_before_its_sender_came() -> None:
+    """A reader of a topic knows name and key of all that is published there: shown to others first, an opening of his
+    under that name would keep out its owner's."""
+    pair = Pair()
+    mallory, owned = party(pair.router, "m"), pair.opened(pair.a)
+    shown = pair.router.accept(Envelope.from_bytes(owned.opening), BOX)
+    known = pair.b.inbox.open(shown, pair.senders(), pair.router.broker, way="known opening")
+    taken = mallory.outbox.seal(
+        pair.b.info(),
+        mailbox=BOX,
+        admission=mallory.admission,
+        kind="cloister.channel.open",
+        plaintext=known.plaintext,
+    )
+    delivery = pair.router.accept(taken, BOX)
+    refused = code_of(lambda: pair.channels.admit(delivery, pair.senders(mallory), pair.router.broker))
+    assert refused == Code.CHANNEL_OPENING
+    assert pair.admit(owned) == "ok"
+    pair.channel = owned
+    assert pair.texts(pair.open(pair.seal(b"his own").raw)) == [b"his own"]
+
+
 def test_a_sender_whose_admission_ended_is_not_heard_until_the_broker_says_that_it_was_renewed() -> None:
     pair = Pair()
     pair.b.ticks.now = 400.0  # its token of 300 s has ended

@@ -1,5 +1,6 @@
 """Channels: one signed, sealed opening, and then batches of messages that cost a microsecond each to seal.
 
+    channel   = SHA-256(tag, thumbprint of the sender's key, key), 16 bytes    nobody else can take the name
     chain     = SHA-256(tag, digest of the opening envelope)                   before the first batch
     chain     = SHA-256(the batch's bytes up to its signature)                 the chain before it is one of its fields
     signature = ES256(tag, channel, first number, last number, chain)          by the sender's identity key
@@ -211,13 +212,19 @@ def renumbered(header: bytes, seq: int) -> bytes:
 
 
 def frame_id(channel: bytes, seq: int) -> bytes:
-    """The id of a message on a channel: half of the channel's random name, and the number. Answers refer to it."""
+    """The id of a message on a channel: half of the channel's name, and the number. Answers refer to it."""
     return channel[:8] + seq.to_bytes(8, "big")
 
 
 def nonce(seq: int) -> bytes:
     """AES-GCM's nonce for a number of a channel: 96 bits, big-endian."""
     return seq.to_bytes(12, "big")
+
+
+def channel_name(sender_jkt: str, key: bytes) -> bytes:
+    """What the channel of that sender under that key is called. Readers of a topic learn both, and can call no channel
+    of their own so."""
+    return hashlib.sha256(tagged(Tag.CHANNEL_NAME, sender_jkt.encode(), key)).digest()[:CHANNEL_LEN]
 
 
 def chain_start(opening: Envelope) -> bytes:

@@ -22,6 +22,7 @@ class Tag(StrEnum):
     CHALLENGE = "cloister/challenge/v1"  # broker: both nonces
     CHANNEL_BATCH = "cloister/channel-batch/v2"  # sender: channel, numbers, chain of the batches; v1: of the frames
     CHANNEL_CHAIN = "cloister/channel-chain/v1"  # where a channel's hash chain begins
+    CHANNEL_NAME = "cloister/channel-name/v1"  # what a channel is called, of its sender and its key
     ENVELOPE = "cloister/envelope/v1"  # sender: header and body
     ENVELOPE_INFO = "cloister/envelope-info/v1"  # HPKE info of an envelope's body
     KEYS_RELEASE = "cloister/keys-release/v1"  # broker: grant and ciphertext of kept keys
