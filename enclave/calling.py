@@ -20,7 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, final, overload
 
-from broker.wire.tools import MAX_ASKED, MAX_TOOLS, NAME, call_type
+from broker.wire.tools import DIGEST, MAX_ASKED, MAX_TOOLS, NAME, call_type
 from enclave.errors import AgentError, Code, MessageError, ToolRefused, TransportFailed
 from enclave.messages import MessageType, Shaped
 from enclave.tools import (
@@ -159,14 +159,17 @@ class RemoteTool:
 
     async def _pin(self) -> str:
         """The digest to go by; empty where any will do. Raises ToolRefused tool.not_pinned, tool.drift."""
-        trusted = self._host.pinned(self._to, self._name)
-        if isinstance(self._given, str) and trusted not in ("", self._given):
-            raise ToolRefused(
-                Code.TOOL_DRIFT, f"{self._name}: {self._given[:16]!a}… is given, the trust file has {trusted[:16]}…"
-            )
-        if self._given is None and not trusted:
-            return await self._approved()
-        return self._given if isinstance(self._given, str) else trusted
+        given, trusted = self._given, self._host.pinned(self._to, self._name)
+        if isinstance(given, Unpinned):
+            return trusted
+        if given is None:
+            return trusted or await self._approved()
+        if type(given) is not str or not DIGEST.fullmatch(given):  # an empty one must not let everything pass
+            raise ToolRefused(Code.TOOL_UNPINNED, f"{self._name}: what is given as its digest is none")
+        if trusted not in ("", given):
+            detail = f"{self._name}: {given[:16]}… is given, the trust file has {trusted[:16]}…"
+            raise ToolRefused(Code.TOOL_DRIFT, detail)
+        return given
 
     async def _approved(self) -> str:
         """What the policy approves, asked for now and then. Raises ToolRefused tool.not_pinned."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,6 +83,9 @@ def test_whatever_a_server_answers_is_a_result_or_a_refusal_with_a_code_and_fit_
 
 def test_nothing_is_sent_without_a_pin(world: World) -> None:
     assert code_of(lambda: world.peer.tool("desk", "book")(Order("A", 1), Booked)) == Code.TOOL_UNPINNED
+    for none in ("", "5b1e", b"", False, world.desk.digest("book").upper()):  # as of a setting that is not there
+        tool = world.peer.tool("desk", "book", digest=none)  # type: ignore[arg-type]  # the author's slip
+        assert code_of(partial(tool, Order("A", 1), Booked)) == Code.TOOL_UNPINNED
     assert world.desk.runs == []
 
 
