@@ -158,13 +158,8 @@ class PckChain(NamedTuple):
 
 def judge_pck_chain(quote: Quote, roots: TrustRoots, earlier: KnownCertificates | None = None) -> PckChain:
     """Judge the certificates inside `quote`. `earlier` spares what was parsed and proved before."""
-    ledger = Ledger()
-    ledger.run(step.CHAIN_PRESENT, _present, quote.certification_type)
-    if not ledger.ok:
-        return PckChain(ledger, chain=None, facts=None, windows=())
-    known = KnownCertificates(roots, earlier)
-    texts = {_LABEL: (quote.certification_data, PCK_CHAIN)}
-    chains = judge_chains(ledger, PCK_STEPS, texts, roots, known)
+    ledger, known = Ledger(), KnownCertificates(roots, earlier)
+    chains = _up_to_root(ledger, quote, roots, known)
     chain = chains.get(_LABEL)
     facts: PckFacts | None = None
     windows: list[Window] = []
@@ -182,11 +177,15 @@ def root_checks(quote: Quote, roots: TrustRoots) -> list[Check]:
     It proves nothing: it spares those signatures where the answer is no already.
     """
     ledger = Ledger()
-    ledger.run(step.CHAIN_PRESENT, _present, quote.certification_type)
-    if ledger.ok:
-        texts = {_LABEL: (quote.certification_data, PCK_CHAIN)}
-        judge_chains(ledger, PCK_STEPS, texts, roots, KnownCertificates(roots))
+    _up_to_root(ledger, quote, roots, KnownCertificates(roots))
     return ledger.checks
+
+
+def _up_to_root(ledger: Ledger, quote: Quote, roots: TrustRoots, known: KnownCertificates) -> dict[str, Chain]:
+    """The chain in the quote, judged up to its signatures; empty where there is none."""
+    ledger.run(step.CHAIN_PRESENT, _present, quote.certification_type)
+    texts = {_LABEL: (quote.certification_data, PCK_CHAIN)}
+    return judge_chains(ledger, PCK_STEPS, texts, roots, known) if ledger.ok else {}
 
 
 def claimed_platform(quote: Quote) -> PckFacts:
