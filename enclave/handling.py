@@ -13,10 +13,11 @@ import asyncio
 import inspect
 import logging
 import threading
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, Final, Protocol, TypeVar, final
+from weakref import WeakValueDictionary
 
 from attestation.errors import CloisterError
 from broker.wire.tools import CALL
@@ -31,8 +32,8 @@ from enclave.telling import follow_up, told
 log: Final = logging.getLogger("cloister.agent")
 T = TypeVar("T")
 
-MAX_OUTSTANDING: Final = 64
-MAX_WAITED: Final = 1024  # while an answer is waited for: it may stand behind what is not handled until it has come
+MAX_OUTSTANDING: Final = 64  # in hand, of which any one sender's count for half of what the others leave at most
+MAX_WAITED: Final = 1024  # in hand at all; and while an answer is waited for, which may stand behind what is there
 STOP_PATIENCE_S: Final = 5.0
 SLOW_AFTER: Final = 3  # extensions of its lease
 FIRST_PAUSE_S: Final = 0.5
@@ -68,6 +69,7 @@ class Handling:
         self._remembered = Remembered()
         self._queues: defaultdict[str, deque[Received]] = defaultdict(deque)
         self._held: dict[str, Received] = {}  # by lease
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by who calls tools
         # What handles, by the question and who asked.
         self._under_way: dict[tuple[bytes, str], tuple[asyncio.Task[Any], Declared]] = {}
         self._slow: dict[tuple[bytes, str], int] = {}  # how often they were seen under way
@@ -79,12 +81,12 @@ class Handling:
         pause = FIRST_PAUSE_S
         while True:
             self._room.clear()
-            most = MAX_WAITED if self._waiting.asked.is_set() else MAX_OUTSTANDING
-            if len(self._held) >= most:
-                await self._more(most)
+            free = self._free()
+            if free <= 0:
+                await self._more()
                 continue
             try:
-                for received in await self._mail.receive(min(MAX_OUTSTANDING, most - len(self._held))):
+                for received in await self._mail.receive(min(MAX_OUTSTANDING, free)):
                     self._take(received)
                 pause = FIRST_PAUSE_S
             except CloisterError as error:
@@ -92,9 +94,20 @@ class Handling:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, MAX_PAUSE_S)
 
-    async def _more(self, most: int) -> None:
+    def _free(self) -> int:
+        """How much more may be taken in hand. A few senders whose messages take long do not keep out all others."""
+        room = MAX_WAITED - len(self._held)
+        if self._waiting.asked.is_set():
+            return room
+        free = MAX_OUTSTANDING
+        for count in sorted(Counter(received.sender for received in self._held.values()).values()):
+            free -= min(count, -(-free // 2))
+        return min(free, room)
+
+    async def _more(self) -> None:
         """Until there is room, or somebody waits for an answer."""
-        wakes = [self._room.wait()] if most == MAX_WAITED else [self._room.wait(), self._waiting.asked.wait()]
+        asked = self._waiting.asked
+        wakes = [self._room.wait()] if asked.is_set() else [self._room.wait(), asked.wait()]
         tasks = [asyncio.ensure_future(wake) for wake in wakes]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -168,8 +181,10 @@ class Handling:
 
     async def _alone(self, received: Received) -> None:
         await self._ready.wait()
-        if not self._stopping:
-            await self._handle(received)
+        turns = self._turns.setdefault(received.sender, asyncio.Semaphore(MAX_OUTSTANDING))
+        async with turns:
+            if not self._stopping:
+                await self._handle(received)
 
     async def _drain(self, sender: str) -> None:
         queue = self._queues[sender]
@@ -215,7 +230,7 @@ class Handling:
         try:
             await self._carry_out(declared, context, received, message)
         finally:
-            del self._under_way[question]
+            self._under_way.pop(question, None)  # two messages of one sender may bear one id: he chooses it
             if task.cancelling() and self._waiting.called_off(*question):
                 task.uncancel()
 
