@@ -102,12 +102,22 @@ def read_rules(file: str, source: str, schema: cedarpy.Schema, problems: list[Bu
             continue
         if rule:
             found.append(rule)
-    if len(problems) == before and len(json.loads(cedarpy.policies_to_json_str(source))["staticPolicies"]) != len(
-        pieces
-    ):
-        detail = "Cedar finds another number of rules in this file than cloister"  # never: then one would not count
-        problems.append(BundleError(BundleCode.SYNTAX, file, 1, detail, "put each rule on lines of its own"))
+    if len(problems) == before:
+        problems += _complaints_of_all(file, source, len(pieces))
     return found
+
+
+def _complaints_of_all(file: str, source: str, rules: int) -> list[BundleError]:
+    """What Cedar says against a file whose rules are well formed one by one: what stands between them, or is none."""
+    try:
+        found = len(json.loads(cedarpy.policies_to_json_str(source))["staticPolicies"])
+    except ValueError as error:
+        hint = "nothing but rules and comments stands in the file"
+        return [BundleError(BundleCode.SYNTAX, file, 1, _tidy(str(error)), hint)]
+    if found == rules:
+        return []
+    detail = "Cedar finds another number of rules in this file than cloister"  # never: then one would not count
+    return [BundleError(BundleCode.SYNTAX, file, 1, detail, "put each rule on lines of its own")]
 
 
 def _too_complex(file: str, text: RuleText) -> BundleError:

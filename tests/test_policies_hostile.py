@@ -113,6 +113,13 @@ def test_a_comment_ends_where_cedar_ends_it() -> None:
     assert (found.effect, found.time.ages_s) == ("forbid", (3,))
 
 
+@pytest.mark.parametrize("behind", [b'"', b"'", b"@", b"// \r;"], ids=["quote", "apostrophe", "at", "semicolon"])
+def test_what_cedar_cannot_read_behind_the_last_rule_is_a_mistake(behind: bytes) -> None:
+    made = files()
+    found = mistakes({**made, "policy.cedar": made["policy.cedar"] + behind})
+    assert {problem.code for problem in found} == {"bundle.syntax"}
+
+
 @pytest.mark.parametrize(
     "text",
     [
