@@ -389,7 +389,8 @@ class ReceivingChannels:
         known.token_end_ms = int(min(found.expires_at, found.verdict.valid_until).timestamp() * 1000)
 
     def _as_it_was(self, known: Receiving, past: str, accepted_at_ms: int, broker: Broker) -> None:
-        self._token(known, past, broker, datetime.fromtimestamp(accepted_at_ms / 1000, UTC))
+        then_s = min(accepted_at_ms / 1000, self._time.now_s())
+        self._token(known, past, broker, datetime.fromtimestamp(then_s, UTC))
 
     def _token(self, known: Receiving, token: str, broker: Broker, at: datetime) -> OpenedToken:
         """A token of the channel's sender, that was in force `at`, and a sender who is welcome."""

@@ -363,8 +363,9 @@ class Inbox:
             return sender
         if not delivery.sender_token:
             raise EnvelopeRefused(Code.ENVELOPE_SENDER, "no admission of its sender came with it")
-        then = datetime.fromtimestamp(delivery.accepted_at_ms / 1000, UTC)
-        return peer_verdict(delivery.sender_token, broker, self._time, at=min(then, self._time.now()))
+        then_s = min(delivery.accepted_at_ms / 1000, self._time.now_s())  # before it is a date: not all numbers are
+        then = datetime.fromtimestamp(then_s, UTC)
+        return peer_verdict(delivery.sender_token, broker, self._time, at=then)
 
     def _room(self, epoch: _Epoch, sender: Verdict) -> None:
         """A sender of whom nothing is remembered yet can be remembered; in a checkpoint too, if there are any."""

@@ -432,6 +432,13 @@ def test_who_knows_a_channel_cannot_take_its_name_before_its_sender_came() -> No
     assert pair.texts(pair.open(pair.seal(b"his own").raw)) == [b"his own"]
 
 
+def test_a_moment_of_acceptance_that_is_no_date_is_refused_like_any_other_lie() -> None:
+    pair = Pair()
+    delivery = pair.router.accept(Envelope.from_bytes(pair.opened(pair.a).opening), BOX)
+    lie = replace(delivery, accepted_at_ms=2**63, sender_token=pair.a.token)
+    assert code_of(lambda: pair.channels.admit(lie, {}, pair.router.broker)) == Code.ENVELOPE_ACCEPTANCE
+
+
 def test_a_sender_whose_admission_ended_is_not_heard_until_the_broker_says_that_it_was_renewed() -> None:
     pair = Pair()
     pair.b.ticks.now = 400.0  # its token of 300 s has ended

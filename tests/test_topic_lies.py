@@ -196,6 +196,34 @@ async def test_the_broker_that_made_the_key_cannot_open_a_channel_in_anybodys_na
 
 
 @pytest.mark.asyncio
+async def test_who_has_fallen_is_not_heard_though_the_broker_shows_what_he_was(tmp_path: Path) -> None:
+    """In a mailbox that may be what its owner wants."""
+    async with newsroom(tmp_path) as net:
+        reader, eve, writer = (
+            await net.listener("a", stream=False),
+            await net.publisher("eve"),
+            await net.publisher("w"),
+        )
+        await eve.say(b"lies")
+        page = await net.page(reader)
+        await writer.say(b"news")
+        honest = await net.page(reader)
+        (token,) = page.senders.values()
+        await net.revoke(eve)
+        await reader.learn()
+        for opening in page.openings:
+            opening.sender_token = token
+        for parcel in page.parcels:
+            parcel.sender_token = token
+        page.senders.clear()
+        shown = pb.TopicNews(parcels=[honest.parcels[1]], places=[honest.places[1]], openings=honest.openings[1:])
+        shown.senders.update(honest.senders)
+        reader.reader._pages = Lying([page, shown])
+        assert await reader.nothing()
+        assert await reader.texts(1, wait_s=0) == [b"news"]
+
+
+@pytest.mark.asyncio
 async def test_an_opening_of_an_earlier_epoch_does_not_come_back(tmp_path: Path) -> None:
     async with newsroom(tmp_path) as net:
         await net.listener("stays")

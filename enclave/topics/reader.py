@@ -193,9 +193,11 @@ class TopicReader:
         for place in [place for place in self._tries if anew and place < news.places[0]]:
             self._over(place)  # it is not there any more
         for parcel, place in zip(news.parcels, news.places, strict=False):
-            parcel.lease = str(place)
+            parcel.lease, parcel.sender_token = str(place), ""  # a topic's senders are judged as they are now
             self._out.add(place)
             self._highest = max(self._highest, place)
+        for opening in news.openings:
+            opening.sender_token = ""
         now_s = asyncio.get_running_loop().time()
         received = list(self._ledger.delivered(news, self._admission().broker, now_s))
         self._settle()
