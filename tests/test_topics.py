@@ -341,8 +341,16 @@ def tamper(world: World, number: int, **columns: Any) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
     "columns",
-    [{"envelope": b"nonsense"}, {"digest": bytes(32)}, {"kind": "batch"}, {"accepted_at_ms": "yesterday"}],
-    ids=lambda columns: next(iter(columns)),
+    [
+        {"envelope": b"nonsense"},
+        {"digest": bytes(32)},
+        {"kind": "batch"},
+        {"accepted_at_ms": "yesterday"},
+        {"accepted_at_ms": -1},
+        {"accepted_at_ms": 2**62},
+        {"sender": b"agent"},
+    ],
+    ids=lambda columns: "{}-{!s:.9}".format(*next(iter(columns.items()))),
 )
 async def test_a_row_that_somebody_has_been_at_is_dropped_and_told_and_the_others_are_read(
     world: World, columns: dict[str, Any]

@@ -19,6 +19,7 @@ from broker.ports.topics import TopicMessage
 from broker.wire.channel import ChannelBatch
 from broker.wire.envelope import Envelope
 from broker.wire.errors import WireError
+from broker.wire.fields import MAX_INT
 from broker.wire.names import tenant_of
 
 MAX_LISTED: Final = 64  # entries about one topic that the log gets at once
@@ -76,8 +77,10 @@ def _entry(topic: str, numbers: list[int], unlisted: int, at: datetime) -> Entry
 
 def _sound(message: TopicMessage) -> bool:
     """Whether it has the form of what was taken in, and the digest for which the broker signs."""
-    columns: tuple[Any, Any] = message.accepted_at_ms, message.digest  # SQLite's take values of any type
-    if not isinstance(columns[0], int) or not isinstance(columns[1], bytes):
+    columns: tuple[Any, Any, Any] = message.accepted_at_ms, message.digest, message.sender  # of any type, in SQLite
+    if not (isinstance(columns[0], int) and 0 <= columns[0] <= MAX_INT and isinstance(columns[1], bytes)):
+        return False
+    if not isinstance(columns[2], str):
         return False
     try:
         labels_in(message.kind, message.envelope)
