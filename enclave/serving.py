@@ -14,8 +14,8 @@ types), and in which order a call is judged here, after the broker's policy has 
     4. its key was not used for something else              tool.key_reused, tool.outcome_unknown
 
 Then the function runs, once unless it is declared idempotent; it may ask for the secrets that it declares and no more.
-What was answered under a caller's key is answered again, as long as the process lives and the key is among the last
-4,096. A refusal is an answer, told in the log; it makes no dead letter.
+What was answered under a caller's key is answered again, as long as the process lives, the key is among the last 4,096
+and the answers are not too large together. A refusal is an answer, told in the log; it makes no dead letter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import inspect
 import logging
 import types
 import typing
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -47,6 +47,7 @@ from enclave.replies import Whole
 from enclave.tools import MAX_KEY, PROGRESS, Nothing, Progress, ToolAnswer, ToolCall, ToolDescription, collected
 
 log: Final = logging.getLogger("cloister.agent")
+MAX_OCTETS: Final = 32 << 20  # of answers that one tool remembers; one has half of that at most
 _STREAMS: Final = ("AsyncIterator", "AsyncGenerator", "AsyncIterable", "Iterator", "Generator", "Iterable")
 
 
@@ -164,8 +165,10 @@ class Served:
                     return self._refusal(ctx, ToolRefused(Code.TOOL_UNSURE, detail))
                 once.begun = True
                 once.answer, once.labels = await self._done(ctx, arguments, once), ctx.labels
+            answer = once.answer
+            self._answered.keep(key, ctx, once)
         ctx.add_labels(*once.labels)
-        return once.answer
+        return answer
 
     async def _done(self, ctx: Context, arguments: Any, once: _Once) -> ToolAnswer:
         try:
@@ -237,24 +240,27 @@ class Served:
 class _Once:
     """One thing that a caller wants done once. Whoever has the lock may do it, if it was not begun before."""
 
-    __slots__ = ("answer", "arguments", "begun", "labels", "lock")
+    __slots__ = ("answer", "arguments", "begun", "labels", "lock", "octets")
 
     def __init__(self, arguments: bytes = b"") -> None:
         self.arguments = arguments  # their digest
         self.lock = asyncio.Lock()
         self.begun = False
         self.answer: ToolAnswer | None = None
+        self.octets = 0  # of the answer, once it is remembered
         self.labels: frozenset[str] = frozenset()
 
 
 @final
 class _Answered:
     """What was begun, and what was answered, to each caller under each key. Where all room is taken, whoever has the
-    most keys loses the oldest."""
+    most keys loses the oldest. Where answers are too large together, whoever has the most loses his oldest answer, and
+    not the key: what does harm when it is repeated is not done again."""
 
     def __init__(self) -> None:
         self._known: dict[str, OrderedDict[str, _Once]] = {}
         self._count = 0
+        self._octets: Counter[str] = Counter()  # of answers, by caller
 
     def under(self, key: str, ctx: Context, call: ToolCall) -> _Once:
         """What is known under that key; something new where there is none. Raises ToolRefused tool.key_reused,
@@ -273,11 +279,30 @@ class _Answered:
             raise ToolRefused(Code.TOOL_KEY_REUSED, "other arguments than the first time")
         return own[key]
 
+    def keep(self, key: str, ctx: Context, once: _Once) -> None:
+        """It has been answered."""
+        known = self._known.get(ctx.peer.subject) if ctx.peer is not None else None
+        if ctx.peer is None or known is None or known.get(key) is not once or once.octets or once.answer is None:
+            return  # nothing is remembered of it, or this is
+        once.octets = len(once.answer.text)
+        self._octets[ctx.peer.subject] += once.octets
+        while self._octets.total() > MAX_OCTETS:
+            most = max(self._octets, key=self._octets.__getitem__)
+            self._forget(most, next(one for one in self._known[most].values() if one.octets))
+
+    def _forget(self, subject: str, one: _Once) -> None:
+        """The answer."""
+        self._octets[subject] -= one.octets
+        one.answer, one.octets = None, 0
+        if not self._octets[subject]:
+            del self._octets[subject]
+
     def _make_room(self) -> None:
         self._count += 1
         if self._count > MAX_REMEMBERED:
             most = max(self._known, key=lambda subject: len(self._known[subject]))
-            self._known[most].popitem(last=False)
+            _, oldest = self._known[most].popitem(last=False)
+            self._forget(most, oldest)
             self._count -= 1
             if not self._known[most]:
                 del self._known[most]

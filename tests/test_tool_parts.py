@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pydantic
 import pytest
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.errors import CloisterError
-from enclave import Agent, Allow, Context, Deny, Progress, ToolDescription, ToolUse
+from enclave import Agent, Allow, Context, Deny, Progress, ToolDescription, ToolUse, serving
 from enclave.errors import Code, ToolRefused
 from enclave.guards import Guards
 from enclave.serving import MAX_REMEMBERED, _Answered
@@ -325,3 +325,28 @@ def test_a_caller_with_many_keys_makes_nobody_else_s_forgotten() -> None:
     assert begin("modest", "only") is answer
     assert begin("many", str(MAX_REMEMBERED + 49)) is answer
     assert sum(map(len, known._known.values())) == MAX_REMEMBERED
+
+
+def test_large_answers_of_one_caller_are_forgotten_and_what_does_harm_is_not_done_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "MAX_OCTETS", 100)
+    answered = _Answered()
+    call = ToolCall(pin="", key="", arguments="")
+
+    def done(subject: str, key: str, octets: int) -> Any:
+        ctx = cast("Any", SimpleNamespace(peer=SimpleNamespace(subject=subject)))
+        once = answered.under(key, ctx, call)
+        if not once.begun:
+            once.begun, once.answer = True, ToolAnswer(tool="", kind="result", code="", text="x" * octets)
+        answered.keep(key, ctx, once)
+        return once
+
+    quiet = done("quiet", "one", 30)
+    greedy = [done("greedy", str(number), 40) for number in range(4)]
+    assert [one.answer is None for one in greedy] == [True, True, True, False]
+    assert done("quiet", "one", 0) is quiet
+    assert quiet.answer is not None
+    assert done("greedy", "0", 0) is greedy[0]
+    assert greedy[0].begun
+    assert answered._octets == {"quiet": 30, "greedy": 40}
