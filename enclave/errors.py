@@ -194,6 +194,11 @@ class Reject(CloisterError):
         super().__init__(reason)
 
 
+def _shown(text: str) -> str:
+    """What a broker says stands on one line of a log or terminal, and moves no cursor."""
+    return text if text.isprintable() else ascii(text)
+
+
 class BrokerRefused(CloisterError):
     """The broker said no. `code` is its own, as in its problem+json (RFC 9457); `reasons` are the codes behind it."""
 
@@ -213,20 +218,20 @@ class BrokerRefused(CloisterError):
         self.remedy = remedy
         self.correlation_id = correlation_id
         self.reasons = reasons
-        lines = [f"{code} (HTTP {status}): {detail}"]
+        lines = [f"{_shown(code)} (HTTP {status}): {_shown(detail)}"]
         if reasons:
-            lines.append(f"  because: {', '.join(reasons)}")
+            lines.append(f"  because: {', '.join(map(_shown, reasons))}")
         if remedy:
-            lines.append(f"  what to do: {remedy}")
+            lines.append(f"  what to do: {_shown(remedy)}")
         if correlation_id:
-            lines.append(f"  the operator finds every reason under correlation id {correlation_id}")
+            lines.append(f"  the operator finds every reason under correlation id {_shown(correlation_id)}")
         super().__init__("\n".join(lines))
 
 
 # code → (what happened, what to do)
 MEANING: Final[dict[Code, tuple[str, str]]] = {
     Code.AGENT_GROUP: (
-        "The agent can't open its socket to that group: there is none by that name, or it is no member.",
+        "The agent can't open its socket to that group: there is none such, it is root's, or the agent is no member.",
         "Make the group in the image, and start the agent with `cloister run --group NAME`.",
     ),
     Code.AGENT_HANDLER: (

@@ -151,9 +151,12 @@ def extend(domain: TrustDomain, digest: bytes, name: str) -> None:
 def group_id(name: str) -> int:
     """Raises AgentError agent.group_unusable."""
     try:
-        return grp.getgrnam(name).gr_gid
+        found = grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):
         raise AgentError(Code.AGENT_GROUP, f"no group {name!r}") from None
+    if found == 0:
+        raise AgentError(Code.AGENT_GROUP, f"group {name!r} is root's own, whose files are no agent's business")
+    return found
 
 
 def hand_over(staged: Staged, uid: int) -> None:

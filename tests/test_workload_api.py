@@ -190,8 +190,11 @@ async def test_a_socket_that_cannot_be_given_to_its_group_is_not_served(
 
 
 @pytest.mark.asyncio
-async def test_an_agent_does_not_start_with_a_group_that_there_is_not(scene: Scene, tmp_path: Path) -> None:
-    agent = Agent("named", spiffe_socket=tmp_path / "agent.sock", spiffe_group="no-such-group")
+@pytest.mark.parametrize("group", ["no-such-group", "root"])
+async def test_an_agent_does_not_start_with_a_group_that_is_none_for_agents(
+    scene: Scene, tmp_path: Path, group: str
+) -> None:
+    agent = Agent("named", spiffe_socket=tmp_path / "agent.sock", spiffe_group=group)
     with pytest.raises(AgentError) as refused:
         await agent.start(domain=scene.world.machine.launch("named"), trust=scene.runtime.trust, broker_url=URL)
     assert refused.value.code is Code.AGENT_GROUP
