@@ -69,9 +69,9 @@ def test_other_signals_end_no_wait() -> None:
 
 
 def test_a_launcher_that_does_not_end_is_asked_twice_and_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    deaf = "import signal; signal.signal(signal.SIGTERM, lambda *_: print(flush=True)); print(flush=True)"
+    deaf = "import os, signal; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'\\n')); os.write(1, b'\\n')"
     command = [sys.executable, "-c", f"{deaf}\nwhile True: signal.pause()"]
-    monkeypatch.setattr(ending, "PATIENCE_S", (0.5, 0.5))
+    monkeypatch.setattr(ending, "PATIENCE_S", (2, 0.5))
     with subprocess.Popen(command, stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout is not None
         launcher.stdout.readline()
