@@ -123,10 +123,10 @@ class Streams:
         raw = await doors.first(self._broker, context)
         token = doors.token(self._broker, context.invocation_metadata(), METHOD, raw)
         limits.honest(source_ip, time.monotonic())
-        first = parsed(pb.ToBroker, raw, MAX_MESSAGE)
-        hello = first.hello
+        hello = (first := parsed(pb.ToBroker, raw, MAX_MESSAGE)).hello
         if not first.HasField("hello") or len(hello.mailbox) > MAX_RESOURCE or not 0 < hello.lease_s <= MAX_LEASE_S:
             raise WireError(WireCode.BODY_FIELD_INVALID, "hello")
+        await context.send_initial_metadata(())  # now: behind a write that is broken off a refusal would send it again
         stream = MailStream(self, self._broker, context, token, hello, call_id)
         await stream.welcome()
         return stream
