@@ -503,6 +503,7 @@ async def test_a_broker_that_was_put_back_whole_makes_no_reader_handle_a_frame_t
         who.time.learn(later_s)
     await tell(sender, b"3")
     assert await some(second, 1) == [b"3"]
+    await emptied(place)
     (dead,) = await place.inside(lambda tx: tx.mail.dead(BOX))
     assert dead.code == Code.ENVELOPE_BEFORE_BOOT
 
