@@ -159,7 +159,9 @@ def test_a_tool_that_streams_is_not_called_for_one_answer(world: World) -> None:
     assert code_of(lambda: world.call("count", Order("A", 2), Part)) == Code.MESSAGE_STREAM
 
 
-def test_labels_of_what_a_tool_read_mark_its_caller_and_only_declared_secrets_are_read(world: World) -> None:
+def test_labels_of_what_a_tool_read_mark_its_caller_and_only_declared_secrets_are_read(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     caller = world.agents.add(Peer(world.agents, Agent("clean"), world.broker.machine.launch("clean")))
     tool = caller.tool("desk", "secrets", digest=world.desk.digest("secrets"))
     assert caller.labels == set()
@@ -167,6 +169,7 @@ def test_labels_of_what_a_tool_read_mark_its_caller_and_only_declared_secrets_ar
     assert caller.labels == {"internal"}
     failed = world.refused(lambda: tool(Order("desk/other", 1), Booked))
     assert failed == (Code.MESSAGE_PEER_FAILED, Code.MESSAGE_HANDLER)
+    assert str(Code.TOOL_SECRET) in caplog.text  # for the server alone
 
 
 # --- arguments and results ---
